@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace octavo {
 
@@ -17,8 +18,14 @@ bool isa_available(int i);
 enum class SetIsa { kOk, kUnknownName, kNotSupportedHere };
 /// Forces the named ISA for the process; "" or nullptr restores the best available one.
 SetIsa set_isa(const char* name);
+/// What row i needs and CPU or operating system lack, comma-separated; "" where it is available.
+std::string isa_missing(int i);
 /// Name of the active ISA.
 const char* active_isa();
+/// Applies the OCTAVO_ISA environment variable (case and blanks do not count, empty is unset). The first use of the
+/// active table does the same, and ends the process with a message where the variable cannot be obeyed; a host
+/// that wants to raise an error instead calls this first.
+SetIsa set_isa_from_environment();
 
 /// Table of the active ISA. Its functions are never null: a missing kernel is inherited from the parent row.
 const KernelTable& active_table();
