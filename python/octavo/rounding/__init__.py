@@ -1,0 +1,18 @@
+"""Rounding methods: float weights to integer codes. One file a method, one row each in `METHODS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from octavo.rounding.codes import Codes
+from octavo.rounding.nearest import nearest
+from octavo.scheme import Scheme
+
+__all__ = ["METHODS", "Codes", "nearest"]
+
+METHODS: dict[str, Callable[[Tensor, Tensor | None, Scheme], Codes]] = {
+    "nearest": nearest,
+}
+"""Name of a method to its function (weight, bias, scheme) -> Codes."""
