@@ -1,7 +1,8 @@
-// Micro-kernels that are not products: quantize, ranges, elementwise, pooling. Included by kernel_table.h;
-// called by quantize.cpp, minmax.cpp, elementwise.cpp and pool.cpp, which own blocking and threads, and by
-// the dynamic products for their rows. One thread, no allocation, no reads or writes outside the runs named.
-// All assume the default rounding mode and honoured denormals: parallel_for sets both.
+// Micro-kernels that are not products: quantize, ranges, elementwise, pooling. Included by
+// kernel_table.h; called by quantize.cpp, minmax.cpp, elementwise.cpp and pool.cpp, which own
+// blocking and threads, and by the dynamic products for their rows. One thread, no allocation, no
+// reads or writes outside the runs named. All assume the default rounding mode and honoured
+// denormals: parallel_for sets both.
 #pragma once
 
 #include "types.h"
@@ -22,7 +23,8 @@ struct PixelRun {
   int64_t in_step, out_step;
 };
 
-/// Taps of one pooling window: `rows` x `cols` pixels, steps in bytes. rows = 0 or cols = 0: no tap.
+/// Taps of one pooling window: `rows` x `cols` pixels, steps in bytes. rows = 0 or cols = 0: no
+/// tap.
 struct Window {
   int64_t rows, cols;
   int64_t row_step, col_step;
@@ -51,8 +53,8 @@ inline constexpr int64_t kMaxAverageTaps = int64_t{1} << 23;
 /// Columns that minmax_columns_f32 takes at once.
 inline constexpr int64_t kMinMaxColumns = 256;
 
-/// In `lo` and `hi` of the rules stand codes in [0, 255]. Outputs may alias an input exactly, except where the
-/// layouts differ (planes, windows).
+/// In `lo` and `hi` of the rules stand codes in [0, 255]. Outputs may alias an input exactly,
+/// except where the layouts differ (planes, windows).
 struct ElementTable {
   // ---- quantize ----
   void (*quantize_f32_u8)(const float* x, int64_t count, const QuantizeRule& rule, uint8_t* q);
@@ -61,10 +63,12 @@ struct ElementTable {
   void (*quantize_columns_f32_s8)(const float* x, int64_t columns, const float* inverse, float lo,
                                   float hi, int8_t* q);
   /// Planes to pixels: q[p * pixel_pitch + c] is the code of x[c * plane_stride + p].
-  void (*quantize_planes_f32_u8)(const float* x, int64_t plane_stride, int64_t pixels, int64_t channels,
-                                 const QuantizeRule& rule, uint8_t* q, int64_t pixel_pitch);
+  void (*quantize_planes_f32_u8)(const float* x, int64_t plane_stride, int64_t pixels,
+                                 int64_t channels, const QuantizeRule& rule, uint8_t* q,
+                                 int64_t pixel_pitch);
   /// y = scale * float(q - zero_point)
-  void (*dequantize_u8_f32)(const uint8_t* q, int64_t count, float scale, int32_t zero_point, float* y);
+  void (*dequantize_u8_f32)(const uint8_t* q, int64_t count, float scale, int32_t zero_point,
+                            float* y);
   /// Pixels to planes: y[c * plane_stride + p] is the value of q[p * pixel_pitch + c].
   void (*dequantize_planes_u8_f32)(const uint8_t* q, int64_t pixel_pitch, int64_t pixels,
                                    int64_t channels, float scale, int32_t zero_point, float* y,
@@ -78,7 +82,8 @@ struct ElementTable {
   /// The same for each of at most kMinMaxColumns columns of a matrix.
   void (*minmax_columns_f32)(const float* x, int64_t rows, int64_t row_stride, int64_t columns,
                              float* min, float* max, int64_t* non_finite);
-  /// Adds counts of floor(x / 2^exponent) - first; values outside go to the end bins, exponent in [-1000, 1000].
+  /// Adds counts of floor(x / 2^exponent) - first; values outside go to the end bins, exponent in
+  /// [-800, 800].
   void (*histogram_f32)(const float* x, int64_t count, int32_t exponent, int64_t first,
                         int64_t bin_count, int64_t* bins);
 
@@ -98,7 +103,8 @@ struct ElementTable {
   void (*channel_table_u8_u8)(const uint8_t* x, const PixelRun& run, const uint8_t* table,
                               uint8_t* out);
 
-  // ---- pool: window i of the run starts at x + i * in_step; no tap gives code 0 (max) or sum 0 ----
+  // ---- pool: window i of the run starts at x + i * in_step; no tap gives code 0 (max) or sum 0
+  // ----
   void (*max_windows_u8)(const uint8_t* x, const Window& window, const PixelRun& run, uint8_t* out);
   void (*average_windows_u8)(const uint8_t* x, const Window& window, const PixelRun& run,
                              const AverageRule& rule, uint8_t* out);

@@ -1,4 +1,5 @@
-// All micro-kernels of the row avx_vnni: products by VEX dot-product instructions; everything else is avx2's.
+// All micro-kernels of the row avx_vnni: products by VEX dot-product instructions; everything else
+// is avx2's.
 #include "../../kernel_table.h"
 
 namespace octavo::avx_vnni {

@@ -5,14 +5,16 @@
 namespace octavo::scalar {
 namespace {
 
-// Clamps to codes and rounds to nearest even; NaN takes lo. Exact for |v| < 2^22, which holds after the clamp.
+// Clamps to codes and rounds to nearest even; NaN takes lo. Exact for |v| < 2^22, which holds after
+// the clamp.
 uint8_t code(float v, float lo, float hi) {
   v = v > lo ? v : lo;
   v = v < hi ? v : hi;
   return static_cast<uint8_t>(static_cast<int32_t>((v + 0x1.8p23f) - 0x1.8p23f));
 }
 
-void add_u8u8_u8(const uint8_t* a, const uint8_t* b, int64_t count, const AddRule& rule, uint8_t* out) {
+void add_u8u8_u8(const uint8_t* a, const uint8_t* b, int64_t count, const AddRule& rule,
+                 uint8_t* out) {
   for (int64_t i = 0; i < count; ++i) {
     const float vb = __builtin_fmaf(static_cast<float>(b[i]), rule.mb, rule.offset);
     out[i] = code(__builtin_fmaf(static_cast<float>(a[i]), rule.ma, vb), rule.lo, rule.hi);
@@ -51,7 +53,8 @@ void table_u8_u8(const uint8_t* x, int64_t count, const uint8_t* table, uint8_t*
   for (int64_t i = 0; i < count; ++i) out[i] = table[x[i]];
 }
 
-void channel_table_u8_u8(const uint8_t* x, const PixelRun& run, const uint8_t* table, uint8_t* out) {
+void channel_table_u8_u8(const uint8_t* x, const PixelRun& run, const uint8_t* table,
+                         uint8_t* out) {
   for (int64_t p = 0; p < run.pixels; ++p) {
     for (int64_t c = 0; c < run.channels; ++c) {
       out[p * run.out_step + c] = table[256 * c + x[p * run.in_step + c]];

@@ -1,5 +1,5 @@
-// Maximum and average over windows of codes: the specification in plain loops. Called by pool.cpp through
-// the table; calls nothing.
+// Maximum and average over windows of codes: the specification in plain loops. Called by pool.cpp
+// through the table; calls nothing.
 #include "../../kernel_table.h"
 
 namespace octavo::scalar {

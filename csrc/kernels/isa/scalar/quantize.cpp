@@ -26,9 +26,10 @@ void quantize_f32_s8(const float* x, int64_t count, const QuantizeRule& rule, in
   for (int64_t i = 0; i < count; ++i) q[i] = static_cast<int8_t>(code(x[i], rule));
 }
 
-void quantize_columns_f32_s8(const float* x, int64_t columns, const float* inverse, float lo, float hi,
-                             int8_t* q) {
-  for (int64_t c = 0; c < columns; ++c) q[c] = static_cast<int8_t>(rne(clamp(x[c] * inverse[c], lo, hi)));
+void quantize_columns_f32_s8(const float* x, int64_t columns, const float* inverse, float lo,
+                             float hi, int8_t* q) {
+  for (int64_t c = 0; c < columns; ++c)
+    q[c] = static_cast<int8_t>(rne(clamp(x[c] * inverse[c], lo, hi)));
 }
 
 void quantize_planes_f32_u8(const float* x, int64_t plane_stride, int64_t pixels, int64_t channels,
@@ -48,8 +49,9 @@ void dequantize_u8_f32(const uint8_t* q, int64_t count, float scale, int32_t zer
   for (int64_t i = 0; i < count; ++i) y[i] = real(q[i], scale, zero_point);
 }
 
-void dequantize_planes_u8_f32(const uint8_t* q, int64_t pixel_pitch, int64_t pixels, int64_t channels,
-                              float scale, int32_t zero_point, float* y, int64_t plane_stride) {
+void dequantize_planes_u8_f32(const uint8_t* q, int64_t pixel_pitch, int64_t pixels,
+                              int64_t channels, float scale, int32_t zero_point, float* y,
+                              int64_t plane_stride) {
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t p = 0; p < pixels; ++p) {
       y[c * plane_stride + p] = real(q[p * pixel_pitch + c], scale, zero_point);

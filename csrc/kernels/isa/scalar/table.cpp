@@ -1,4 +1,5 @@
-// All micro-kernels of the row scalar: the readable specification and the last resort; every entry is filled.
+// All micro-kernels of the row scalar: the readable specification and the last resort; every entry
+// is filled.
 #include "../../kernel_table.h"
 
 namespace octavo::scalar {
