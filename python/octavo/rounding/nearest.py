@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ def nearest(weight: Tensor, bias: Tensor | None, scheme: Scheme) -> Codes:
       bias: float [O] or None, passed through as float32.
       scheme: width of the codes; linear grid, one scale per output channel.
     """
-    rows = weight.detach().to(torch.float32).reshape(weight.shape[0], -1)
+    rows = weight.detach().to(torch.float32).reshape(weight.shape[0], math.prod(weight.shape[1:]))
     codes = torch.empty(rows.shape, dtype=torch.int8)
     scale = torch.empty(rows.shape[0], dtype=torch.float32)
     step = max(1, _CHUNK // max(1, rows.shape[1]))

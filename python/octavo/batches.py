@@ -1,0 +1,184 @@
+"""What users pass as ``data``, made uniform: calls of the model, one a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.errors import CalibrationError, describe
+
+__all__ = ["Batches", "Call"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """The arguments of one call of the model.
+
+    dropped: how many trailing items (or which keys) of the batch the model's forward cannot take.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> Iterator[Tensor]:
+        """The floating-point tensors among the arguments, nested ones included."""
+        return _float_tensors((self.args, self.kwargs))
+
+    @property
+    def samples(self) -> int:
+        """Length of the first dimension of the first tensor; 1 if there is none."""
+        for tensor in _tensors((self.args, self.kwargs)):
+            return tensor.shape[0] if tensor.dim() else 1
+        return 1
+
+
+class Batches:
+    """Calibration data of any accepted form, as often as needed.
+
+    data: a tensor (one batch), a mapping (one batch, passed by keyword), an iterable of batches, or a callable that
+      is given the model and runs it. A batch is a tensor, a tuple or list of positional arguments, a mapping of
+      keyword arguments, or any other object, which is passed as it is. An iterator that can be read only once is read
+      into a list. Items at the end of a tuple, and keys, that the model's forward cannot take (labels) are dropped.
+    """
+
+    def __init__(self, data: object) -> None:
+        self.runs_model: Callable[[nn.Module], object] | None = None
+        self._items: Iterable[object] = ()
+        if isinstance(data, Tensor) or _is_mapping(data):
+            self._items = [data]
+        elif isinstance(data, nn.Module) or isinstance(data, (str, bytes)):
+            raise TypeError(
+                "quantize: data must be batches of inputs or a callable that runs the model, got "
+                f"{describe(data)}. Pass for example data=[batch1, batch2]."
+            )
+        elif isinstance(data, Iterator):
+            self._items = list(data)
+        elif isinstance(data, Iterable):
+            self._items = data
+        elif callable(data):
+            self.runs_model = data
+        else:
+            raise TypeError(
+                "quantize: data must be batches of inputs or a callable that runs the model, got "
+                f"{describe(data)}. Pass for example data=[batch1, batch2]."
+            )
+
+    def calls(self, model: nn.Module) -> Iterator[Call]:
+        """The batches as calls of ``model``; a CalibrationError if there is none."""
+        signature = inspect.signature(model.forward)
+        number = -1
+        for number, item in enumerate(self._items):
+            yield _call_of(item, signature, type(model).__name__, number)
+        if number < 0:
+            raise CalibrationError(
+                "quantize: data must hold at least one batch, got 0 batches. "
+                "Pass batches, or leave data out for dynamic activations."
+            )
+
+    def first(self, model: nn.Module) -> Call | None:
+        """The first call; None where a callable runs the model itself."""
+        return None if self.runs_model else next(iter(self.calls(model)))
+
+    def run(self, model: nn.Module, before: Callable[[int, Call | None], None]) -> None:
+        """Run the model on all of the data without gradients; ``before(batch number, call)`` comes first each time."""
+        with torch.no_grad():
+            if self.runs_model:
+                before(0, None)
+                self.runs_model(model)
+                return
+            for number, call in enumerate(self.calls(model)):
+                before(number, call)
+                model(*call.args, **call.kwargs)
+
+
+def _call_of(item: object, signature: inspect.Signature, name: str, number: int) -> Call:
+    """How a batch is passed; TypeError with the signature where forward cannot take it."""
+    if isinstance(item, Tensor):
+        call = Call((item,), {})
+    elif _is_mapping(item):
+        call = _keywords(dict(item.items()), signature)  # type: ignore[attr-defined]
+    elif isinstance(item, (tuple, list)):
+        call = _positional(tuple(item), signature)
+    elif type(item).__module__ == "numpy":
+        raise TypeError(
+            f"quantize: batch {number} of data must hold tensors, got {type(item).__name__}. "
+            "Convert with torch.as_tensor."
+        )
+    else:
+        call = Call((item,), {})
+    try:
+        signature.bind(*call.args, **call.kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"quantize: batch {number} of data must fit {name}.forward{signature}, got "
+            f"{_shape_of(item)} ({error}). Make each batch a tensor, a tuple of positional arguments or a "
+            "dict of keyword arguments."
+        ) from None
+    return call
+
+
+def _positional(args: tuple[Any, ...], signature: inspect.Signature) -> Call:
+    kept = len(args)
+    while kept > 1:
+        try:
+            signature.bind(*args[:kept])
+            break
+        except TypeError:
+            kept -= 1
+    dropped = tuple(f"item {i}" for i in range(kept, len(args)))
+    try:
+        signature.bind(*args[:kept])
+    except TypeError:
+        return Call(args, {})  # Not a matter of labels: the caller words the error.
+    return Call(args[:kept], {}, dropped)
+
+
+def _keywords(kwargs: dict[str, Any], signature: inspect.Signature) -> Call:
+    parameters = signature.parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return Call((), kwargs)
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not names & set(kwargs):
+        return Call((kwargs,), {})  # forward(self, batch) takes the mapping itself.
+    dropped = tuple(key for key in kwargs if key not in names)
+    return Call((), {key: value for key, value in kwargs.items() if key in names}, dropped)
+
+
+def _is_mapping(value: object) -> bool:
+    """A dict, or what acts like one (the batch of a Hugging Face tokenizer)."""
+    return isinstance(value, Mapping) or (
+        hasattr(value, "keys") and hasattr(value, "items") and hasattr(value, "__getitem__")
+    )
+
+
+def _shape_of(item: object) -> str:
+    if isinstance(item, (tuple, list)):
+        return f"a {type(item).__name__} of {len(item)}"
+    if _is_mapping(item):
+        return f"keys {describe(list(item.keys()))}"  # type: ignore[attr-defined]
+    return describe(type(item).__name__)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif _is_mapping(value):
+        for item in value.values():  # type: ignore[attr-defined]
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))
+
+
+def _float_tensors(value: object) -> Iterator[Tensor]:
+    return (tensor for tensor in _tensors(value) if tensor.is_floating_point())
