@@ -1,0 +1,55 @@
+// The Python module octavo._C: instruction sets, counters, build information. No tensors and no arithmetic; all
+// state lives in octavo_ops, which must be loaded first (it is: this module links to it).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "ops/exports.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (int i = 0; i < octavo_isa_count(); ++i) names.emplace_back(octavo_isa_name(i));
+  return names;
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (int i = 0; i < octavo_isa_count(); ++i) {
+    if (octavo_isa_available(i)) names.emplace_back(octavo_isa_name(i));
+  }
+  return names;
+}
+
+std::string missing_for(const std::string& name) {
+  for (int i = 0; i < octavo_isa_count(); ++i) {
+    if (name == octavo_isa_name(i)) return octavo_isa_missing(i);
+  }
+  throw py::key_error(name);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Instruction sets, counters and build information of octavo's kernels.";
+  m.attr("version") = OCTAVO_VERSION;
+  m.attr("compiler") = __VERSION__;
+  m.def("compiled_isas", &compiled_isas, "Names that this build holds, best first.");
+  m.def("isas", &available_isas, "Names that this machine supports, best first.");
+  m.def("isa", [] { return std::string(octavo_active_isa()); }, "Name of the active one.");
+  m.def("missing_for", &missing_for, "What CPU or system lack for the named one; '' if nothing.");
+  m.def("set_isa", [](const std::string& name) { return octavo_set_isa(name.c_str()); },
+        "Forces one, '' restores the best. 0: done, 1: no such name, 2: not supported here.");
+  m.def("set_isa_from_environment", [] { return octavo_set_isa_from_environment(); },
+        "Obeys OCTAVO_ISA. The same results.");
+  m.def("integer_macs", [] { return octavo_integer_macs(); },
+        "Multiply-adds done in integers since the last reset.");
+  m.def("reset_integer_macs", [] { octavo_reset_integer_macs(); });
+  m.def("max_threads", [] { return octavo_max_threads(); },
+        "Threads that a kernel called now would use.");
+}

@@ -1,0 +1,156 @@
+// Argument checks with one wording, and the few things that every operator does with tensors through libtorch's
+// stable ABI: read a view, allocate a result. Python's wrappers check first and with better words; these
+// checks are what memory safety needs.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace octavo {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+/// Throws `parts`, streamed into one text: `<where>: <expected>, got <actual>. <what to do>`.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline std::string text_of(const int64_t* sizes, int64_t count) {
+  std::string text = "[";
+  for (int64_t i = 0; i < count; ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
+  }
+  return text + "]";
+}
+
+inline std::string shape_of(const Tensor& t) { return text_of(t.sizes().data(), t.dim()); }
+
+inline const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Bool: return "bool";
+    default: return "another dtype";
+  }
+}
+
+/// A strided CPU tensor of the dtype.
+inline void check_tensor(const char* where, const Tensor& t, ScalarType type) {
+  if (!t.defined()) fail(where, ": expected a tensor, got an undefined one.");
+  if (!t.is_cpu()) fail(where, ": expected a tensor on the CPU, got another device. Use .cpu().");
+  if (t.layout() != torch::headeronly::Layout::Strided) {
+    fail(where, ": expected a strided tensor, got another layout. Use .to_dense().");
+  }
+  if (t.scalar_type() != type) {
+    fail(where, ": expected ", name_of(type), ", got ", name_of(t.scalar_type()), ".");
+  }
+}
+
+inline void check_shape(const char* where, const Tensor& t, std::initializer_list<int64_t> shape) {
+  bool equal = t.dim() == static_cast<int64_t>(shape.size());
+  for (size_t i = 0; equal && i < shape.size(); ++i) {
+    equal = t.size(static_cast<int64_t>(i)) == shape.begin()[i];
+  }
+  if (!equal) {
+    fail(where, ": expected shape ", text_of(shape.begin(), static_cast<int64_t>(shape.size())),
+         ", got ", shape_of(t), ".");
+  }
+}
+
+inline void check_range(const char* where, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high) {
+    fail(where, ": expected ", low, "..", high, ", got ", value, ".");
+  }
+}
+
+/// A scale as every kernel wants it: a normal float32 > 0.
+inline float checked_scale(const char* where, double scale) {
+  const auto s = static_cast<float>(scale);
+  if (!(s >= 1.17549435e-38f && s <= 3.40282347e+38f)) {
+    fail(where, ": expected a normal float32 > 0, got ", scale, ".");
+  }
+  return s;
+}
+
+/// `axis` in 0 .. dim - 1, negative ones counted from the end.
+inline int64_t checked_axis(const char* where, int64_t axis, int64_t dim) {
+  if (axis < -dim || axis >= dim) {
+    fail(where, ": expected an axis in ", -dim, "..", dim - 1, ", got ", axis, ".");
+  }
+  return axis < 0 ? axis + dim : axis;
+}
+
+/// An uninitialised strided CPU tensor. Allocates through the C shim directly: half the time of a dispatcher call.
+inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim,
+                            ScalarType type) {
+  static const int32_t cpu = aoti_torch_device_type_cpu();
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle));
+  return Tensor(handle);
+}
+
+/// An uninitialised contiguous CPU tensor.
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 1 ? sizes[i] : 1;
+  }
+  return empty_strided(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()), type);
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& t) {
+  return {t.sizes().data(), t.sizes().data() + t.dim()};
+}
+
+/// The tensor itself where it is contiguous, else a contiguous copy.
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+/// The header of a well-formed panel: uint8 [bytes], 64-byte aligned, of the active ISA's layout unless `any_layout`.
+inline const PanelHeader& checked_panel(const char* where, const Tensor& panel, bool any_layout) {
+  check_tensor(where, panel, ScalarType::Byte);
+  const void* data = panel.const_data_ptr();
+  if (panel.dim() != 1 || !panel.is_contiguous() || reinterpret_cast<uintptr_t>(data) % 64 != 0) {
+    fail(where, ": expected a contiguous, 64-byte aligned panel of one dimension, got shape ",
+         shape_of(panel), ". Make it with pack_weight.");
+  }
+  const PanelCheck check = check_panel(data, panel.numel());
+  if (check == PanelCheck::kMalformed) {
+    fail(where, ": expected a weight panel, got ", panel.numel(),
+         " bytes that are none. Make it with pack_weight.");
+  }
+  if (check == PanelCheck::kOtherLayout && !any_layout) {
+    fail(where, ": expected a weight panel in the active instruction set's layout, got another "
+                "layout. Pack the weight again.");
+  }
+  return *static_cast<const PanelHeader*>(data);
+}
+
+}  // namespace octavo

@@ -1,0 +1,42 @@
+// The one place where operators are declared: every schema, one a line, as csrc/README.md describes them. Also
+// gives the kernels Torch's thread pool when the library is loaded.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace octavo {
+namespace {
+
+void run_torch(int64_t begin, int64_t end, int64_t grain, RangeFunction body, void* context) {
+  torch::stable::parallel_for(begin, end, grain, [body, context](int64_t first, int64_t last) {
+    body(context, first, last);
+  });
+}
+
+int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+const bool pool_installed = [] {
+  set_parallel(run_torch, torch_threads);
+  return true;
+}();
+
+}  // namespace
+}  // namespace octavo
+
+STABLE_TORCH_LIBRARY(octavo, m) {
+  m.def("quantize(Tensor x, float scale, int zero_point, int max_code) -> Tensor");
+  m.def("quantize_per_channel(Tensor x, Tensor scale, int axis, int qmin, int qmax) -> Tensor");
+  m.def("dequantize(Tensor q, float scale, int zero_point) -> Tensor");
+  m.def("minmax(Tensor x) -> (Tensor, Tensor)");
+  m.def("minmax_per_channel(Tensor x, int axis) -> (Tensor, Tensor)");
+  m.def("histogram(Tensor x, int exponent, int first, int bins) -> Tensor");
+  m.def("pack_bits(Tensor codes, int bits) -> Tensor");
+  m.def("unpack_bits(Tensor packed, int[] shape, int bits) -> Tensor");
+  m.def("pack_weight(Tensor codes, Tensor scale, Tensor? bias, int groups, int bits) -> Tensor");
+  m.def("unpack_weight(Tensor panel, int[] shape) -> Tensor");
+  m.def("linear_dynamic(Tensor x, Tensor panel, int out_features) -> Tensor");
+  m.def("region_constants(Tensor[] panels, str program) -> Tensor");
+  m.def("run_region(Tensor[] inputs, Tensor[] panels, Tensor constants, str program) -> Tensor[]");
+}
