@@ -1,0 +1,140 @@
+"""QConv1d and QConv2d: convolutions with integer products, each run as a region of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo import ops
+from octavo.nn import registry
+from octavo.nn.layer import QLayer
+
+__all__ = ["QConv1d", "QConv2d"]
+
+
+class _QConv(QLayer):
+    """What one and two dimensions share. Attributes are those of torch's convolutions."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[N, in_channels, ...] or [in_channels, ...] to [N, out_channels, ...] or [out_channels, ...]."""
+        x = self._float32(input)
+        dims = len(self.kernel_size)
+        if x.dim() not in (dims + 1, dims + 2) or x.shape[-dims - 1] != self.in_channels:
+            sizes = ", ".join(["L"] if dims == 1 else ["H", "W"])
+            raise ValueError(
+                f"{self._where()}: expected input of shape [N, {self.in_channels}, {sizes}] or "
+                f"[{self.in_channels}, {sizes}], got {list(x.shape)}. Check the layer before it."
+            )
+        batched = x.dim() == dims + 2
+        if not batched:
+            x = x.unsqueeze(0)
+        pads = self.pads()
+        self._check_window(x, pads)
+        if self.padding_mode != "zeros":
+            # Copies of values have the range of the values: padding before quantizing gives the same codes.
+            x = F.pad(x, [side for pair in reversed(pads) for side in pair], self.padding_mode)
+        panel, program, constants = self.prepare()
+        y = ops.run_region([x], [panel], constants, program)[0]
+        if not batched:
+            y = y.squeeze(0)
+        return y if input.dtype is torch.float32 else y.to(input.dtype)
+
+    def pads(self) -> list[tuple[int, int]]:
+        """Padding before and after each spatial dimension."""
+        if self.padding == "valid":
+            return [(0, 0)] * len(self.kernel_size)
+        if self.padding == "same":
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return [(total // 2, total - total // 2) for total in totals]
+        return [(int(p), int(p)) for p in self.padding]
+
+    def _check_window(self, x: Tensor, pads: Sequence[tuple[int, int]]) -> None:
+        for size, kernel, dilation, (before, after) in zip(
+            x.shape[2:], self.kernel_size, self.dilation, pads, strict=True
+        ):
+            reach = dilation * (kernel - 1) + 1
+            if size + before + after < reach:
+                raise ValueError(
+                    f"{self._where()}: expected a padded input of at least {reach} for kernel {kernel} and "
+                    f"dilation {dilation}, got {size} + {before} + {after}. Use a larger input."
+                )
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(O, I / groups, kernel ...)."""
+        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
+
+    @property
+    def layer_groups(self) -> int:
+        """Groups of the float layer."""
+        return self.groups
+
+    def _program(self) -> str:
+        two = len(self.kernel_size) == 2
+
+        def pair(values: Sequence[int], missing: int) -> str:
+            return ",".join(map(str, values if two else (missing, *values)))
+
+        sides = self.pads() if self.padding_mode == "zeros" else [(0, 0)] * len(self.kernel_size)
+        if not two:
+            sides = [(0, 0), *sides]
+        (top, bottom), (left, right) = sides
+        geometry = (
+            f"x=0 panel=0 channels={self.out_channels} kernel={pair(self.kernel_size, 1)} "
+            f"stride={pair(self.stride, 1)} pad={top},{left},{bottom},{right} "
+            f"dilation={pair(self.dilation, 1)}"
+        )
+        layout = "image" if two else "image1d"
+        p = self.input_params
+        if p is None:
+            steps = (
+                f"0 = quantize_dynamic in=0 layout={layout} max=255\n1 = conv_dynamic {geometry}\n"
+            )
+        else:
+            steps = (
+                f"0 = quantize in=0 layout={layout} s={p.scale.hex()} z={p.zero_point} max={p.qmax}\n"
+                f"1 = conv_f32 {geometry} lo={-math.inf} hi={math.inf}\n"
+            )
+        return f"octavo.region 1\n{steps}out 1\n"
+
+    def extra_repr(self) -> str:
+        """Sizes as torch's convolutions show them, then the scheme."""
+        parts = [
+            f"{self.in_channels}, {self.out_channels}",
+            f"kernel_size={self.kernel_size}",
+            f"stride={self.stride}",
+        ]
+        if self.padding not in ((0,), (0, 0)):
+            parts.append(f"padding={self.padding}")
+        if any(d != 1 for d in self.dilation):
+            parts.append(f"dilation={self.dilation}")
+        if self.groups != 1:
+            parts.append(f"groups={self.groups}")
+        if self.bias is None:
+            parts.append("bias=False")
+        if self.padding_mode != "zeros":
+            parts.append(f"padding_mode={self.padding_mode}")
+        return ", ".join([*parts, self._repr_end()])
+
+
+@registry.register("torch.nn.modules.conv.Conv1d")
+class QConv1d(_QConv):
+    """Stands for nn.Conv1d: [N, C, L] or [C, L], floats in and out. One scale a sample where dynamic."""
+
+
+@registry.register("torch.nn.modules.conv.Conv2d")
+class QConv2d(_QConv):
+    """Stands for nn.Conv2d: [N, C, H, W] or [C, H, W], floats in and out. One scale a sample where dynamic."""

@@ -1,0 +1,393 @@
+"""What every quantized layer shares: its state, how it is copied, moved, saved and loaded.
+
+The weight lives once, in ``panel``: the form that the active instruction set computes with. Everything that leaves the
+process (state_dict, pickle, files) holds the canonical bits instead, which do not depend on the machine.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo import ops
+from octavo.scheme import QParams
+
+__all__ = ["QLayer"]
+
+_MODULE_STATE = frozenset(nn.Module().__dict__)
+# What a quantized layer takes over from its float layer: the very hook tables, so that handles keep working.
+_KEPT_STATE = frozenset({"training", *(name for name in _MODULE_STATE if "hooks" in name)})
+_COMPUTED = frozenset({"weight", "bias", "forward"})
+
+
+class QLayer(nn.Module):
+    """A layer with integer weights that takes and returns floats.
+
+    Attributes:
+        weight_scale: float32 [O], real size of one code step in each output channel; no gradient.
+        bias: float32 [O] or None; no gradient.
+        panel: uint8 [bytes], codes, scale and bias packed for the active instruction set. Never changed in
+            place: a new panel replaces it in one assignment, so a forward that runs meanwhile sees one of the two.
+        bits: width of the weight's codes.
+        grid: name of the levels that the codes stand for.
+        input_params: range of the input, or None where each row (each sample) gets its own as it comes.
+        path: name of the layer in the model it was made for; used in messages only.
+        float_class: the class that it replaced.
+    """
+
+    weight_scale: nn.Parameter
+    bias: nn.Parameter | None
+    panel: Tensor
+    bits: int
+    grid: str
+    input_params: QParams | None
+    path: str
+    float_class: type[nn.Module]
+    _isa: str
+    _prepared: tuple[Tensor, str, Tensor] | None
+
+    @classmethod
+    def from_float(
+        cls,
+        module: nn.Module,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        bits: int = 8,
+        *,
+        grid: str = "linear",
+        input_params: QParams | None = None,
+        path: str = "",
+    ) -> QLayer:
+        """The quantized form of ``module``.
+
+        Args:
+            module: the float layer. Its plain attributes and hooks are taken over, its weight is not read.
+            codes: int8 [O, I / groups, kernel ...] in torch's weight order.
+            scale: float32 [O], finite and positive.
+            bias: float32 [O] or None.
+            bits: width of the codes, 2..8.
+            grid: name of the levels that the codes stand for.
+            input_params: static range of the input; None: one for each row or sample as it comes.
+            path: name of the layer, for messages.
+        """
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        for name, value in module.__dict__.items():
+            if (name not in _MODULE_STATE or name in _KEPT_STATE) and name not in _COMPUTED:
+                layer.__dict__[name] = value
+        layer._buffers.update(module._buffers)
+        layer.float_class = type(module)
+        layer.bits, layer.grid, layer.path = bits, grid, path
+        layer.input_params = input_params
+        with torch.inference_mode(False), torch.no_grad():
+            layer.weight_scale = _frozen(scale)
+            layer.register_parameter("bias", None if bias is None else _frozen(bias))
+            layer._take_sizes(codes)
+            layer._set_codes(codes)
+        return layer
+
+    # ---- what a subclass tells ------------------------------------------------------------------------
+
+    @staticmethod
+    def canonical_weight(module: nn.Module) -> Tensor:
+        """The weight of a float layer in torch's order, detached."""
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def _float_weight(self, weight: Tensor) -> Tensor:
+        """Turns a canonical weight into the order of the float class."""
+        return weight
+
+    def _take_sizes(self, codes: Tensor) -> None:
+        """Sets the sizes that the float class did not have as attributes."""
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the canonical codes: (O, I / groups, kernel ...)."""
+        raise NotImplementedError
+
+    @property
+    def layer_groups(self) -> int:
+        """Groups of the float layer."""
+        return 1
+
+    # ---- the weight -----------------------------------------------------------------------------------
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        return ops.pack_weight(
+            codes.detach(),
+            self.weight_scale.detach(),
+            None if self.bias is None else self.bias.detach(),
+            self.layer_groups,
+            self.bits,
+        )
+
+    def _set_codes(self, codes: Tensor) -> None:
+        """Packs ``codes`` with the present scale and bias; the new panel appears in one assignment."""
+        panel = self._pack(codes)
+        self._prepared = None
+        self._isa = ops.active_isa()
+        self.panel = panel
+        self.prepare()
+
+    def current_panel(self) -> Tensor:
+        """The panel for the active instruction set; made anew if another one was chosen since."""
+        panel = self.panel
+        if torch.compiler.is_compiling():
+            return panel
+        isa = ops.active_isa()
+        if isa != self._isa:
+            if not ops.panel_is_current(panel):
+                with torch.inference_mode(False), torch.no_grad():
+                    panel = self._pack(ops.unpack_weight(panel, self.weight_shape))
+                self.panel = panel
+            self._isa = isa
+        return panel
+
+    def _program(self) -> str:
+        """The region program that is this layer alone; "" where an operator of its own does it."""
+        raise NotImplementedError
+
+    def prepare(self) -> tuple[Tensor, str, Tensor]:
+        """Panel, program and constants that belong together, for a layer that runs as a region of its own."""
+        if torch.compiler.is_compiling() and self._prepared is not None:
+            return self._prepared
+        panel = self.current_panel()
+        prepared = self._prepared
+        if prepared is None or prepared[0] is not panel:
+            with torch.inference_mode(False), torch.no_grad():
+                program = self._program()
+                constants = ops.region_constants([panel], program) if program else torch.empty(0)
+                prepared = (panel, program, constants)
+            self._prepared = prepared
+        return prepared
+
+    def codes(self) -> Tensor:
+        """The weight's codes, int8 in torch's weight order."""
+        with torch.inference_mode(False), torch.no_grad():
+            return ops.unpack_weight(self.panel, self.weight_shape)
+
+    def weight_packed(self) -> Tensor:
+        """The canonical bits: uint8 [O, bytes of one channel], least significant bit first."""
+        with torch.inference_mode(False), torch.no_grad():
+            return ops.pack_bits(self.codes(), self.bits)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as floats, code times scale, in the order of the float class. A new tensor each time."""
+        with torch.inference_mode(False), torch.no_grad():
+            codes = self.codes()
+            scale = self.weight_scale.view(-1, *[1] * (codes.dim() - 1))
+            return self._float_weight(codes.float() * scale)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise AttributeError(self._weight_is_computed())
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name == "weight":
+            raise AttributeError(self._weight_is_computed())
+        super().__delattr__(name)
+
+    def _weight_is_computed(self) -> str:
+        return (
+            f"{self._where()}.weight: expected to be read only, since it is computed from integer codes, got an "
+            "assignment or deletion. Change the float model and quantize it again; codes() gives the integers."
+        )
+
+    def to_float(self) -> nn.Module:
+        """The layer as its float class again, with the dequantized weight and the hooks of this layer."""
+        module = self.float_class.__new__(self.float_class)
+        nn.Module.__init__(module)
+        for name, value in self.__dict__.items():
+            if name in _KEPT_STATE or (name not in _MODULE_STATE and name not in _OWN_ATTRIBUTES):
+                module.__dict__[name] = value
+        module._buffers.update(self._buffers)
+        with torch.inference_mode(False), torch.no_grad():
+            bias = self.bias
+            module.register_parameter("weight", nn.Parameter(self.weight))
+            module.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone()))
+        return module
+
+    # ---- the input ------------------------------------------------------------------------------------
+
+    def _where(self) -> str:
+        return f"layer {self.path!r} ({type(self).__name__})" if self.path else type(self).__name__
+
+    def _float32(self, x: Tensor) -> Tensor:
+        """``x`` as a float32 tensor on the CPU, or an error that names this layer."""
+        return ops.as_float32(x, self._where())
+
+    # ---- copies ---------------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QLayer:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        # Panels are never changed in place, so that copies may share them.
+        for name, value in self.__dict__.items():
+            twin.__dict__[name] = (
+                value if name in ("panel", "_prepared") else copy.deepcopy(value, memo)
+            )
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("_prepared")
+        state["panel"] = self.weight_packed()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        packed = state.pop("panel")
+        super().__setstate__(state)
+        with torch.inference_mode(False), torch.no_grad():
+            self._set_codes(ops.unpack_bits(packed, self.weight_shape, self.bits))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLayer:
+        try:
+            device = fn(torch.empty(0)).device
+        except (AssertionError, RuntimeError) as error:
+            raise RuntimeError(self._cpu_only(f"a move that fails ({error})")) from error
+        if device.type != "cpu":
+            raise RuntimeError(self._cpu_only(f"device {str(device)!r}"))
+        # Codes, scales and biases keep their types: only a change of storage (share_memory) is taken over.
+        with torch.inference_mode(False), torch.no_grad():
+            for parameter in self.parameters(recurse=False):
+                moved = fn(parameter.data)
+                if moved.dtype is parameter.dtype:
+                    parameter.data = moved
+            moved = fn(self.panel)
+            if moved.dtype is self.panel.dtype:
+                self.panel = moved
+        return self
+
+    def _cpu_only(self, got: str) -> str:
+        return (
+            f"{self._where()}: expected the CPU, since integer layers compute on the CPU only, got {got}. "
+            "Keep the quantized model on the CPU, or move octavo.dequantize(model)."
+        )
+
+    # ---- state_dict -----------------------------------------------------------------------------------
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight_packed"] = self.weight_packed()
+        if self.input_params is not None:
+            with torch.inference_mode(False):
+                destination[prefix + "input_scale"] = torch.tensor(self.input_params.scale)
+                destination[prefix + "input_zero_point"] = torch.tensor(
+                    self.input_params.zero_point, dtype=torch.int32
+                )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        problem = self._state_problem(state_dict, prefix)
+        if problem:
+            error_msgs.append(problem)
+            return
+        unexpected: list[str] = []
+        with torch.inference_mode(False), torch.no_grad():
+            packed = state_dict.get(prefix + "weight_packed")
+            if packed is None:
+                missing_keys.append(prefix + "weight_packed")
+            codes = self.codes() if packed is None else self._unpack(packed)
+            super()._load_from_state_dict(
+                state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs
+            )
+            # load_state_dict(assign=True) puts the given tensors in place: types and gradients are ours.
+            if self.weight_scale.dtype is not torch.float32 or self.weight_scale.requires_grad:
+                self.weight_scale = _frozen(self.weight_scale)
+            if self.bias is not None and (
+                self.bias.dtype is not torch.float32 or self.bias.requires_grad
+            ):
+                self.bias = _frozen(self.bias)
+            own = {prefix + "weight_packed"}
+            if self.input_params is not None:
+                own |= {prefix + "input_scale", prefix + "input_zero_point"}
+                if prefix + "input_scale" in state_dict:
+                    self.input_params = QParams(
+                        float(state_dict[prefix + "input_scale"]),
+                        int(state_dict[prefix + "input_zero_point"]),
+                        self.input_params.bits,
+                    )
+                else:
+                    missing_keys += [prefix + "input_scale", prefix + "input_zero_point"]
+            self._set_codes(codes)
+        unexpected_keys += [key for key in unexpected if key not in own]
+
+    def _unpack(self, packed: Tensor) -> Tensor:
+        return ops.unpack_bits(packed, self.weight_shape, self.bits)
+
+    def _state_problem(self, state_dict: dict[str, Any], prefix: str) -> str:
+        """What is wrong with the values for this layer, or "". Nothing of the layer has changed yet."""
+        if prefix + "weight" in state_dict:
+            return (
+                f"{self._where()}: expected integer codes ({prefix}weight_packed), got a float weight "
+                f"({prefix}weight). Load a float state_dict into the float model and quantize that."
+            )
+        packed = state_dict.get(prefix + "weight_packed")
+        if packed is not None:
+            rows = self.weight_shape[0]
+            row_bytes = (_count(self.weight_shape[1:]) * self.bits + 7) // 8
+            if packed.dtype is not torch.uint8 or tuple(packed.shape) != (rows, row_bytes):
+                return (
+                    f"{prefix}weight_packed: expected uint8 of shape ({rows}, {row_bytes}) for {self.bits} bits, "
+                    f"got {packed.dtype} of shape {tuple(packed.shape)}. Quantize with the scheme of the state_dict."
+                )
+        for name in ("weight_scale", "input_scale"):
+            scale = state_dict.get(prefix + name)
+            if scale is not None and not bool(
+                torch.all(torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny))
+            ):
+                return f"{prefix}{name}: expected finite positive numbers, got {scale.flatten()[:4].tolist()}."
+        zero_point = state_dict.get(prefix + "input_zero_point")
+        if zero_point is not None and self.input_params is not None:
+            if not 0 <= int(zero_point) <= self.input_params.qmax:
+                return (
+                    f"{prefix}input_zero_point: expected 0..{self.input_params.qmax}, "
+                    f"got {int(zero_point)}."
+                )
+        return ""
+
+    def _repr_end(self) -> str:
+        inputs = (
+            "dynamic"
+            if self.input_params is None
+            else f"static(scale={self.input_params.scale:.4g}, zero_point={self.input_params.zero_point})"
+        )
+        return f"bits={self.bits}, activations={inputs}"
+
+
+_OWN_ATTRIBUTES = frozenset(QLayer.__annotations__)
+
+
+def _frozen(values: Tensor) -> nn.Parameter:
+    """A float32 parameter of its own memory, without gradient."""
+    detached = values.detach().to(torch.float32)
+    if detached.data_ptr() == values.data_ptr():
+        detached = detached.clone()
+    return nn.Parameter(detached.contiguous(), requires_grad=False)
+
+
+def _count(sizes: tuple[int, ...]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

@@ -1,0 +1,80 @@
+"""QLinear: y = x W^T + b with integer products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from octavo import ops
+from octavo.nn import registry
+from octavo.nn.layer import QLayer
+
+__all__ = ["QLinear"]
+
+_TRANSPOSED = "transformers.pytorch_utils.Conv1D"
+
+
+def _is_transposed(cls: type) -> bool:
+    return any(registry.qualified_name(base) == _TRANSPOSED for base in cls.__mro__)
+
+
+@registry.register("torch.nn.modules.linear.Linear", _TRANSPOSED)
+class QLinear(QLayer):
+    """Stands for nn.Linear, and for transformers' Conv1D, whose weight is [in, out].
+
+    Input [..., in_features] of any floating type and strides; output of the same type, computed in float32. Each row has
+    its own scale where ``input_params`` is None.
+    """
+
+    in_features: int
+    out_features: int
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        x = self._float32(input)
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"{self._where()}: expected input of shape [..., {self.in_features}], got {list(x.shape)}. "
+                "Check the layer before it."
+            )
+        if self.input_params is None:
+            y = ops.linear_dynamic(x, self.current_panel(), self.out_features)
+        else:
+            panel, program, constants = self.prepare()
+            y = ops.run_region([x], [panel], constants, program)[0]
+        return y if input.dtype is torch.float32 else y.to(input.dtype)
+
+    @staticmethod
+    def canonical_weight(module: nn.Module) -> Tensor:
+        """The weight of a float layer as [out, in], detached."""
+        weight = QLayer.canonical_weight(module)
+        return weight.t() if _is_transposed(type(module)) else weight
+
+    def _float_weight(self, weight: Tensor) -> Tensor:
+        return weight.t().contiguous() if _is_transposed(self.float_class) else weight
+
+    def _take_sizes(self, codes: Tensor) -> None:
+        self.out_features, self.in_features = codes.shape
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(out, in)."""
+        return self.out_features, self.in_features
+
+    def _program(self) -> str:
+        p = self.input_params
+        if p is None:
+            return ""
+        return (
+            "octavo.region 1\n"
+            f"0 = quantize in=0 layout=rows s={p.scale.hex()} z={p.zero_point} max={p.qmax}\n"
+            f"1 = linear_f32 x=0 panel=0 channels={self.out_features} lo=-inf hi=inf\n"
+            "out 1\n"
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes as nn.Linear shows them, then the scheme."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, {self._repr_end()}"
+        )

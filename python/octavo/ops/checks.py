@@ -1,0 +1,146 @@
+"""Worded checks that the operators share, and the refusal of gradients. C++ repeats what memory safety needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from octavo.errors import describe
+
+__all__ = ["as_float32", "check_bits", "check_dtype", "check_scales", "check_tensor", "needs_refusal"]
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_tensor(x: object, where: str) -> None:
+    """Raises unless ``x`` is a dense tensor on the CPU."""
+    if not isinstance(x, Tensor):
+        kind = f"{type(x).__module__}.{type(x).__qualname__}".removeprefix("builtins.")
+        raise TypeError(
+            f"{where}: expected a torch.Tensor, got {kind}. Convert it with torch.as_tensor."
+        )
+    if x.is_nested:
+        kind = "a nested tensor"
+    elif x.is_quantized:
+        kind = f"a quantized tensor ({x.dtype})"
+    elif x.layout is not torch.strided:
+        kind = f"layout {x.layout}"
+    elif x.is_meta:
+        kind = "a meta tensor, which has no data"
+    else:
+        if x.device.type != "cpu":
+            raise ValueError(
+                f"{where}: expected a tensor on device 'cpu', got one on {str(x.device)!r}. "
+                "Move it with .cpu()."
+            )
+        return
+    raise TypeError(
+        f"{where}: expected a dense tensor (layout torch.strided) on the CPU, got {kind}. "
+        "Convert it with .to_dense(), .dequantize() or real data."
+    )
+
+
+def as_float32(x: object, where: str) -> Tensor:
+    """``x`` as a dense float32 tensor on the CPU: float16, bfloat16 and float64 are converted, the rest is refused."""
+    if isinstance(x, Tensor):
+        if x.dtype is torch.float32 and x.layout is torch.strided and x.is_cpu and not x.is_nested:
+            return x
+        check_tensor(x, where)
+        if x.dtype in _FLOATS:
+            return x.float()
+        raise TypeError(
+            f"{where}: expected a floating-point tensor, got {x.dtype}. Convert it with .float()."
+        )
+    check_tensor(x, where)
+    raise AssertionError("unreachable")
+
+
+def check_dtype(x: object, dtype: torch.dtype, where: str) -> None:
+    """Raises unless ``x`` is a dense CPU tensor of ``dtype``."""
+    check_tensor(x, where)
+    assert isinstance(x, Tensor)
+    if x.dtype is not dtype:
+        raise TypeError(f"{where}: expected {dtype}, got {x.dtype}. Convert it with .to({dtype}).")
+
+
+def check_bits(bits: object, where: str) -> None:
+    """Raises unless ``bits`` is an integer in 2..8."""
+    if isinstance(bits, bool) or not isinstance(bits, int):
+        raise TypeError(f"{where}: expected an integer, got {describe(bits)}. Pass 2..8.")
+    if not 2 <= bits <= 8:
+        raise ValueError(f"{where}: expected 2..8, got {bits}. Choose a width in that range.")
+
+
+def check_scales(scale: Tensor, length: int, where: str) -> None:
+    """Raises unless ``scale`` is float32 [length], finite, positive and normal."""
+    check_dtype(scale, torch.float32, where)
+    if scale.dim() != 1 or scale.shape[0] != length:
+        raise ValueError(
+            f"{where}: expected shape [{length}], got {list(scale.shape)}. Pass one scale a channel."
+        )
+    if scale.requires_grad:
+        raise ValueError(f"{where}: expected no gradient, got requires_grad=True. Detach it.")
+    good = torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny)
+    if not bool(good.all()):
+        index = int((~good).nonzero()[0])
+        raise ValueError(
+            f"{where}: expected finite positive normal numbers, got {float(scale[index])} at index {index}. "
+            "Use a scale of at least 1.2e-38."
+        )
+
+
+def check_scale(scale: object, where: str) -> None:
+    """Raises unless ``scale`` is a finite positive number that is normal in float32."""
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"{where}: expected a number, got {describe(scale)}. Pass a float.")
+    if not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
+        raise ValueError(
+            f"{where}: expected a finite positive number that is normal in float32, got {scale}. "
+            "Use a scale of at least 1.2e-38."
+        )
+
+
+def check_range(value: object, low: int, high: int, where: str) -> None:
+    """Raises unless ``value`` is an integer in low..high."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{where}: expected an integer, got {describe(value)}. Pass {low}..{high}.")
+    if not low <= value <= high:
+        raise ValueError(
+            f"{where}: expected {low}..{high}, got {value}. Choose a number in that range."
+        )
+
+
+def check_axis(axis: object, x: Tensor, where: str) -> int:
+    """``axis`` as a number in 0 .. rank - 1."""
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"{where}: expected an integer, got {describe(axis)}. Pass a dimension.")
+    if not -x.dim() <= axis < x.dim():
+        raise ValueError(
+            f"{where}: expected {-x.dim()}..{x.dim() - 1} for a tensor of rank {x.dim()}, got {axis}. "
+            "Pass a dimension of the tensor."
+        )
+    return axis % x.dim()
+
+
+# ---- gradients ----------------------------------------------------------------------------------------
+
+
+def needs_refusal(tensors: Sequence[Tensor]) -> bool:
+    """Whether autograd would record a call on ``tensors``."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+@torch.library.custom_op("octavo::refuse_gradient", mutates_args=())
+def refuse_gradient(gradient: Tensor, shape: Sequence[int]) -> Tensor:
+    """Raises: stands where an integer layer's gradient would be computed, so that none is silently None."""
+    raise RuntimeError(
+        "backward: expected layers that can be trained, got an integer layer, which is for inference only. "
+        "Train with octavo.quantize(..., qat=True), or detach its input."
+    )
+
+
+@refuse_gradient.register_fake
+def _(gradient: Tensor, shape: Sequence[int]) -> Tensor:
+    return gradient.new_empty(shape)

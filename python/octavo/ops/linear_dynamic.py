@@ -1,0 +1,52 @@
+"""Linear layers whose input is quantized row by row as it comes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.ops import checks
+
+__all__ = ["linear_dynamic"]
+
+
+def linear_dynamic(x: Tensor, panel: Tensor, out_features: int) -> Tensor:
+    """float32 [..., out_features], contiguous: each row of ``x`` gets a scale of its own and is multiplied in integers.
+
+    Args:
+        x: float32 [..., K] of any strides, rank >= 1.
+        panel: what ``pack_weight`` made of the weight [out_features, K].
+        out_features: rows of the weight.
+
+    Raises:
+        RuntimeError: from a backward pass through the result.
+    """
+    if checks.needs_refusal((x,)):
+        result: Tensor = _Refusing.apply(x, panel, out_features)
+        return result
+    result = torch.ops.octavo.linear_dynamic(x, panel, out_features)
+    return result
+
+
+@torch.library.register_fake("octavo::linear_dynamic")
+def _(x: Tensor, panel: Tensor, out_features: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+class _Refusing(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, panel: Tensor, out_features: int) -> Tensor:
+        result: Tensor = torch.ops.octavo.linear_dynamic(x, panel, out_features)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return checks.refuse_gradient(gradient, ctx.shape), None, None

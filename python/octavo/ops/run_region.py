@@ -1,0 +1,76 @@
+"""A stretch of a network in one call: a program (csrc/README.md), its panels, and numbers derived from both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.ops import checks
+
+__all__ = ["region_constants", "run_region"]
+
+
+def region_constants(panels: Sequence[Tensor], program: str) -> Tensor:
+    """uint8 [bytes]: the numbers that ``run_region`` needs and that follow from panels and program alone."""
+    result: Tensor = torch.ops.octavo.region_constants(list(panels), program)
+    return result
+
+
+@torch.library.register_fake("octavo::region_constants")
+def _(panels: Sequence[Tensor], program: str) -> Tensor:
+    size = torch.library.get_ctx().new_dynamic_size()
+    return torch.empty(size, dtype=torch.uint8)
+
+
+def run_region(
+    inputs: Sequence[Tensor], panels: Sequence[Tensor], constants: Tensor, program: str
+) -> list[Tensor]:
+    """The float32 results of a region program, in the order of its last line.
+
+    Args:
+        inputs: float32 tensors of any strides.
+        panels: what the program's ``panel=`` numbers mean: panels of layers, tables and factors.
+        constants: ``region_constants(panels, program)``.
+        program: the text form that csrc/README.md describes.
+
+    Raises:
+        RuntimeError: from a backward pass through a result.
+    """
+    if checks.needs_refusal(inputs):
+        return list(_Refusing.apply(program, len(inputs), constants, *inputs, *panels))
+    result: list[Tensor] = torch.ops.octavo.run_region(
+        list(inputs), list(panels), constants, program
+    )
+    return result
+
+
+@torch.library.register_fake("octavo::run_region")
+def _(
+    inputs: Sequence[Tensor], panels: Sequence[Tensor], constants: Tensor, program: str
+) -> list[Tensor]:
+    from octavo.lower import infer_shapes
+
+    raise NotImplementedError
+
+
+class _Refusing(torch.autograd.Function):
+    @staticmethod
+    def forward(program: str, count: int, constants: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        result = torch.ops.octavo.run_region(
+            list(tensors[:count]), list(tensors[count:]), constants, program
+        )
+        return tuple(result)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        count = inputs[1]
+        ctx.shapes = [x.shape for x in inputs[3 : 3 + count]]
+        ctx.panels = len(inputs) - 3 - count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refused = [checks.refuse_gradient(gradients[0], shape) for shape in ctx.shapes]
+        return (None, None, None, *refused, *[None] * ctx.panels)
