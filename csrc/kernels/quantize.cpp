@@ -42,7 +42,7 @@ bool dense_rows_of_pixels(const FloatImage& x) {
 }
 bool rows_follow(const FloatImage& x, int64_t row) { return x.h == 1 || x.stride_h == row; }
 
-const float* at(const FloatImage& x, int64_t n, int64_t row, int64_t column) {
+float* at(const FloatImage& x, int64_t n, int64_t row, int64_t column) {
   return x.data + n * x.stride_n + row * x.stride_h + column * x.stride_w;
 }
 
@@ -236,9 +236,8 @@ void dequantize_image(const Image& src, QuantParams p, const FloatImage& dst) {
   const ElementTable& t = active_table().element;
   for_each_run(src.n, src.h, src.w, extent_of(src, dst), kGrain / src.c,
                [&](int64_t n, int64_t row, int64_t column, int64_t width) {
-                 const float* to = at(dst, n, row, column);
                  dequantize_row(t, pixel(src, n, row, column), src.pixel_pitch, width, p, dst,
-                                const_cast<float*>(to));
+                                at(dst, n, row, column));
                });
 }
 
@@ -251,7 +250,7 @@ void copy_image(const FloatImage& src, const FloatImage& dst) {
                [&](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i) {
                    const float* from = at(src, i / src.h, i % src.h, 0);
-                   float* to = const_cast<float*>(at(dst, i / src.h, i % src.h, 0));
+                   float* to = at(dst, i / src.h, i % src.h, 0);
                    if (planes(src) && planes(dst)) {
                      for (int64_t c = 0; c < src.c; ++c) {
                        std::memcpy(to + c * dst.stride_c, from + c * src.stride_c,

@@ -1,14 +1,8 @@
-// All micro-kernels of the row avx2: products; elements are inherited.
+// All micro-kernels of the row avx2.
 #include "../../kernel_table.h"
 
 namespace octavo::avx2 {
 
-void fill_gemm(GemmTable& table);
-void fill_depthwise(GemmTable& table);
-
-void fill(KernelTable& table) {
-  fill_gemm(table.gemm);
-  fill_depthwise(table.gemm);
-}
+void fill(KernelTable&) {}
 
 }  // namespace octavo::avx2

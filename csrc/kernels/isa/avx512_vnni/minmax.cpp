@@ -1,0 +1,132 @@
+// Ranges and histograms of float runs, 16 floats a vector. Called by minmax.cpp, quantize.cpp and
+// the dynamic products through the table; calls nothing. isa/scalar/minmax.cpp says what every
+// result is.
+#include <immintrin.h>
+
+#include "../../kernel_table.h"
+
+namespace octavo::avx512_vnni {
+namespace {
+
+inline __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffffu : (1u << count) - 1u);
+}
+
+// False for NaN.
+inline __mmask16 finite(__m512 x) {
+  return _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(__FLT_MAX__), _CMP_LE_OQ);
+}
+
+void range_f32(const float* x, int64_t count, float* min, float* max) {
+  __m512 lo[4], hi[4];
+  for (int k = 0; k < 4; ++k) {
+    lo[k] = _mm512_set1_ps(*min);
+    hi[k] = _mm512_set1_ps(*max);
+  }
+  int64_t i = 0;
+  // min_ps and max_ps give their second operand for NaN, so NaN never enters.
+  for (; i + 64 <= count; i += 64) {
+    for (int k = 0; k < 4; ++k) {
+      const __m512 v = _mm512_loadu_ps(x + i + 16 * k);
+      lo[k] = _mm512_min_ps(v, lo[k]);
+      hi[k] = _mm512_max_ps(v, hi[k]);
+    }
+  }
+  for (; i < count; i += 16) {
+    const __mmask16 mask = first_lanes(count - i);
+    lo[0] = _mm512_min_ps(_mm512_mask_loadu_ps(lo[0], mask, x + i), lo[0]);
+    hi[0] = _mm512_max_ps(_mm512_mask_loadu_ps(hi[0], mask, x + i), hi[0]);
+  }
+  *min =
+      _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(lo[0], lo[1]), _mm512_min_ps(lo[2], lo[3])));
+  *max =
+      _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(hi[0], hi[1]), _mm512_max_ps(hi[2], hi[3])));
+}
+
+void minmax_f32(const float* x, int64_t count, float* min, float* max, int64_t* non_finite) {
+  __m512 lo[4], hi[4];
+  for (int k = 0; k < 4; ++k) {
+    lo[k] = _mm512_set1_ps(*min);
+    hi[k] = _mm512_set1_ps(*max);
+  }
+  int64_t good = 0;
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) {
+    for (int k = 0; k < 4; ++k) {
+      const __m512 v = _mm512_loadu_ps(x + i + 16 * k);
+      const __mmask16 use = finite(v);
+      lo[k] = _mm512_mask_min_ps(lo[k], use, v, lo[k]);
+      hi[k] = _mm512_mask_max_ps(hi[k], use, v, hi[k]);
+      good += __builtin_popcount(use);
+    }
+  }
+  for (; i < count; i += 16) {
+    const __mmask16 mask = first_lanes(count - i);
+    const __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
+    const auto use = static_cast<__mmask16>(finite(v) & mask);
+    lo[0] = _mm512_mask_min_ps(lo[0], use, v, lo[0]);
+    hi[0] = _mm512_mask_max_ps(hi[0], use, v, hi[0]);
+    good += __builtin_popcount(use);
+  }
+  *min =
+      _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(lo[0], lo[1]), _mm512_min_ps(lo[2], lo[3])));
+  *max =
+      _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(hi[0], hi[1]), _mm512_max_ps(hi[2], hi[3])));
+  *non_finite += count - good;
+}
+
+void minmax_columns_f32(const float* x, int64_t rows, int64_t row_stride, int64_t columns,
+                        float* min, float* max, int64_t* non_finite) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; c += 16) {
+      const __mmask16 mask = first_lanes(columns - c);
+      const __m512 v = _mm512_maskz_loadu_ps(mask, x + r * row_stride + c);
+      const auto use = static_cast<__mmask16>(finite(v) & mask);
+      const __m512 lo = _mm512_maskz_loadu_ps(mask, min + c);
+      const __m512 hi = _mm512_maskz_loadu_ps(mask, max + c);
+      _mm512_mask_storeu_ps(min + c, use, _mm512_min_ps(v, lo));
+      _mm512_mask_storeu_ps(max + c, use, _mm512_max_ps(v, hi));
+      for (unsigned bad = mask & ~use; bad != 0; bad &= bad - 1)
+        ++non_finite[c + __builtin_ctz(bad)];
+    }
+  }
+}
+
+// Bins of eight doubles; exact as in the scalar kernel.
+inline __m512i bin_of(__m256 x, __m512d factor, __m512d first, __m512d last) {
+  const __m512d scaled = _mm512_mul_pd(_mm512_cvtps_pd(x), factor);
+  const __m512d floored = _mm512_roundscale_pd(scaled, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const __m512d bin = _mm512_sub_pd(floored, first);
+  return _mm512_cvttpd_epi64(_mm512_min_pd(_mm512_max_pd(bin, _mm512_setzero_pd()), last));
+}
+
+void histogram_f32(const float* x, int64_t count, int32_t exponent, int64_t first,
+                   int64_t bin_count, int64_t* bins) {
+  const __m512d factor = _mm512_set1_pd(__builtin_ldexp(1.0, -exponent));
+  const __m512d vfirst = _mm512_set1_pd(static_cast<double>(first));
+  const __m512d vlast = _mm512_set1_pd(static_cast<double>(bin_count - 1));
+  alignas(64) int64_t index[16];
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 mask = first_lanes(count - i);
+    const __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
+    unsigned use = finite(v) & mask;
+    _mm512_store_si512(index, bin_of(_mm512_castps512_ps256(v), factor, vfirst, vlast));
+    _mm512_store_si512(index + 8, bin_of(_mm512_extractf32x8_ps(v, 1), factor, vfirst, vlast));
+    if (use == 0xffff) {
+      for (int k = 0; k < 16; ++k) ++bins[index[k]];
+    } else {
+      for (; use != 0; use &= use - 1) ++bins[index[__builtin_ctz(use)]];
+    }
+  }
+}
+
+}  // namespace
+
+void fill_minmax(ElementTable& t) {
+  t.range_f32 = range_f32;
+  t.minmax_f32 = minmax_f32;
+  t.minmax_columns_f32 = minmax_columns_f32;
+  t.histogram_f32 = histogram_f32;
+}
+
+}  // namespace octavo::avx512_vnni
