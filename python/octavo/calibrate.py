@@ -1,0 +1,264 @@
+"""Plan and batches to the range of every value that stays in integers."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from octavo import ops
+from octavo.batches import Batches, Call
+from octavo.errors import CalibrationError
+from octavo.flow import Flow, run
+from octavo.plan import FlowPlan, Plan, RegionPlan
+from octavo.ranges import RULES, Histogram, clipped
+from octavo.replay import replayed
+from octavo.scheme import QParams
+
+__all__ = ["Calibration", "calibrate", "without_unreached"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Ranges found in data.
+
+    qparams: "<flow path>:<value>" for values inside regions, "site:<layer>" for the inputs of static layers that
+      run alone, to their parameters.
+    clipped: share of the values (0..1) that lie beyond the codes, by the same keys.
+    unreached: keys that no batch reached; they have no parameters.
+    constant: keys whose values were all equal.
+    samples, batches: how much data was read (samples 0 where a callable ran the model).
+    notes: what was done with the data, in words.
+    """
+
+    qparams: dict[str, QParams]
+    clipped: dict[str, float]
+    unreached: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()
+    samples: int = 0
+    batches: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        worst = max(self.clipped.items(), key=lambda item: item[1], default=("", 0.0))
+        lines = [
+            f"{self.samples} samples in {self.batches} batches, {len(self.qparams)} ranges, at most "
+            f"{100 * worst[1]:.3f} % of a value clipped" + (f" ({worst[0]})" if worst[1] else "")
+        ]
+        for key, p in self.qparams.items():
+            low, high = -p.zero_point * p.scale, (p.qmax - p.zero_point) * p.scale
+            lines.append(
+                f"  {key}: {low:.5g} .. {high:.5g}, zero_point {p.zero_point}, "
+                f"{100 * self.clipped[key]:.3f} % clipped"
+            )
+        lines += [f"  {key}: never reached by data" for key in self.unreached]
+        return "\n".join([*lines, *self.notes])
+
+
+def calibrate(
+    model: nn.Module, plan: Plan, data: object, ranges: str = "mse", progress: bool = True
+) -> Calibration:
+    """The ranges of all values that ``plan`` stores in integers, from one pass over the data.
+
+    Captured modules are evaluated in float, step by step, each value going into a streaming histogram; inputs of
+    static layers elsewhere are seen by hooks that are gone when this returns. Results do not depend on how the data
+    is split into batches. No more than one batch's activations are held.
+
+    Args:
+        model: the float model that the plan was made for, folded. It comes back as it was.
+        plan: which values are needed.
+        data: batches (see `octavo.batches.Batches`).
+        ranges: row of `octavo.ranges.RULES`.
+        progress: count the batches on a terminal.
+
+    Raises:
+        ValueError: a value is NaN or infinite; layer, batch and count are named.
+        TypeError: a batch does not fit the model's forward.
+        CalibrationError: there is no batch, or no layer that needs a range was reached.
+        Exception: whatever the model itself raises.
+    """
+    batches = data if isinstance(data, Batches) else Batches(data)
+    collector = _Collector(plan)
+    collector.progress = _progress_line(progress)
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(collector.hook(f"site:{name}"))
+        for name in collector.sites
+    ]
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with replayed(
+            model,
+            collector.watched_flows,
+            lambda flow, tensors: run(flow, model, *tensors, observe=collector.observer(flow)),
+        ):
+            batches.run(model, collector.before)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in training.items():
+            module.training = mode
+        collector.progress("")
+    return collector.result(ranges)
+
+
+def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
+    """The plan in which layers that no batch reached run alone with dynamic activations, and say why.
+
+    Raises CalibrationError if no layer with static activations was reached.
+    """
+    unreached = set(calibration.unreached)
+    if not unreached:
+        return plan
+    lost = {
+        region.name
+        for flow in plan.flows
+        for region in flow.items
+        if isinstance(region, RegionPlan) and unreached & set(_region_keys(flow.flow, region))
+    }
+    flows = tuple(flow for flow in plan.flows if not lost & set(_region_names(flow)))
+    kept = {name for flow in flows for name in _region_names(flow)}
+    sites = tuple(
+        dataclasses.replace(
+            site, activations="dynamic", region="", reason="never reached by data"
+        )
+        if site.scheme
+        and site.activations == "static"
+        and (site.region not in kept if site.region else f"site:{site.name}" in unreached)
+        else site
+        for site in plan.sites
+    )
+    static = [site for site in plan.sites if site.scheme and site.activations == "static"]
+    if static and not any(site.scheme and site.activations == "static" for site in sites):
+        names = ", ".join(repr(site.name) for site in static[:5])
+        raise CalibrationError(
+            f"quantize: data must reach at least one layer, got none of {len(static)} ({names}) in "
+            f"{calibration.batches} batches. Calibrate with data that runs through them."
+        )
+    return dataclasses.replace(plan, sites=sites, flows=flows)
+
+
+def _region_names(flow: FlowPlan) -> list[str]:
+    return [item.name for item in flow.items if isinstance(item, RegionPlan)]
+
+
+def _region_keys(flow: Flow, region: RegionPlan) -> list[str]:
+    """Keys of the values of a region that own their parameters."""
+    return [f"{flow.path}:{value}" for value in dict.fromkeys(region.params_of.values())]
+
+
+class _Collector:
+    """One histogram a value, and where the data stands."""
+
+    def __init__(self, plan: Plan) -> None:
+        in_flows = [
+            (plan_of.flow, _region_keys(plan_of.flow, item))
+            for plan_of in plan.flows
+            for item in plan_of.items
+            if isinstance(item, RegionPlan)
+        ]
+        self.sites = [
+            site.name
+            for site in plan.sites
+            if site.scheme and site.activations == "static" and not site.region
+        ]
+        keys = [key for _, keys in in_flows for key in keys] + [f"site:{n}" for n in self.sites]
+        self.histograms = {key: Histogram() for key in keys}
+        self.watched_flows = list({id(flow): flow for flow, _ in in_flows}.values())
+        self.batch, self.batches, self.samples = 0, 0, 0
+        self.dropped: tuple[str, ...] = ()
+        self.progress: Callable[[str], None] = lambda _text: None
+
+    def before(self, number: int, call: Call | None) -> None:
+        """Called ahead of each batch."""
+        self.batch, self.batches = number, number + 1
+        self.progress(f"octavo: calibrating, batch {number + 1}")
+        if call is not None:
+            self.samples += call.samples
+            self.dropped = call.dropped or self.dropped
+            for tensor in call.tensors:
+                self.extremes("the input of the model", tensor)
+
+    def extremes(self, where: str, x: Tensor) -> tuple[float, float]:
+        """Smallest and largest element; a ValueError if any is not finite."""
+        extremes, bad = ops.minmax(x)
+        if int(bad):
+            raise ValueError(
+                f"calibrate: {where} must be finite, got {int(bad)} NaN or infinite values of {x.numel()} in "
+                f"batch {self.batch}. Repair or leave out this batch; if it is sound, look for an overflow in the model."
+            )
+        return float(extremes[0]), float(extremes[1])
+
+    def see(self, key: str, where: str, x: Tensor) -> None:
+        """Add a tensor to the histogram of a key."""
+        low, high = self.extremes(where, x)
+        self.histograms[key].update(
+            low, high, x.numel(), lambda exponent, first, bins: ops.histogram(x, exponent, first, bins)
+        )
+
+    def observer(self, flow: Flow) -> Callable[[str, Tensor], None]:
+        """What `octavo.flow.run` calls with every value."""
+        makers = {
+            part.output: part.module for step in flow.steps for part in step.fused or (step,)
+        }
+
+        def observe(value: str, x: Tensor) -> None:
+            key = f"{flow.path}:{value}"
+            if key in self.histograms:
+                maker = makers.get(value)
+                where = f"the output of layer {maker!r}" if maker else f"value {value!r}"
+                self.see(key, where, x)
+
+        return observe
+
+    def hook(self, key: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """A forward pre-hook that sees the layer's input."""
+
+        def see_input(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                self.see(key, f"the input of layer {key.removeprefix('site:')!r}", args[0])
+
+        return see_input
+
+    def result(self, ranges: str) -> Calibration:
+        """Parameters of everything that was seen."""
+        rule = RULES[ranges]
+        qparams, shares, unreached, constant = {}, {}, [], []
+        for key, histogram in self.histograms.items():
+            if histogram.count == 0:
+                unreached.append(key)
+                continue
+            qparams[key] = rule(histogram, 8)
+            shares[key] = clipped(histogram, qparams[key]) / histogram.count
+            if histogram.low == histogram.high:
+                constant.append(key)
+        if constant:
+            warnings.warn(
+                f"calibrate: {len(constant)} values never changed in the data (first {constant[0]!r}): their "
+                "ranges fit nothing else. Use real data.",
+                stacklevel=4,
+            )
+        notes = []
+        if self.dropped:
+            notes.append(
+                f"data: {', '.join(self.dropped)} of each batch left out, since forward cannot take them"
+            )
+        return Calibration(
+            qparams, shares, tuple(unreached), tuple(constant), self.samples, self.batches, tuple(notes)
+        )
+
+
+def _progress_line(wanted: bool) -> Callable[[str], None]:
+    """Writes a text over the last one on a terminal; "" ends it."""
+    if not wanted or not sys.stderr.isatty():
+        return lambda _text: None
+
+    def write(text: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+    return write

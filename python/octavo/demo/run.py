@@ -1,0 +1,76 @@
+"""`octavo demo`: the float network, its dynamic and its whole integer form, side by side."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import octavo
+from octavo.demo.digits import load_digits
+
+__all__ = ["Row", "run"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the demo's table.
+
+    accuracy: percent. bytes: resident parameters and buffers. seconds_one: for one image alone; seconds_many: for
+    one image in a batch of 64. integer_share: of all multiply-adds.
+    """
+
+    name: str
+    accuracy: float
+    bytes: int
+    seconds_one: float
+    seconds_many: float
+    integer_share: float
+
+
+def run(rounds: int = 50) -> str:
+    """The demo's table as text. ``rounds``: timed calls of each model; the fastest counts."""
+    digits = load_digits()
+    models: dict[str, nn.Module] = {
+        "float": digits.model,
+        "integer weights, dynamic": octavo.quantize(digits.model, 8, progress=False),
+        "whole model in integers": octavo.quantize(
+            digits.model, 8, data=digits.calibration, progress=False
+        ),
+    }
+    timed = {
+        count: _fastest(models, digits.images[:count], rounds) for count in (1, 64)
+    }
+    float_macs = _float_macs(digits.model, digits.images[:1])
+    rows = [
+        Row(
+            name,
+            _accuracy(model, digits.images, digits.labels),
+            octavo.resident_bytes(model),
+            timed[1][name],
+            timed[64][name] / 64,
+            octavo.integer_macs(model, digits.images[:1]) / float_macs,
+        )
+        for name, model in models.items()
+    ]
+    return _text(rows, len(digits.labels))
+
+
+def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    with torch.inference_mode():
+        right = int((model(images).argmax(1) == labels).sum())
+    return 100 * right / len(labels)
+
+
+def _fastest(models: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, float]:
+    """Seconds of the fastest call of each model; the models take turns, so that all meet the same machine."""
+    best = dict.fromkeys(models, float("inf"))
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for name, model in models.items():
+                start = time.perf_counter()
+                model(images)
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best

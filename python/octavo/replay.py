@@ -1,0 +1,84 @@
+"""Stands in for the forwards of captured modules while calibration data runs through the float model."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from octavo.flow import Flow
+
+__all__ = ["flow_arguments", "replayed"]
+
+
+@contextlib.contextmanager
+def replayed(
+    model: nn.Module, flows: Iterable[Flow], handle: Callable[[Flow, tuple[Tensor, ...]], Any]
+) -> Iterator[None]:
+    """While the context lasts, calls of the captured modules that fit their flow go to ``handle(flow, tensors)``.
+
+    Other calls (another argument structure, rank or number of channels) run the module's own forward.
+    """
+    owners = [(flow, model.get_submodule(flow.path)) for flow in flows]
+    saved = [(module, module.__dict__.get("forward")) for _, module in owners]
+    try:
+        for flow, module in owners:
+            module.__dict__["forward"] = _stand_in(flow, module.forward, handle)
+        yield
+    finally:
+        for module, forward in saved:
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = forward
+
+
+def _stand_in(
+    flow: Flow,
+    original: Callable[..., Any],
+    handle: Callable[[Flow, tuple[Tensor, ...]], Any],
+) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        tensors = flow_arguments(flow, signature, args, kwargs)
+        return original(*args, **kwargs) if tensors is None else handle(flow, tensors)
+
+    return forward
+
+
+def flow_arguments(
+    flow: Flow, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, ...] | None:
+    """The flow's tensors out of a call's arguments; None if the flow was not captured for such a call."""
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return None  # The forward itself words the error.
+    bound.apply_defaults()
+    tensors = []
+    for name, value in bound.arguments.items():
+        if name in flow.parameters:
+            if not isinstance(value, Tensor) or not _same_form(value, flow.shapes.get(name)):
+                return None
+            tensors.append(value)
+        elif name in flow.constants:
+            constant = flow.constants[name]
+            if type(value) is not type(constant) or value != constant:
+                return None
+        elif value not in ((), {}):
+            return None
+    return tuple(tensors) if len(tensors) == len(flow.parameters) else None
+
+
+def _same_form(value: Tensor, shape: tuple[int, ...] | None) -> bool:
+    """Whether rank and channels are those of the example."""
+    if shape is None:
+        return True
+    if value.dim() != len(shape):
+        return False
+    channels = 1 if value.dim() in (3, 4, 5) else -1
+    return value.dim() < 2 or value.shape[channels] == shape[channels] or value.dim() == 3

@@ -1,0 +1,311 @@
+"""What a quantized model is made of, as a table: every layer, what became of it and why, and what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from octavo import isa as isa_names
+from octavo.batches import Batches
+from octavo.errors import describe
+from octavo.record import LayerRecord, Record, record_of
+
+__all__ = ["Multiplies", "Report", "Row", "count_multiplies", "report", "resident_bytes", "sqnr"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One layer: its record, the bytes it takes now, and the SQNR of its output on the report's data (dB)."""
+
+    layer: LayerRecord
+    bytes: int
+    output_sqnr: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiplies:
+    """Multiply-adds of one call of the model, as they were executed."""
+
+    integer: int
+    floating: int
+
+    @property
+    def integer_share(self) -> float:
+        """Share that was computed in integers, 0..1; 0 where there are none at all."""
+        total = self.integer + self.floating
+        return self.integer / total if total else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A quantized model in figures. `str` gives the table, `to_dict` plain JSON data.
+
+    float_bytes: parameters and buffers of the float model. bytes: everything the quantized model keeps in memory.
+    multiplies: None without data. output_sqnr: of the model's output against the reference, None without one.
+    """
+
+    model: str
+    isa: str
+    rows: tuple[Row, ...]
+    float_bytes: int
+    bytes: int
+    multiplies: Multiplies | None
+    output_sqnr: float | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return _text(self)
+
+    __repr__ = __str__
+
+
+def report(model: nn.Module, data: object = None, *, reference: nn.Module | None = None) -> Report:
+    """The report of a quantized model.
+
+    Example:
+        >>> import torch, octavo
+        >>> small = octavo.quantize(torch.nn.Sequential(torch.nn.Linear(64, 8)).eval(), 8)
+        >>> print(octavo.report(small).rows[0].layer.bits)
+        8
+
+    Args:
+        model: result of `quantize` or `load`.
+        data: batches as for `quantize`; with them multiply-adds are counted where they are executed (first batch).
+        reference: the float model. With it and data, every layer's output is compared with the float one
+            (signal-to-quantization-noise ratio in dB, errors of earlier layers included). Without it the column
+            holds what `quantize` measured on the calibration data.
+
+    Raises:
+        TypeError: model is not an nn.Module.
+        ValueError: model was not quantized by octavo, or there is a reference but no data.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"report: model must be a quantized nn.Module, got {describe(model)}. Pass the result of octavo.quantize."
+        )
+    record = record_of(model)
+    if record is None:
+        raise ValueError(
+            f"report: model must be the result of octavo.quantize or octavo.load, got a {type(model).__name__} "
+            "without octavo's record. Pass the quantized model itself, not a part of it."
+        )
+    if reference is not None and data is None:
+        raise ValueError(
+            "report: data must be batches where a reference is given, got None. Pass data=batches."
+        )
+    measured: dict[str, float] = {}
+    multiplies, output = None, None
+    if data is not None:
+        batches = Batches(data)
+        multiplies = count_multiplies(model, batches)
+        if reference is not None:
+            names = [layer.name for layer in record.layers]
+            measured, output = _compare(model, reference, batches, names)
+    rows = tuple(
+        Row(layer, _layer_bytes(model, layer.name), measured.get(layer.name, layer.output_sqnr))
+        for layer in record.layers
+    )
+    return Report(
+        type(model).__name__,
+        isa_names.active(),
+        rows,
+        record.float_bytes,
+        resident_bytes(model),
+        multiplies,
+        output,
+        record.notes,
+    )
+
+
+def sqnr(signal: Tensor, noisy: Tensor) -> float:
+    """10 log10(sum signal^2 / sum (signal - noisy)^2) in dB; infinite where both are equal."""
+    power = float(signal.double().square().sum())
+    noise = float((signal.double() - noisy.double()).square().sum())
+    return _decibels(power, noise)
+
+
+def _decibels(power: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(power / noise) if power else -math.inf
+
+
+def count_multiplies(model: nn.Module, data: object) -> Multiplies:
+    """Multiply-adds of the model on the first batch: integer ones as octavo's ops count them, float ones as torch's."""
+    from octavo import _C
+
+    batches = data if isinstance(data, Batches) else Batches(data)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _C.reset_integer_macs()
+        call = batches.first(model)
+        if call is None:
+            assert batches.runs_model
+            batches.runs_model(model)
+        else:
+            model(*call.args, **call.kwargs)
+        integer = int(_C.integer_macs())
+    return Multiplies(integer, int(counter.get_total_flops()) // 2)
+
+
+def resident_bytes(model: nn.Module) -> int:
+    """Bytes of memory behind the model's parameters, buffers, panels and region constants, each counted once."""
+    return _bytes_of(_tensors_of(model))
+
+
+def _layer_bytes(model: nn.Module, name: str) -> int:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        return 0
+    return _bytes_of(_own_tensors(module))
+
+
+def _bytes_of(tensors: Iterator[Tensor]) -> int:
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        yield from _own_tensors(module)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from (p for p in module._parameters.values() if p is not None)
+    yield from (b for b in module._buffers.values() if b is not None)
+    for value in module.__dict__.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif hasattr(value, "octavo_tensors"):
+            yield from value.octavo_tensors()
+
+
+def _compare(
+    model: nn.Module, reference: nn.Module, batches: Batches, names: list[str]
+) -> tuple[dict[str, float], float | None]:
+    """SQNR of every named layer's output and of the model's own, over all batches."""
+    power: dict[str, float] = {}
+    noise: dict[str, float] = {}
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, _args, output: seen.setdefault(name, []).append(output.detach())
+
+    def check(name: str) -> Any:
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            wanted = seen[name].pop(0)
+            power[name] = power.get(name, 0.0) + float(wanted.double().square().sum())
+            error = wanted.double() - output.double()
+            noise[name] = noise.get(name, 0.0) + float(error.square().sum())
+
+        return hook
+
+    total: list[tuple[float, float]] = []
+    for call in batches.calls(model):
+        seen.clear()
+        with torch.no_grad():
+            with _hooks(reference, names, keep):
+                wanted = reference(*call.args, **call.kwargs)
+            with _hooks(model, names, check):
+                model(*call.args, **call.kwargs)
+            output = model(*call.args, **call.kwargs)
+        if isinstance(wanted, Tensor):
+            total.append(
+                (
+                    float(wanted.double().square().sum()),
+                    float((wanted.double() - output.double()).square().sum()),
+                )
+            )
+    per_layer = {name: _decibels(power[name], noise[name]) for name in power}
+    if not total:
+        return per_layer, None
+    return per_layer, _decibels(sum(p for p, _ in total), sum(n for _, n in total))
+
+
+class _hooks:  # noqa: N801 - a context manager, used like a function
+    """Forward hooks on the named modules while the context lasts."""
+
+    def __init__(self, model: nn.Module, names: list[str], make: Any) -> None:
+        self._handles = [
+            model.get_submodule(name).register_forward_hook(make(name)) for name in names
+        ]
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+# ---- text ---------------------------------------------------------------------------------------------
+
+
+def _text(report: Report) -> str:
+    header = ("layer", "kind", "bits", "grid", "scale per", "activations", "where", "bytes", "now", "SQNR")
+    lines = [header, *(_cells(row) for row in report.rows)]
+    table = align(lines, right={2, 7, 8, 9})
+    quantized = sum(1 for row in report.rows if row.layer.bits)
+    totals = [
+        f"{report.model}: {quantized} of {len(report.rows)} layers in integers, instruction set {report.isa}",
+        f"memory: {_size(report.float_bytes)} float, {_size(report.bytes)} now "
+        f"({report.float_bytes / max(report.bytes, 1):.2f} times smaller)",
+    ]
+    if report.multiplies:
+        totals.append(
+            f"multiply-adds in integers: {100 * report.multiplies.integer_share:.2f} % of "
+            f"{report.multiplies.integer + report.multiplies.floating:,}"
+        )
+    if report.output_sqnr is not None:
+        totals.append(f"output against the float model: {report.output_sqnr:.1f} dB")
+    return "\n".join([table, "", *totals, *report.notes])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    layer = row.layer
+    where = f"region {layer.region}" if layer.region else "alone" if layer.bits else "float"
+    if layer.reason:
+        where += f": {layer.reason}"
+    return (
+        layer.name or "(model)",
+        layer.type,
+        str(layer.bits) if layer.bits else "float",
+        layer.grid,
+        layer.granularity,
+        layer.activations,
+        where,
+        str(layer.float_bytes),
+        str(row.bytes),
+        "" if row.output_sqnr is None else f"{row.output_sqnr:.1f}",
+    )
+
+
+def align(lines: list[tuple[str, ...]], right: set[int]) -> str:
+    """Cells in columns of equal width, those in ``right`` flushed right; a rule below the first line."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024 or unit == "MiB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1024  # type: ignore[assignment]
+    raise AssertionError

@@ -1,0 +1,244 @@
+"""Bias correction: the mean error that quantization leaves in every output channel, taken back into the bias.
+
+Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019), section 4.2, the
+empirical form: b <- b - (mean(y_quantized) - mean(y_float)), means over batch and space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octavo.batches import Batches
+from octavo.flow import Flow, Step, evaluate, refs, substitute
+from octavo.plan import FlowPlan, Plan, RegionPlan
+from octavo.replay import replayed
+from octavo.rounding.codes import Codes
+from octavo.scheme import QParams
+
+__all__ = ["Correction", "correct_bias", "fake_quantize"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Correction:
+    """codes: layer to its codes with the corrected bias. output_sqnr: layer to the SQNR (dB) of its output before
+    the correction of its own bias, errors of earlier layers included; only layers that data reached."""
+
+    codes: dict[str, Codes]
+    output_sqnr: dict[str, float]
+
+
+def correct_bias(
+    model: nn.Module,
+    plan: Plan,
+    qparams: Mapping[str, QParams],
+    codes: Mapping[str, Codes],
+    data: object,
+) -> Correction:
+    """Codes whose biases make up for the mean error of every output channel.
+
+    Float values and quantized values run side by side through each captured module, layer by layer in execution
+    order: a layer sees what the corrected layers before it give. Its correction holds at once for the rest of the batch, and
+    the corrections of all batches are averaged, weighted by their number of output positions. Layers outside of captured
+    modules are compared on the float input.
+
+    Args:
+        model: the float model of the plan, folded. It comes back as it was.
+        plan, qparams: what is stored in integers, and its ranges, by the keys of `octavo.calibrate`.
+        codes: layer to its rounded weight.
+        data: the batches again.
+    """
+    batches = data if isinstance(data, Batches) else Batches(data)
+    runner = _Lockstep(model, plan, qparams, codes)
+    handles = [
+        model.get_submodule(name).register_forward_hook(runner.hook(name)) for name in runner.alone
+    ]
+    try:
+        plans = {id(plan_of.flow): plan_of for plan_of in plan.flows}
+        with replayed(
+            model,
+            [plan_of.flow for plan_of in plan.flows],
+            lambda flow, tensors: runner.run(plans[id(flow)], tensors),
+        ):
+            batches.run(model, lambda _number, _call: runner.start_batch())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return runner.result()
+
+
+def fake_quantize(x: Tensor, p: QParams) -> Tensor:
+    """What the integers stand for: scale * (q - zero_point) of the nearest code, as `octavo::quantize` forms it."""
+    inverse = float(1.0 / torch.tensor(p.scale, dtype=torch.float32))
+    q = (x.to(torch.float32) * inverse).clamp(-p.zero_point, p.qmax - p.zero_point).round()
+    return q * p.scale
+
+
+class _Mean:
+    """Per-channel means, weighted by the number of positions behind them."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.weight = 0
+        self.power = 0.0
+        self.noise = 0.0
+
+    def add(self, mean: Tensor, positions: int) -> None:
+        self.total = self.total + mean * positions
+        self.weight += positions
+
+
+class _Inside(dict[str, Any]):
+    """Values of a region; what it does not define itself (sizes, constants) is read from outside."""
+
+    def __init__(self, outside: dict[str, Any]) -> None:
+        super().__init__()
+        self._outside = outside
+
+    def __missing__(self, name: str) -> Any:
+        return self._outside[name]
+
+
+class _Lockstep:
+    """Runs flows twice at once, in float and as the integers will, and gathers the differences."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        qparams: Mapping[str, QParams],
+        codes: Mapping[str, Codes],
+    ) -> None:
+        self.model, self.qparams, self.codes = model, qparams, codes
+        in_flows = {
+            part.module
+            for plan_of in plan.flows
+            for item in plan_of.items
+            for step in (item.steps if isinstance(item, RegionPlan) else (item,))
+            for part in step.fused or (step,)
+        }
+        self.alone = [name for name in codes if name not in in_flows]
+        self.static = {s.name for s in plan.sites if s.scheme and s.activations == "static"}
+        self.means: dict[str, _Mean] = {}
+        self.batch_bias: dict[str, Tensor] = {}
+
+    def start_batch(self) -> None:
+        """Forget the corrections of the last batch."""
+        self.batch_bias.clear()
+
+    def hook(self, name: str) -> Any:
+        """A forward hook for a layer outside of captured modules."""
+
+        def compare(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            x = args[0]
+            p = self.qparams.get(f"site:{name}")
+            self.layer(name, module, fake_quantize(x, p) if p else x, output)
+
+        return compare
+
+    def run(self, plan: FlowPlan, tensors: tuple[Tensor, ...]) -> Any:
+        """The flow's float result, for a call in the middle of the float model."""
+        flow = plan.flow
+        wanted: dict[str, Any] = dict(zip(flow.parameters, tensors, strict=True))
+        got: dict[str, Any] = {name: value.clone() for name, value in wanted.items()}
+        steps = [
+            step
+            for item in plan.items
+            for step in (item.steps if isinstance(item, RegionPlan) else (item,))
+        ]
+        last_use = _last_uses(flow, steps)
+        index = 0
+        for item in plan.items:
+            region = item if isinstance(item, RegionPlan) else None
+            inside = got if region is None else _Inside(got)
+            for value in region.inputs if region else ():
+                inside[value] = self._stored(flow, region, value, got[value])
+            for step in region.steps if region else (item,):
+                for part in step.fused or (step,):
+                    self._part(part, wanted, inside)
+                inside[step.output] = self._stored(flow, region, step.output, inside[step.output])
+                for values in (wanted, got, inside):
+                    for name in [n for n in values if last_use.get(n, -1) <= index]:
+                        del values[name]
+                index += 1
+            for value in region.outputs if region else ():
+                got[value] = inside[value]
+        return substitute(flow.output, lambda ref: wanted[ref.name])
+
+    def _stored(self, flow: Flow, region: RegionPlan | None, value: str, x: Any) -> Any:
+        """The value as the region stores it; values that leave a layer as floats stay as they are."""
+        owner = region.params_of.get(value) if region else None
+        return x if owner is None else fake_quantize(x, self.qparams[f"{flow.path}:{owner}"])
+
+    def _part(self, part: Step, wanted: dict[str, Any], got: dict[str, Any]) -> None:
+        module_of = self.model.get_submodule
+        if part.module in self.codes:
+            module = module_of(part.module)
+            x = got[next(refs(part.args), part.inputs[0])]
+            y = evaluate(part, module_of, wanted)
+            got[part.output] = self.layer(part.module, module, x, y)
+        else:
+            evaluate(part, module_of, wanted)
+            evaluate(part, module_of, got)
+
+    def layer(self, name: str, module: nn.Module, x: Tensor, wanted: Tensor) -> Tensor:
+        """The corrected output of a layer with integer weights on the quantized input ``x``."""
+        code = self.codes[name]
+        bias = self.batch_bias.get(name, code.bias)
+        y = _apply(module, x.to(torch.float32), code.dequantize(), bias)
+        channels = 1 if isinstance(module, nn.modules.conv._ConvNd) and y.dim() > 2 else y.dim() - 1
+        if isinstance(module, nn.modules.conv._ConvNd):
+            channels = y.dim() - len(module.kernel_size) - 1
+        over = [d for d in range(y.dim()) if d != channels]
+        positions = y.numel() // max(y.shape[channels], 1)
+        if positions == 0:
+            return y
+        difference = wanted - y
+        error = difference.mean(over, dtype=torch.float64) if over else difference.double()
+        mean = self.means.setdefault(name, _Mean())
+        mean.power += float(wanted.square().sum(dtype=torch.float64))
+        mean.noise += float(difference.square().sum(dtype=torch.float64))
+        before = torch.zeros_like(error) if code.bias is None else code.bias.double()
+        start = before if bias is None else bias.double()
+        corrected = start + error
+        mean.add(corrected - before, positions)
+        if name not in self.batch_bias:
+            self.batch_bias[name] = corrected.float()
+        shape = [1] * y.dim()
+        shape[channels] = -1
+        return y + error.float().view(shape)
+
+    def result(self) -> Correction:
+        """The averaged corrections, applied."""
+        codes, sqnr = dict(self.codes), {}
+        for name, mean in self.means.items():
+            shift = mean.total / mean.weight
+            assert isinstance(shift, Tensor)
+            bias = shift if codes[name].bias is None else codes[name].bias.double() + shift
+            codes[name] = dataclasses.replace(codes[name], bias=bias.float())
+            sqnr[name] = float(10 * torch.tensor(mean.power / max(mean.noise, 1e-300)).log10())
+        return Correction(codes, sqnr)
+
+
+def _apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's own arithmetic with another weight (in canonical order) and bias."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        y: Tensor = module._conv_forward(x, weight, bias)  # type: ignore[operator]
+        return y
+    return F.linear(x, weight, bias)
+
+
+def _last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
+    """Index of the last step that reads each value; values that the flow returns are never freed."""
+    uses: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        for part in step.fused or (step,):
+            uses.setdefault(part.output, index)
+            for name in (*part.inputs, *refs(part.args), *refs(dict(part.kwargs))):
+                uses[name] = index
+    return uses | dict.fromkeys(refs(flow.output), len(steps))
