@@ -15,7 +15,9 @@ __all__ = ["region_constants", "run_region"]
 
 def region_constants(panels: Sequence[Tensor], program: str) -> Tensor:
     """uint8 [bytes]: the numbers that ``run_region`` needs and that follow from panels and program alone."""
-    result: Tensor = torch.ops.octavo.region_constants(list(panels), program)
+    # An operator is chosen by the device of its tensors, so there must be one.
+    tensors = list(panels) or [torch.empty(0, dtype=torch.uint8)]
+    result: Tensor = torch.ops.octavo.region_constants(tensors, program)
     return result
 
 

@@ -1,0 +1,468 @@
+"""The runtime of a captured module: its forward as a list of integer regions and float steps.
+
+The callable stands in ``module.__dict__["forward"]``, so that class, names and children of the module stay what they
+are. It runs the regions, each in one call of an operator. Where a hook sits on a child that a region covers, the same
+steps run one by one instead and the hook sees floats. Where a call does not fit what was captured (another argument
+structure, rank or number of channels), the class's own forward runs over the quantized layers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from octavo import ops
+from octavo.flow import Flow, Step, evaluate, refs, substitute
+from octavo.nn.layer import QLayer
+from octavo.nn.program import Program, parse
+from octavo.replay import flow_arguments
+
+__all__ = ["CapturedForward", "Region", "captured_forward"]
+
+_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+_GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A stretch of a flow that one call of ``run_region`` computes.
+
+    name: "<flow path>#<index>".
+    program: its text. panels: for each ``panel=`` the qualified name of a layer, or a tensor of numbers.
+    inputs, outputs: names of the values that enter and leave as floats, in the program's order.
+    values: name of each value that the program computes or reads, to its id there.
+    steps: the steps that the program stands for, in execution order.
+    """
+
+    name: str
+    program: str
+    panels: tuple[str | Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    values: Mapping[str, int]
+    steps: tuple[Step, ...]
+
+
+def captured_forward(module: nn.Module) -> CapturedForward | None:
+    """The runtime that stands for the forward of ``module``, None if there is none."""
+    forward = module.__dict__.get("forward")
+    return forward if isinstance(forward, CapturedForward) else None
+
+
+class CapturedForward:
+    """The forward of a captured module.
+
+    Args:
+        owner: the module; held weakly.
+        flow: what was captured.
+        items: regions and float steps, in execution order.
+    """
+
+    def __init__(self, owner: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> None:
+        self.flow = flow
+        self.items = items
+        self._bound: _Bound | None = None
+        self._attach(owner)
+
+    def _attach(self, owner: nn.Module) -> None:
+        self._owner = weakref.ref(owner)
+        self.__signature__ = inspect.signature(type(owner).forward.__get__(owner))
+
+    def prepare(self) -> None:
+        """Finds the modules and forms the constants now rather than in the first call."""
+        self._bound = _Bound(self.owner(), self.flow, self.items)
+
+    def owner(self) -> nn.Module:
+        """The module whose forward this is."""
+        owner = self._owner()
+        if owner is None:
+            raise RuntimeError("forward: expected the module that it belongs to, got one that is gone.")
+        return owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        owner = self.owner()
+        tensors = self._tensors(args, kwargs)
+        bound = self._bound
+        if bound is None or (not torch.compiler.is_compiling() and bound.is_stale()):
+            bound = self._bound = _Bound(owner, self.flow, self.items)
+        if tensors is not None and (torch.compiler.is_compiling() or not any(bound.container_hooks)):
+            values = bound.run(dict(zip(self.flow.parameters, tensors, strict=True)))
+            if values is not None:
+                return substitute(self.flow.output, lambda ref: values[ref.name])
+        return type(owner).forward(owner, *args, **kwargs)
+
+    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...] | None:
+        """The tensors of a call that fits the flow, else None."""
+        flow = self.flow
+        if not kwargs and len(args) == len(flow.parameters) and not flow.constants:
+            for name, value in zip(flow.parameters, args, strict=True):
+                if not isinstance(value, Tensor) or (
+                    name in flow.shapes and value.dim() != len(flow.shapes[name])
+                ):
+                    return None
+            return args
+        return flow_arguments(flow, self.__signature__, args, kwargs)
+
+    # ---- copies: the owner is a module that is copied or pickled at the same time ---------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedForward:
+        owner = self.owner()
+        return CapturedForward(memo.get(id(owner), owner), self.flow, self.items)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"owner": self.owner(), "flow": self.flow, "items": self.items}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.flow, self.items, self._bound = state["flow"], state["items"], None
+        self._attach(state["owner"])
+
+    def __repr__(self) -> str:
+        regions = sum(isinstance(item, Region) for item in self.items)
+        return f"CapturedForward(path={self.flow.path!r}, regions={regions}, items={len(self.items)})"
+
+
+class _Bound:
+    """Flow and items with the modules of one owner."""
+
+    def __init__(self, owner: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> None:
+        self._prefix = f"{flow.path}." if flow.path else ""
+        self._modules: dict[str, nn.Module] = {"": owner, flow.path: owner}
+        links: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
+        covered: dict[int, nn.Module] = {}
+        containers: dict[int, nn.Module] = {}
+        in_regions = {
+            name for item in items if isinstance(item, Region) for name in _modules_of(item.steps)
+        }
+        for name in [*_modules_of(flow.steps), *in_regions]:
+            if name in self._modules:
+                continue
+            parent, path = owner, name.removeprefix(self._prefix).split(".")
+            for depth, part in enumerate(path):
+                child = parent.get_submodule(part)
+                links.append((parent._modules, part, child))
+                if depth + 1 < len(path):
+                    containers[id(child)] = child
+                parent = child
+            self._modules[name] = parent
+        ran = {name for item in items if isinstance(item, Step) for name in _modules_of((item,))}
+        for name, child in self._modules.items():
+            if child is not owner and name not in ran:
+                covered[id(child)] = child
+        self._links = links
+        self._hooks = (*_GLOBAL_HOOKS, *_hook_tables(covered.values()))
+        self.container_hooks = _hook_tables(containers.values())
+        self._items = [
+            _BoundRegion(item, self) if isinstance(item, Region) else item for item in items
+        ]
+        self._dead = _last_reads(flow, items)
+
+    def module_of(self, name: str) -> nn.Module:
+        """The module of a qualified name (from the root model)."""
+        found = self._modules.get(name)
+        if found is None:
+            found = self._modules[""].get_submodule(name.removeprefix(self._prefix))
+        return found
+
+    def is_stale(self) -> bool:
+        """Whether a child was replaced since."""
+        return any(table.get(name) is not child for table, name, child in self._links)
+
+    def run(self, values: dict[str, Any]) -> dict[str, Any] | None:
+        """All values that are still needed at the end; None if a region cannot take what reaches it."""
+        hooked = not torch.compiler.is_compiling() and any(self._hooks)
+        for item, dead in zip(self._items, self._dead, strict=True):
+            if isinstance(item, Step):
+                evaluate(item, self.module_of, values)
+            elif not (item.run_hooked(values) if hooked else item.run(values)):
+                return None
+            for name in dead:
+                values.pop(name, None)
+        return values
+
+
+class _BoundRegion:
+    """A region with its layers."""
+
+    def __init__(self, region: Region, bound: _Bound) -> None:
+        self.region = region
+        self._bound = bound
+        self._layers: list[QLayer] = []
+        self._is_whole = True
+        for panel in region.panels:
+            if isinstance(panel, str):
+                layer = bound.module_of(panel)
+                if isinstance(layer, QLayer):
+                    self._layers.append(layer)
+                else:
+                    self._is_whole = False  # A layer was replaced: its step runs in float.
+        self._parsed: Program | None = None
+        self._cuts: dict[tuple[str, bool], tuple[str, tuple[int, ...], tuple[str, ...]]] = {}
+        self._isa = ""
+        self._ready: tuple[list[Tensor], list[Tensor], Tensor] | None = None
+        self._entries = self._entry_forms()
+        if self._is_whole:
+            self._panels()
+
+    def _entry_forms(self) -> list[tuple[int, int, int]]:
+        """For each input its rank (0: any), and the dimension of its channels and their number (-1: any)."""
+        program = self._program()
+        forms = []
+        for name in self.region.inputs:
+            value = self.region.values[name]
+            rank = {"image": 4, "image1d": 3, "rows": 0}[program.layout(value)]
+            forms.append((rank, 1 if rank else -1, self._channels(program, value)))
+        return forms
+
+    def _channels(self, program: Program, value: int) -> int:
+        for line in program.lines:
+            if value in line.reads() and line.kind in _WEIGHTED:
+                panel = self.region.panels[int(line.keys["panel"])]
+                if int(line.keys["x"]) == value and isinstance(panel, str):
+                    layer = self._bound.module_of(panel)
+                    if isinstance(layer, QLayer):
+                        return layer.weight_shape[1] * layer.layer_groups
+        return -1
+
+    def _program(self) -> Program:
+        if self._parsed is None:
+            self._parsed = parse(self.region.program)
+        return self._parsed
+
+    def _panels(self) -> tuple[list[Tensor], Tensor]:
+        """The panels of now, and the constants that belong to them."""
+        ready = self._ready
+        if torch.compiler.is_compiling() and ready is not None:
+            return ready[1], ready[2]
+        isa = ops.active_isa()
+        if isa != self._isa:
+            for layer in self._layers:
+                layer.current_panel()
+            self._isa = isa
+        current = [layer.panel for layer in self._layers]
+        if ready is None or not all(map(operator.is_, current, ready[0])):
+            own = iter(current)
+            panels = [next(own) if isinstance(p, str) else p for p in self.region.panels]
+            with torch.inference_mode(False), torch.no_grad():
+                constants = ops.region_constants(panels, self.region.program)
+            self._ready = ready = (current, panels, constants)
+        return ready[1], ready[2]
+
+    def _inputs(self, values: dict[str, Any]) -> list[Tensor] | None:
+        """The region's inputs as float32; None if one does not fit."""
+        inputs = []
+        for name, (rank, dimension, channels) in zip(
+            self.region.inputs, self._entries, strict=True
+        ):
+            x = values[name]
+            if (
+                not isinstance(x, Tensor)
+                or x.dtype not in _FLOATS
+                or not x.is_cpu
+                or x.layout is not torch.strided
+                or (rank and x.dim() != rank)
+                or x.dim() == 0
+                or (channels >= 0 and x.shape[dimension] != channels)
+            ):
+                return None
+            inputs.append(x if x.dtype is torch.float32 else x.float())
+        return inputs
+
+    def run(self, values: dict[str, Any]) -> bool:
+        """Computes the region in one call; False if an input does not fit."""
+        if not self._is_whole:
+            return self.run_hooked(values)
+        inputs = self._inputs(values)
+        if inputs is None:
+            return False
+        dtype = values[self.region.inputs[0]].dtype
+        panels, constants = self._panels()
+        results = ops.run_region(inputs, panels, constants, self.region.program)
+        for name, result in zip(self.region.outputs, results, strict=True):
+            values[name] = result if dtype is torch.float32 else result.to(dtype)
+        return True
+
+    # ---- step by step ---------------------------------------------------------------------------------
+
+    def run_hooked(self, values: dict[str, Any]) -> bool:
+        """Computes the region's steps one by one with floats between them, so that hooks fire.
+
+        A value that is quantized again with the parameters it had gives the codes it had, so that what continues is
+        what the one call computes.
+        """
+        inputs = self._inputs(values)
+        if inputs is None:
+            return False
+        dtype = values[self.region.inputs[0]].dtype
+        local = dict(zip(self.region.inputs, inputs, strict=True))
+        for step in self.region.steps:
+            self._run_step(step, local)
+        for name in self.region.outputs:
+            values[name] = local[name] if dtype is torch.float32 else local[name].to(dtype)
+        return True
+
+    def _run_step(self, step: Step, values: dict[str, Any]) -> None:
+        parts = step.fused or (step,)
+        changed = not self._has_layers(step)
+        for part in parts:
+            last = part is parts[-1]
+            child = self._bound.module_of(part.module) if part.module else None
+
+            def compute(
+                *args: Any, part: Step = part, last: bool = last, child: nn.Module | None = child
+            ) -> Any:
+                if last and not changed and step.output in self.region.values:
+                    return self._cut_result(step.output, values, as_float=False)
+                if isinstance(child, QLayer) and part.output not in self.region.values and not changed:
+                    return self._layer_result(step, values)
+                if child is not None:
+                    return child.forward(*args)
+                return evaluate(part, self._bound.module_of, values)
+
+            if child is None:
+                values[part.output] = compute()
+            else:
+                args = _arguments(part, values)
+                result, same = _call_with_hooks(child, args, compute)
+                values[part.output] = result
+                changed = changed or not same
+
+    def _has_layers(self, step: Step) -> bool:
+        """Whether every layer of the step is still a quantized one."""
+        names = {panel for panel in self.region.panels if isinstance(panel, str)}
+        return all(
+            isinstance(self._bound.module_of(name), QLayer)
+            for name in _modules_of((step,))
+            if name in names
+        )
+
+    def _cut_result(self, name: str, values: dict[str, Any], as_float: bool) -> Tensor:
+        program = self._program()
+        key = (name, as_float)
+        if key not in self._cuts:
+            ids = self.region.values
+            step = next(s for s in self.region.steps if s.output == name)
+            known = tuple(dict.fromkeys(n for n in step.inputs if n in ids))
+            text, panels = program.cut(ids[name], [ids[n] for n in known], as_float)
+            self._cuts[key] = (text, panels, known)
+        text, indices, known = self._cuts[key]
+        if name in known:
+            return values[name]
+        panels = [self._panel(self.region.panels[i]) for i in indices]
+        constants = ops.region_constants(panels, text)
+        return ops.run_region([values[n] for n in known], panels, constants, text)[0]
+
+    def _layer_result(self, step: Step, values: dict[str, Any]) -> Tensor:
+        """The plain float result of the convolution or linear layer that ``step`` is built on."""
+        return self._cut_result(step.output, values, as_float=True)
+
+    def _panel(self, panel: str | Tensor) -> Tensor:
+        if isinstance(panel, str):
+            layer = self._bound.module_of(panel)
+            if not isinstance(layer, QLayer):
+                raise TypeError(f"layer {panel!r}: expected a quantized layer, got {type(layer).__name__}.")
+            return layer.current_panel()
+        return panel
+
+
+_WEIGHTED = frozenset({"conv", "conv_f32", "linear", "linear_f32"})
+
+
+def _modules_of(steps: tuple[Step, ...]) -> Iterator[str]:
+    for step in steps:
+        if step.module:
+            yield step.module
+        yield from _modules_of(step.fused)
+
+
+def _hook_tables(modules: Any) -> tuple[dict[int, Any], ...]:
+    return tuple(
+        table for module in modules for table in (module._forward_hooks, module._forward_pre_hooks)
+    )
+
+
+def _reads(item: Region | Step) -> Iterator[str]:
+    if isinstance(item, Region):
+        yield from item.inputs
+        for step in item.steps:
+            yield from _reads(step)
+        return
+    yield from item.inputs
+    yield from refs(list(item.args))
+    yield from refs([value for _, value in item.kwargs])
+    for part in item.fused:
+        yield from _reads(part)
+
+
+def _last_reads(flow: Flow, items: tuple[Region | Step, ...]) -> list[tuple[str, ...]]:
+    """For each item the values that nothing reads after it."""
+    last: dict[str, int] = {}
+    for index, item in enumerate(items):
+        names = item.outputs if isinstance(item, Region) else _defined(item)
+        for name in (*_reads(item), *names):
+            last[name] = index
+    for name in refs(flow.output):
+        last[name] = len(items)
+    return [tuple(n for n, index in last.items() if index == i) for i in range(len(items))]
+
+
+def _defined(step: Step) -> Iterator[str]:
+    yield step.output
+    for part in step.fused:
+        yield from _defined(part)
+
+
+def _arguments(step: Step, values: dict[str, Any]) -> tuple[Any, ...]:
+    if step.args or step.kwargs:
+        return substitute(step.args, lambda ref: values[ref.name])  # type: ignore[no-any-return]
+    return (values[step.inputs[0]],)
+
+
+def _call_with_hooks(
+    module: nn.Module, args: tuple[Any, ...], compute: Callable[..., Any]
+) -> tuple[Any, bool]:
+    """``compute(*args)`` between the forward pre-hooks and hooks of ``module``, and whether no hook changed anything.
+
+    What torch.nn.Module.__call__ does around forward, with another function in forward's place.
+    """
+    kwargs: dict[str, Any] = {}
+    same = True
+    before = _versions(args)
+    for key, hook in (*_GLOBAL_HOOKS[1].items(), *module._forward_pre_hooks.items()):
+        if key in module._forward_pre_hooks_with_kwargs:
+            changed = hook(module, args, kwargs)
+            if changed is not None:
+                args, kwargs = changed
+                same = False
+        else:
+            changed = hook(module, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+                same = False
+    if not same or _versions(args) != before or kwargs:
+        same = False
+        result = module.forward(*args, **kwargs)
+    else:
+        result = compute(*args)
+    before = _versions((result,))
+    for key, hook in (*_GLOBAL_HOOKS[0].items(), *module._forward_hooks.items()):
+        if key in module._forward_hooks_with_kwargs:
+            changed = hook(module, args, kwargs, result)
+        else:
+            changed = hook(module, args, result)
+        if changed is not None:
+            result = changed
+            same = False
+    return result, same and _versions((result,)) == before
+
+
+def _versions(values: tuple[Any, ...]) -> list[int]:
+    """How often each tensor was written to in place (inference tensors do not count)."""
+    return [v._version for v in values if isinstance(v, Tensor) and not v.is_inference()]
