@@ -414,7 +414,7 @@ case("T18 conv1d bn relu", lambda: (torch.randn(2, 3, 20),), ("0", "3"))(
 case("T18 linear bn", rows(), ("0", "3"))(
     lambda: nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
 )
-case("T18 conv3d bn", lambda: (torch.randn(1, 2, 5, 6, 7),), (), ("0",))(
+case("T18 conv3d bn", lambda: (torch.randn(1, 2, 5, 6, 7),), ("3",), ("0",))(
     lambda: nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(240, 3))
 )
 case("T18 bn without affine", image(), ("0", "2"))(
