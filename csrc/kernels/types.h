@@ -55,12 +55,14 @@ struct ConvGeometry {
 ///            then, with a residual r: v = fmaf(float(r), residual_scale, v) before the clamp
 ///   f32 out: y = min(max(fmaf(float(start[c] + sum), scale[c], offset[c]), lo), hi)
 /// start holds -zero_point_in * column sum; lo and hi are codes (u8) or reals (f32, may be infinite).
+/// zero_point is zero_point_in, or -1 where the caller does not tell: with 0, products with the halo are skipped.
 struct Epilogue {
   const int32_t* start = nullptr;
   const float* scale = nullptr;
   const float* offset = nullptr;
   float residual_scale = 0.0f;
   float lo = 0.0f, hi = 255.0f;
+  int32_t zero_point = -1;
 };
 
 /// Memory order of a weight panel; the tag of `PanelHeader`.
