@@ -6,6 +6,7 @@ CC BY 4.0). The weights were trained by `examples/train_demo.py` on images that 
 """
 
 from octavo.demo.digits import Digits, DigitsNet, load_digits
+from octavo.demo.run import run
 
 
 __all__ = ["Digits", "DigitsNet", "load_digits", "run"]

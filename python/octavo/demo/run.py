@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.demo.digits import load_digits
+from octavo.report import align, count_multiplies, resident_bytes
 
 __all__ = ["Row", "run"]
 
@@ -40,18 +41,15 @@ def run(rounds: int = 50) -> str:
             digits.model, 8, data=digits.calibration, progress=False
         ),
     }
-    timed = {
-        count: _fastest(models, digits.images[:count], rounds) for count in (1, 64)
-    }
-    float_macs = _float_macs(digits.model, digits.images[:1])
+    timed = {count: _fastest(models, digits.images[:count], rounds) for count in (1, 64)}
     rows = [
         Row(
             name,
             _accuracy(model, digits.images, digits.labels),
-            octavo.resident_bytes(model),
+            resident_bytes(model),
             timed[1][name],
             timed[64][name] / 64,
-            octavo.integer_macs(model, digits.images[:1]) / float_macs,
+            count_multiplies(model, digits.images[:1]).integer_share,
         )
         for name, model in models.items()
     ]
@@ -74,3 +72,27 @@ def _fastest(models: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[
                 model(images)
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
+
+
+def _text(rows: list[Row], images: int) -> str:
+    header = ("", "accuracy", "memory", "1 image", "of 64", "multiply-adds in integers")
+    cells = [
+        (
+            row.name,
+            f"{row.accuracy:.2f} %",
+            f"{row.bytes / 1024:.0f} KiB",
+            f"{1e6 * row.seconds_one:.0f} us",
+            f"{1e6 * row.seconds_many:.1f} us",
+            f"{100 * row.integer_share:.1f} %",
+        )
+        for row in rows
+    ]
+    return "\n".join(
+        [
+            f"{images} handwritten digits that the network has never seen; instruction set {octavo.isa()}, "
+            f"{torch.get_num_threads()} threads",
+            "time per image: alone, and in batches of 64; the fastest of several calls",
+            "",
+            align([header, *cells], right={1, 2, 3, 4, 5}),
+        ]
+    )
