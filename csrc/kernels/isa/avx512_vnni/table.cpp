@@ -3,12 +3,16 @@
 
 namespace octavo::avx512_vnni {
 
+void fill_gemm(GemmTable& table);
+void fill_depthwise(GemmTable& table);
 void fill_quantize(ElementTable& table);
 void fill_minmax(ElementTable& table);
 void fill_elementwise(ElementTable& table);
 void fill_pool(ElementTable& table);
 
 void fill(KernelTable& table) {
+  fill_gemm(table.gemm);
+  fill_depthwise(table.gemm);
   fill_quantize(table.element);
   fill_minmax(table.element);
   fill_elementwise(table.element);
