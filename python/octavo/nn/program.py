@@ -56,7 +56,9 @@ class Program:
             return line.keys["s"], line.keys["z"], line.keys["max"]
         return self.parameters(line.reads()[0])
 
-    def cut(self, result: int, known: Sequence[int], as_float: bool = False) -> tuple[str, tuple[int, ...]]:
+    def cut(
+        self, result: int, known: Sequence[int], as_float: bool = False
+    ) -> tuple[str, tuple[int, ...]]:
         """A program that computes value ``result`` alone, and which panels of this program it uses.
 
         Args:
@@ -138,5 +140,7 @@ def parse(text: str) -> Program:
             raise ValueError(f"region program: expected values defined before, got {row[:60]!r}.")
         lines.append(line)
     if not outputs or max(outputs) >= len(lines):
-        raise ValueError("region program: expected results among its steps, got none or unknown ones.")
+        raise ValueError(
+            "region program: expected results among its steps, got none or unknown ones."
+        )
     return Program(tuple(lines), tuple(outputs))

@@ -84,7 +84,9 @@ class CapturedForward:
         """The module whose forward this is."""
         owner = self._owner()
         if owner is None:
-            raise RuntimeError("forward: expected the module that it belongs to, got one that is gone.")
+            raise RuntimeError(
+                "forward: expected the module that it belongs to, got one that is gone."
+            )
         return owner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +95,9 @@ class CapturedForward:
         bound = self._bound
         if bound is None or (not torch.compiler.is_compiling() and bound.is_stale()):
             bound = self._bound = _Bound(owner, self.flow, self.items)
-        if tensors is not None and (torch.compiler.is_compiling() or not any(bound.container_hooks)):
+        if tensors is not None and (
+            torch.compiler.is_compiling() or not any(bound.container_hooks)
+        ):
             values = bound.run(dict(zip(self.flow.parameters, tensors, strict=True)))
             if values is not None:
                 return substitute(self.flow.output, lambda ref: values[ref.name])
@@ -126,7 +130,9 @@ class CapturedForward:
 
     def __repr__(self) -> str:
         regions = sum(isinstance(item, Region) for item in self.items)
-        return f"CapturedForward(path={self.flow.path!r}, regions={regions}, items={len(self.items)})"
+        return (
+            f"CapturedForward(path={self.flow.path!r}, regions={regions}, items={len(self.items)})"
+        )
 
 
 class _Bound:
@@ -154,10 +160,13 @@ class _Bound:
             self._modules[name] = parent
         ran = {name for item in items if isinstance(item, Step) for name in _modules_of((item,))}
         for name, child in self._modules.items():
-            if child is not owner and name not in ran:
+            if name in in_regions:
                 covered[id(child)] = child
+            elif child is not owner and name not in ran:
+                containers[id(child)] = child  # An identity that no step stands for.
         self._links = links
         self._hooks = (*_GLOBAL_HOOKS, *_hook_tables(covered.values()))
+        # Modules whose calls are no steps: where one has a hook, the class's own forward makes the call.
         self.container_hooks = _hook_tables(containers.values())
         self._items = [
             _BoundRegion(item, self) if isinstance(item, Region) else item for item in items
@@ -320,7 +329,11 @@ class _BoundRegion:
             ) -> Any:
                 if last and not changed and step.output in self.region.values:
                     return self._cut_result(step.output, values, as_float=False)
-                if isinstance(child, QLayer) and part.output not in self.region.values and not changed:
+                if (
+                    isinstance(child, QLayer)
+                    and part.output not in self.region.values
+                    and not changed
+                ):
                     return self._layer_result(step, values)
                 if child is not None:
                     return child.forward(*args)
@@ -367,7 +380,9 @@ class _BoundRegion:
         if isinstance(panel, str):
             layer = self._bound.module_of(panel)
             if not isinstance(layer, QLayer):
-                raise TypeError(f"layer {panel!r}: expected a quantized layer, got {type(layer).__name__}.")
+                raise TypeError(
+                    f"layer {panel!r}: expected a quantized layer, got {type(layer).__name__}."
+                )
             return layer.current_panel()
         return panel
 

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from octavo.errors import describe
 
-__all__ = ["as_float32", "check_bits", "check_dtype", "check_scales", "check_tensor", "needs_refusal"]
+__all__ = [
+    "as_float32",
+    "check_bits",
+    "check_dtype",
+    "check_scales",
+    "check_tensor",
+    "needs_refusal",
+]
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -59,7 +59,9 @@ def _(packed: Tensor, shape: Sequence[int], bits: int) -> Tensor:
     return packed.new_empty(tuple(shape), dtype=torch.int8)
 
 
-def pack_weight(codes: Tensor, scale: Tensor, bias: Tensor | None, groups: int, bits: int) -> Tensor:
+def pack_weight(
+    codes: Tensor, scale: Tensor, bias: Tensor | None, groups: int, bits: int
+) -> Tensor:
     """The panel, uint8 [bytes], of a layer for the active instruction set.
 
     Args:

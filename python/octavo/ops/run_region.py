@@ -60,7 +60,9 @@ def _(
 
 class _Refusing(torch.autograd.Function):
     @staticmethod
-    def forward(program: str, count: int, constants: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        program: str, count: int, constants: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         result = torch.ops.octavo.run_region(
             list(tensors[:count]), list(tensors[count:]), constants, program
         )

@@ -1,0 +1,519 @@
+"""Saves a quantized model as one file that describes itself, and installs it in a freshly built float model.
+
+The file holds canonical codes, scales and biases, the model's other tensors, and as JSON: the schemes, the programs of the
+regions with their steps, and the paths and types of all modules. Loading traces nothing and decides nothing again:
+the loaded model gives the bits of the saved one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo import ops, safetensors_file
+from octavo.errors import CheckpointError, describe
+from octavo.flow import Flow, Step, from_data, to_data
+from octavo.functions import FUNCTIONS
+from octavo.grids import GRIDS
+from octavo.nn.layer import QLayer
+from octavo.nn.program import parse
+from octavo.nn.region import Region, captured_forward
+from octavo.nn.registry import quantized_class
+from octavo.record import Record, attach, record_of
+from octavo.rewrite import copy_model, install
+from octavo.scheme import QParams
+
+__all__ = ["FORMAT_VERSION", "load", "save"]
+
+FORMAT_VERSION = (1, 0)
+_BAD_DATA = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+)
+
+
+# ---- save ---------------------------------------------------------------------------------------------
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Writes a quantized model to one safetensors file, which replaces what was at ``path`` only when it is complete.
+
+    Example:
+        >>> import torch, octavo
+        >>> small = octavo.quantize(torch.nn.Sequential(torch.nn.Linear(64, 8)).eval(), 8)
+        >>> octavo.save(small, "small.safetensors")
+
+    Raises:
+        TypeError: ``model`` is no nn.Module.
+        ValueError: no layer of it is quantized, or it holds something that a file cannot hold.
+        OSError: the file cannot be written.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"save: expected a quantized nn.Module, got {describe(model)}.")
+    modules = dict(model.named_modules())
+    if not any(isinstance(module, QLayer) for module in modules.values()):
+        raise ValueError(
+            "save: expected a quantized model, got one without quantized layers. Use torch.save for float models."
+        )
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    layers: dict[str, Any] = {}
+    for name, module in modules.items():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ValueError(
+                f"save: expected modules whose state is tensors, got {type(module).__name__} {name!r} with extra state."
+            )
+        for key, tensor in _tensors_of(module):
+            full = _file_name(_join(name, key))
+            if id(tensor) in seen:
+                tied[full] = seen[id(tensor)]
+            else:
+                seen[id(tensor)] = full
+                tensors[full] = tensor
+        if isinstance(module, QLayer):
+            tensors[_file_name(_join(name, "weight_packed"))] = module.weight_packed()
+            layers[name] = _layer_data(module)
+    flows = [
+        _flow_data(forward.flow, forward.items, tensors)
+        for forward in map(captured_forward, modules.values())
+        if forward is not None
+    ]
+    record = record_of(model)
+    try:
+        content = json.dumps(
+            {
+                "modules": {name: _type_name(module) for name, module in modules.items()},
+                "layers": layers,
+                "flows": [to_data(flow) for flow in flows],
+                "tied": tied,
+                "record": None if record is None else record.to_dict(),
+            },
+            separators=(",", ":"),
+        )
+    except TypeError as error:
+        raise ValueError(
+            f"save: expected captured calls of plain data, got another one ({error})."
+        ) from error
+    version = ".".join(map(str, FORMAT_VERSION))
+    metadata = {"format": "octavo", "version": version, "model": content}
+    safetensors_file.write(path, tensors, metadata)
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield name, parameter
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            yield name, buffer
+
+
+def _layer_data(layer: QLayer) -> dict[str, Any]:
+    p = layer.input_params
+    return {
+        "type": type(layer).__name__,
+        "bits": layer.bits,
+        "grid": layer.grid,
+        "shape": list(layer.weight_shape),
+        "bias": layer.bias is not None,
+        "input": None if p is None else [p.scale.hex(), p.zero_point, p.bits],
+    }
+
+
+def _flow_data(
+    flow: Flow, items: tuple[Region | Step, ...], tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Flow and items as data; tables of regions go to ``tensors``."""
+    data: list[Any] = []
+    for item in items:
+        if isinstance(item, Step):
+            data.append(item)
+            continue
+        panels: list[Any] = []
+        for index, panel in enumerate(item.panels):
+            if isinstance(panel, Tensor):
+                name = _file_name(f"{item.name}.panel{index}")
+                tensors[name] = panel
+                panels.append({"tensor": name})
+            else:
+                panels.append(panel)
+        data.append(
+            {
+                "name": item.name,
+                "program": item.program,
+                "panels": panels,
+                "inputs": item.inputs,
+                "outputs": item.outputs,
+                "values": dict(item.values),
+                "steps": item.steps,
+            }
+        )
+    return {"flow": flow, "items": data}
+
+
+def _type_name(module: nn.Module) -> str:
+    return (module.float_class if isinstance(module, QLayer) else type(module)).__name__
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _file_name(name: str) -> str:
+    """A name without the characters that a path could need."""
+    return name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
+
+
+# ---- load ---------------------------------------------------------------------------------------------
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """The quantized model that ``save`` has written, in eval mode: ``model`` gives class, structure and code.
+
+    Example:
+        >>> import octavo
+        >>> fast = octavo.load("fast.safetensors", build_model())  # doctest: +SKIP
+
+    Args:
+        path: a file that `save` wrote.
+        model: a float model of the architecture that was quantized, with any weights. It stays as it is.
+
+    Raises:
+        TypeError: ``model`` is no nn.Module.
+        OSError: there is no such file, or it may not be read.
+        CheckpointError: the file is damaged, no octavo file, or made for another architecture.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"load: expected a float nn.Module to install the file in, got {describe(model)}. "
+            "Build the model first: octavo.load(path, build_model())."
+        )
+    if any(isinstance(module, QLayer) for module in model.modules()):
+        raise ValueError(
+            "load: expected a float model, got one with quantized layers. Build it anew."
+        )
+    where = f"load: {describe(os.fspath(path))}"
+    tensors, metadata = safetensors_file.read(path)
+    content = _content(metadata, tensors, where)
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            return _Loader(content, tensors, model, where).result()
+        except CheckpointError:
+            raise
+        except _BAD_DATA as error:
+            raise CheckpointError(
+                f"{where}: expected the data that octavo writes, got something else "
+                f"({type(error).__name__}: {describe(str(error))}). The file is damaged."
+            ) from error
+
+
+def _content(
+    metadata: Mapping[str, str], tensors: Mapping[str, Tensor], where: str
+) -> dict[str, Any]:
+    if metadata.get("format") != "octavo":
+        floats = sum(tensor.is_floating_point() for tensor in tensors.values())
+        raise CheckpointError(
+            f"{where}: expected a model that octavo.save wrote, got {len(tensors)} tensors ({floats} float) without "
+            "quantization metadata. Load them into the float model and call octavo.quantize."
+        )
+    version = metadata.get("version", "")
+    major = version.partition(".")[0]
+    if not major.isdecimal() or int(major[:9]) != FORMAT_VERSION[0]:
+        raise CheckpointError(
+            f"{where}: expected format version {FORMAT_VERSION[0]}.x, got {describe(version)}. "
+            "Use the octavo that wrote it, or a newer one."
+        )
+    if "sha256" not in metadata:
+        raise CheckpointError(
+            f"{where}: expected a SHA-256 among the metadata, got none. The file is damaged."
+        )
+    try:
+        content = json.loads(metadata.get("model", ""))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{where}: expected JSON in the model's metadata, got {error}."
+        ) from None
+    kinds = {"modules": dict, "layers": dict, "flows": list, "tied": dict}
+    for key, kind in kinds.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise CheckpointError(
+                f"{where}: expected {key!r} in the model's metadata, got none of its kind."
+            )
+    return dict(content)
+
+
+class _Loader:
+    """One file being installed in a copy of one model."""
+
+    def __init__(
+        self, content: dict[str, Any], tensors: dict[str, Tensor], model: nn.Module, where: str
+    ) -> None:
+        self.content = content
+        self.tensors = tensors
+        self.model = model
+        self.where = where
+        self.used: set[str] = set()
+
+    def fail(
+        self, expected: str, got: str, remedy: str = "The file is damaged."
+    ) -> CheckpointError:
+        return CheckpointError(f"{self.where}: expected {expected}, got {got}. {remedy}")
+
+    def result(self) -> nn.Module:
+        replaced = self.replacements()
+        flows = [self.flow(data) for data in self.content["flows"]]
+        result = copy_model(self.model, replaced)
+        self.fill(result)
+        left = sorted(set(self.tensors) - self.used)
+        if left:
+            raise self.fail(
+                "tensors that the model knows", f"{len(left)} others ({describe(left[:5])})"
+            )
+        result.eval()
+        for flow, items in flows:
+            try:
+                install(result, flow, items)
+            except RuntimeError as error:
+                raise self.fail("region programs that can run", f"an error ({error})") from error
+        record = self.content.get("record")
+        if record is not None:
+            attach(result, Record.from_dict(record))
+        return result
+
+    # ---- structure
+
+    def replacements(self) -> dict[int, nn.Module]:
+        """id of each module of the float model that the file replaces, to what stands in its place."""
+        there = dict(self.model.named_modules())
+        wanted = self.content["modules"]
+        self.compare(there, wanted)
+        layers = self.content["layers"]
+        if not layers or not set(layers) <= set(wanted):
+            raise self.fail(
+                "layers among the modules", describe(sorted(set(layers) - set(wanted))[:5])
+            )
+        replaced: dict[int, nn.Module] = {}
+        for name, module in there.items():
+            if name in layers:
+                replaced[id(module)] = self.layer(name, module, layers[name])
+            elif wanted[name] != type(module).__name__:
+                # Folding has put the identity in a normalisation's place: nothing else may differ.
+                identity = nn.Identity()
+                identity.training = False
+                replaced[id(module)] = identity
+        return replaced
+
+    def compare(self, there: Mapping[str, nn.Module], wanted: Mapping[str, str]) -> None:
+        wrong = [
+            f"{name!r}: {wanted[name]} in the file, {type(there[name]).__name__} in the model"
+            for name in wanted
+            if name in there
+            and wanted[name] != type(there[name]).__name__
+            and not (wanted[name] == "Identity" and "Norm" in type(there[name]).__name__)
+        ]
+        missing = [name for name in wanted if name not in there]
+        extra = [name for name in there if name not in wanted]
+        for name in missing:
+            near = difflib.get_close_matches(name, extra, 1)
+            wrong.append(f"{name!r}: not in the model" + (f" (near: {near[0]!r})" if near else ""))
+        wrong += [f"{name!r}: not in the file" for name in extra]
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise self.fail(
+                "the architecture that was saved",
+                f"{len(wrong)} differences: {'; '.join(wrong[:5])}{more}",
+                "Build the model as it was built before quantizing.",
+            )
+
+    # ---- layers
+
+    def take(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise self.fail(f"tensor {name!r}", "none")
+        self.used.add(name)
+        return self.tensors[name]
+
+    def layer(self, name: str, module: nn.Module, data: Any) -> QLayer:
+        quantized, reason = quantized_class(module)
+        if quantized is None:
+            raise self.fail(f"layer {name!r} to have an integer form", reason)
+        bits, grid = data["bits"], data["grid"]
+        if type(bits) is not int or not 2 <= bits <= 8:
+            raise self.fail(f"layer {name!r}: bits in 2..8", describe(bits))
+        if grid not in GRIDS:
+            raise self.fail(f"layer {name!r}: a grid of {', '.join(GRIDS)}", describe(grid))
+        if data["type"] != quantized.__name__:
+            raise self.fail(f"layer {name!r} to be a {quantized.__name__}", describe(data["type"]))
+        shape = tuple(quantized.canonical_weight(module).shape)
+        if tuple(data["shape"]) != shape:
+            raise self.fail(
+                f"layer {name!r}: shape {list(shape)} as the model has it",
+                f"{describe(data['shape'])} in the file",
+                "Build the model as it was built before quantizing.",
+            )
+        codes = self.codes(_file_name(_join(name, "weight_packed")), shape, bits)
+        scale = self.scale(_file_name(_join(name, "weight_scale")), shape[0])
+        bias = None
+        if data["bias"]:
+            bias = self.take(_file_name(_join(name, "bias")))
+            if bias.dtype is not torch.float32 or tuple(bias.shape) != (shape[0],):
+                raise self.fail(
+                    f"{name}.bias: float32 [{shape[0]}]", f"{bias.dtype} {list(bias.shape)}"
+                )
+        return quantized.from_float(
+            module,
+            codes,
+            scale,
+            bias,
+            bits,
+            grid=grid,
+            input_params=self.range_of(name, data),
+            path=name,
+        )
+
+    def codes(self, name: str, shape: tuple[int, ...], bits: int) -> Tensor:
+        packed = self.take(name)
+        row = (torch.Size(shape[1:]).numel() * bits + 7) // 8
+        if packed.dtype is not torch.uint8 or tuple(packed.shape) != (shape[0], row):
+            raise self.fail(
+                f"{name}: uint8 [{shape[0]}, {row}]", f"{packed.dtype} {list(packed.shape)}"
+            )
+        codes = ops.unpack_bits(packed, shape, bits)
+        if not torch.equal(ops.pack_bits(codes, bits), packed):
+            raise self.fail(f"{name}: padding bits of 0", "others")
+        if bits >= 5 and codes.numel() and int(codes.min()) < -(2 ** (bits - 1) - 1):
+            bad = (codes < -(2 ** (bits - 1) - 1)).nonzero()[0].tolist()
+            raise self.fail(
+                f"{name}: codes of at least {-(2 ** (bits - 1) - 1)}",
+                f"{int(codes.min())} at {bad}",
+            )
+        return codes
+
+    def scale(self, name: str, length: int) -> Tensor:
+        scale = self.take(name)
+        if scale.dtype is not torch.float32 or tuple(scale.shape) != (length,):
+            raise self.fail(f"{name}: float32 [{length}]", f"{scale.dtype} {list(scale.shape)}")
+        bad = ~(torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny))
+        if bool(bad.any()):
+            index = int(bad.nonzero()[0])
+            raise self.fail(
+                f"{name}: finite positive normal numbers", f"{float(scale[index])} at index {index}"
+            )
+        return scale
+
+    def range_of(self, name: str, data: Any) -> QParams | None:
+        if data["input"] is None:
+            return None
+        text, zero_point, bits = data["input"]
+        scale = float.fromhex(text)
+        single = float(torch.tensor(scale, dtype=torch.float32))
+        if not torch.finfo(torch.float32).tiny <= scale < float("inf") or single != scale:
+            raise self.fail(
+                f"layer {name!r}: a positive normal float32 as input scale", describe(text)
+            )
+        if type(bits) is not int or not 2 <= bits <= 8:
+            raise self.fail(f"layer {name!r}: activation bits in 2..8", describe(bits))
+        if type(zero_point) is not int or not 0 <= zero_point < 2**bits:
+            raise self.fail(
+                f"layer {name!r}: an input zero point in 0..{2**bits - 1}", describe(zero_point)
+            )
+        return QParams(scale, zero_point, bits)
+
+    # ---- everything else that has a value
+
+    def fill(self, result: nn.Module) -> None:
+        """Gives the tensors that are no layers' to the copy."""
+        tied = self.content["tied"]
+        given: dict[str, nn.Parameter | Tensor] = {}
+        for path, module in result.named_modules():
+            if isinstance(module, QLayer):
+                self.used.update(_file_name(_join(path, key)) for key, _ in _tensors_of(module))
+                continue
+            for key, old in list(_tensors_of(module)):
+                name = _file_name(_join(path, key))
+                source = tied.get(name, name)
+                if source not in given:
+                    new = self.take(source)
+                    if new.shape != old.shape:
+                        raise self.fail(
+                            f"{name}: shape {list(old.shape)} as the model has it",
+                            f"{list(new.shape)} in the file",
+                            "Build the model as it was built before quantizing.",
+                        )
+                    is_parameter = isinstance(old, nn.Parameter)
+                    given[source] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+                table: dict[str, Any] = (
+                    module._parameters if key in module._parameters else module._buffers  # type: ignore[assignment]
+                )
+                table[key] = given[source]
+
+    # ---- flows
+
+    def flow(self, data: Any) -> tuple[Flow, tuple[Region | Step, ...]]:
+        found = from_data(data)
+        flow = found["flow"]
+        if not isinstance(flow, Flow) or flow.path not in self.content["modules"]:
+            raise self.fail("a flow of one of the modules", describe(flow))
+        self.check_steps(flow.steps)
+        items: list[Region | Step] = []
+        for item in found["items"]:
+            if isinstance(item, Step):
+                self.check_steps((item,))
+                items.append(item)
+            else:
+                items.append(self.region(item))
+        return flow, tuple(items)
+
+    def check_steps(self, steps: Any) -> None:
+        for step in steps:
+            if not isinstance(step, Step):
+                raise self.fail("steps", describe(step))
+            if step.module and step.module not in self.content["modules"]:
+                raise self.fail("steps that call modules of the model", describe(step.module))
+            if step.function and step.function not in FUNCTIONS and step.function != "get_attr":
+                raise self.fail(
+                    "steps that call functions of octavo's table", describe(step.function)
+                )
+            self.check_steps(step.fused)
+
+    def region(self, data: Mapping[str, Any]) -> Region:
+        panels: list[str | Tensor] = []
+        for panel in data["panels"]:
+            if isinstance(panel, str):
+                if panel not in self.content["layers"]:
+                    raise self.fail("regions made of quantized layers", describe(panel))
+                panels.append(panel)
+            else:
+                panels.append(self.take(panel["tensor"]))
+        self.check_steps(data["steps"])
+        program = parse(data["program"])
+        values = dict(data["values"])
+        if not all(type(i) is int and 0 <= i < len(program.lines) for i in values.values()):
+            raise self.fail(
+                f"values 0..{len(program.lines) - 1} in region {data['name']!r}", "others"
+            )
+        if not set(data["inputs"]) <= set(values) or len(data["outputs"]) != len(program.outputs):
+            raise self.fail(
+                f"inputs and outputs of region {data['name']!r} in its program", "others"
+            )
+        return Region(
+            str(data["name"]),
+            str(data["program"]),
+            tuple(panels),
+            tuple(data["inputs"]),
+            tuple(data["outputs"]),
+            values,
+            tuple(data["steps"]),
+        )
