@@ -1,0 +1,248 @@
+"""What a module's forward does, as data: the steps that capture finds and plan turns into regions.
+
+A flow is a straight line of steps over named values. Every step can be evaluated in float (it remembers the
+very call it came from), and the steps whose ``kind`` is a row of the region program (csrc/README.md) can run in
+integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.functions import FUNCTIONS
+
+__all__ = ["Flow", "Ref", "Step", "evaluate", "from_data", "refs", "run", "substitute", "to_data", "walk"]
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands for a value inside the arguments of a step."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call.
+
+    kind: a region kind ("conv", "linear", "add", "mul", "concat", "max_pool", "avg_pool", "adaptive_avg_pool",
+      "adaptive_max_pool", "unary", "affine", "channel_table", "gather_channels", "slice", "upsample_nearest", "pad",
+      "flatten", "unflatten", "to_rows", "to_image", "identity"), or "float" for what only runs in float.
+      "unary" becomes a table, or a clamp fused into its producer.
+    inputs: values read, in order (for conv and linear: x, then the fused residual if any). For a step with ``fused``
+      these are the values that the fused steps read from outside.
+    output: value defined.
+    module: qualified name (from the root model) of the child that is called, "" for a function.
+    function: row of capture's function table, "" for a module.
+    args, kwargs: of that call, with `Ref` in place of values; kwargs as sorted pairs. Empty for modules with one input.
+      The function "get_attr" reads the parameter or buffer whose qualified name is its argument.
+    params: plain JSON data that the integer step needs (stride, padding, clamp in reals, ...).
+    fused: the float steps (in order) that this step stands for, when capture or plan has made one of several; else
+      empty. Evaluating the step in float evaluates these.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    output: str
+    module: str = ""
+    function: str = ""
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    fused: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The captured forward of the module at ``path`` ("" is the root).
+
+    parameters: names of the forward's parameters that are tensors, in call order; each is also a value name.
+    constants: other arguments of forward that the trace was specialised on (name to value).
+    output: nested tuple / list / dict with `Ref` leaves.
+    shapes: shape of each tensor value on the example (empty without one). Batch and spatial sizes may differ in a call;
+      the number of dimensions and the channels may not.
+    """
+
+    path: str
+    parameters: tuple[str, ...]
+    constants: Mapping[str, Any]
+    steps: tuple[Step, ...]
+    output: Any
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"flow {self.path or '(root)'}({', '.join(self.parameters)})"]
+        for step in self.steps:
+            what = step.module or step.function or "+".join(s.module or s.function for s in step.fused)
+            lines.append(f"  {step.output} = {step.kind}({', '.join(step.inputs)})  {what}")
+        return "\n".join([*lines, f"  return {substitute(self.output, lambda ref: ref.name)}"])
+
+
+def substitute(value: Any, replace: Callable[[Ref], Any]) -> Any:
+    """``value`` with each `Ref` in its tuples, lists, dicts and slices replaced by ``replace(ref)``."""
+    if isinstance(value, Ref):
+        return replace(value)
+    if isinstance(value, tuple):
+        return tuple(substitute(item, replace) for item in value)
+    if isinstance(value, list):
+        return [substitute(item, replace) for item in value]
+    if isinstance(value, dict):
+        return {key: substitute(item, replace) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(substitute(part, replace) for part in (value.start, value.stop, value.step)))
+    return value
+
+
+def refs(value: Any) -> Iterator[str]:
+    """Names of the values that a nested argument reads, in order, with repetitions."""
+    if isinstance(value, Ref):
+        yield value.name
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from refs(item)
+    elif isinstance(value, dict):
+        yield from refs(list(value.values()))
+    elif isinstance(value, slice):
+        yield from refs([value.start, value.stop, value.step])
+
+
+def evaluate(step: Step, module_of: Callable[[str], nn.Module], values: dict[str, Any]) -> Any:
+    """The step's float result, also stored in ``values`` (as are results of the steps fused into it).
+
+    module_of: qualified name from the root model to the module (``model.get_submodule``).
+    """
+    if step.fused:
+        for part in step.fused:
+            evaluate(part, module_of, values)
+        return values[step.output]
+    if step.function == "get_attr":
+        owner, _, name = step.args[0].rpartition(".")
+        result = getattr(module_of(owner), name)
+    else:
+        args = substitute(step.args, lambda ref: values[ref.name])
+        kwargs = {key: substitute(value, lambda ref: values[ref.name]) for key, value in step.kwargs}
+        if step.function:
+            result = FUNCTIONS[step.function](*args, **kwargs)
+        elif args or kwargs:
+            result = module_of(step.module)(*args, **kwargs)
+        else:
+            result = module_of(step.module)(values[step.inputs[0]])
+    values[step.output] = result
+    return result
+
+
+def run(
+    flow: Flow,
+    model: nn.Module,
+    *args: Any,
+    observe: Callable[[str, torch.Tensor], None] | None = None,
+) -> Any:
+    """What the flow returns in float for the tensors ``args`` (one for each of ``flow.parameters``).
+
+    observe: called as ``observe(value, tensor)`` for each parameter and each step's result that is a tensor, as
+      soon as it exists (a later in-place module may overwrite it).
+    """
+    if len(args) != len(flow.parameters):
+        raise TypeError(
+            f"flow {flow.path!r}: {len(flow.parameters)} tensors expected ({', '.join(flow.parameters)}), got {len(args)}."
+        )
+
+    def tensors_only(name: str, value: Any) -> None:
+        if observe is not None and isinstance(value, torch.Tensor):
+            observe(name, value)
+
+    return walk(flow, model, args, tensors_only)
+
+
+def walk(flow: Flow, model: nn.Module, args: tuple[Any, ...], define: Callable[[str, Any], None]) -> Any:
+    """Like `run`; ``define(name, value)`` is called for every value, tensor or not. Values are dropped after their last use."""
+    values: dict[str, Any] = {}
+    last_use: dict[str, int] = {}
+    for position, step in enumerate(flow.steps):
+        for part in step.fused or (step,):
+            for name in (part.output, *part.inputs, *refs([part.args, dict(part.kwargs)])):
+                last_use[name] = position
+    for name in refs(flow.output):
+        last_use[name] = len(flow.steps)
+    dying: dict[int, list[str]] = {}
+    for name, position in last_use.items():
+        dying.setdefault(position, []).append(name)
+    for name, value in zip(flow.parameters, args, strict=True):
+        values[name] = value
+        define(name, value)
+    for position, step in enumerate(flow.steps):
+        for part in step.fused or (step,):
+            define(part.output, evaluate(part, model.get_submodule, values))
+        for name in dying.get(position, ()):
+            values.pop(name, None)
+    return substitute(flow.output, lambda ref: values[ref.name])
+
+
+_SPECIAL_FLOATS = {float("inf"): "inf", float("-inf"): "-inf"}
+
+
+def to_data(value: Any) -> Any:
+    """Steps, flows and their arguments as JSON data; `from_data` is the inverse.
+
+    Raises TypeError for anything that a flow may not hold.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return {"float": _SPECIAL_FLOATS[value]} if value in _SPECIAL_FLOATS else value
+    if isinstance(value, Ref):
+        return {"ref": value.name}
+    if isinstance(value, list):
+        return [to_data(item) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": [to_data(item) for item in value]}
+    if isinstance(value, slice):
+        return {"slice": [to_data(part) for part in (value.start, value.stop, value.step)]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, (torch.dtype, torch.memory_format, torch.layout)):
+        return {"torch": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if isinstance(value, Mapping):
+        return {"dict": [[to_data(key), to_data(item)] for key, item in value.items()]}
+    if isinstance(value, (Step, Flow)):
+        name = "step" if isinstance(value, Step) else "flow"
+        return {name: {key: to_data(item) for key, item in vars(value).items() if item or key != "fused"}}
+    raise TypeError(f"flow: plain data expected, got {type(value).__name__}.")
+
+
+def from_data(data: Any) -> Any:
+    """What `to_data` was given."""
+    if isinstance(data, list):
+        return [from_data(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    ((tag, content),) = data.items()
+    if tag == "float":
+        return float(content)
+    if tag == "ref":
+        return Ref(str(content))
+    if tag == "tuple":
+        return tuple(from_data(item) for item in content)
+    if tag == "slice":
+        return slice(*(from_data(part) for part in content))
+    if tag == "ellipsis":
+        return Ellipsis
+    if tag == "torch":
+        constant = getattr(torch, content, None)
+        if not isinstance(constant, (torch.dtype, torch.memory_format, torch.layout)):
+            raise ValueError(f"flow: a torch dtype, layout or memory format expected, got {content!r}.")
+        return constant
+    if tag == "device":
+        return torch.device(content)
+    if tag == "dict":
+        return {from_data(key): from_data(item) for key, item in content}
+    if tag in ("step", "flow"):
+        return (Step if tag == "step" else Flow)(**{key: from_data(item) for key, item in content.items()})
+    raise ValueError(f"flow: a known tag expected, got {tag!r}.")

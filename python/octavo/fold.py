@@ -1,0 +1,147 @@
+"""BatchNorm into the layer before it, weight_norm and parametrizations made plain. Changes the model it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from octavo.capture import Capture, Example, capture
+from octavo.flow import Flow, Step, refs
+
+__all__ = ["Folded", "fold"]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """model: the one that was given.
+
+    batch_norms: (name of the BatchNorm, name of the layer it went into). materialised: "<layer>.<tensor>" of weights
+    that were computed from others before.
+    """
+
+    model: nn.Module
+    batch_norms: tuple[tuple[str, str], ...] = ()
+    materialised: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{norm} folded into {layer}" for norm, layer in self.batch_norms]
+        lines += [f"{name} materialised" for name in self.materialised]
+        return "\n".join(lines) or "nothing to fold"
+
+
+def fold(model: nn.Module, example: Example = None) -> Folded:
+    """The same function with fewer layers, in place: pass a copy of the model, in eval mode.
+
+    A BatchNorm with running statistics goes into the convolution or linear layer before it if nothing else reads that
+    layer's result: w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta, computed in double
+    and rounded once. An Identity takes its place, its hooks stay.
+
+    Args:
+        model: any module; its parameters are replaced, not written into.
+        example: as for `octavo.capture.capture`. Without one, a BatchNorm behind a Linear stays, since nothing tells
+            which dimension of its input holds the channels.
+    """
+    with torch.no_grad(), torch.inference_mode(False):
+        materialised = tuple(_materialise(model))
+        found = capture(model, example)
+        pairs = tuple(_pairs(model, found))
+        for norm_name, layer_name in pairs:
+            _fold_pair(model, norm_name, layer_name)
+    return Folded(model, pairs, materialised)
+
+
+def _materialise(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for tensor in list(module.parametrizations):  # type: ignore[arg-type,union-attr]
+                parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+                yield f"{name}.{tensor}" if name else tensor
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, (WeightNorm, SpectralNorm)):
+                remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
+                remove(module, hook.name)
+                yield f"{name}.{hook.name}" if name else hook.name
+
+
+def _pairs(model: nn.Module, found: Capture) -> Iterator[tuple[str, str]]:
+    calls = {site.name: site.calls for site in found.sites}
+    uses: dict[str, int] = {}
+    for flow in found.flows:
+        for step in flow.steps:
+            uses[step.module] = uses.get(step.module, 0) + 1
+    for flow in found.flows:
+        producer = {step.output: step for step in flow.steps}
+        readers: dict[str, int] = {}
+        for value in [*refs(flow.output), *(v for step in flow.steps for v in dict.fromkeys(step.inputs))]:
+            readers[value] = readers.get(value, 0) + 1
+        for step in flow.steps:
+            layer = producer.get(step.inputs[0]) if step.inputs else None
+            if step.kind != "affine" or not step.module or layer is None or readers[layer.output] != 1:
+                continue
+            names = (step.module, layer.module)
+            once = all(uses[name] == 1 and calls.get(name) in (None, 1) for name in names)
+            if once and _fits(model, flow, step, layer):
+                yield names
+
+
+def _fits(model: nn.Module, flow: Flow, step: Step, layer: Step) -> bool:
+    norm, source = model.get_submodule(step.module), model.get_submodule(layer.module or "")
+    if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or layer.kind not in ("conv", "linear"):
+        return False
+    if not isinstance(source, (nn.Linear, nn.Conv1d, nn.Conv2d)) or source._forward_hooks:
+        return False
+    if "forward" in source.__dict__ or "forward" in norm.__dict__:
+        return False
+    channels = source.out_features if isinstance(source, nn.Linear) else source.out_channels
+    if isinstance(source, nn.Linear) and len(flow.shapes.get(layer.output, ())) != 2:
+        return False
+    return norm.num_features == channels and source.weight.is_floating_point()
+
+
+def _fold_pair(model: nn.Module, norm_name: str, layer_name: str) -> None:
+    norm, layer = model.get_submodule(norm_name), model.get_submodule(layer_name)
+    assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
+    assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
+    multiplier, offset = affine_of(norm)
+    weight = layer.weight.double()
+    bias = torch.zeros_like(offset) if layer.bias is None else layer.bias.double()
+    shape = [-1] + [1] * (weight.dim() - 1)
+    layer.weight = _parameter(weight * multiplier.view(shape), layer.weight)
+    layer.bias = _parameter(bias * multiplier + offset, layer.weight)
+    identity = nn.Identity()
+    for name, table in vars(norm).items():
+        if "hooks" in name and name in vars(identity):
+            vars(identity)[name] = table
+    identity.train(norm.training)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module is norm:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, identity)
+
+
+def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """float64 multiplier and offset of each channel: y = x * multiplier + offset.
+
+    multiplier = gamma / sqrt(var + eps), offset = beta - mean * multiplier.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("affine_of: a BatchNorm with running statistics expected, got one without.")
+    multiplier = 1.0 / torch.sqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        multiplier = multiplier * norm.weight.double()
+    offset = -norm.running_mean.double() * multiplier
+    if norm.bias is not None:
+        offset = offset + norm.bias.double()
+    return multiplier, offset
+
+
+def _parameter(value: Tensor, like: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(value.to(like.dtype), requires_grad=like.requires_grad)
+
+

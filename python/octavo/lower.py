@@ -1,0 +1,401 @@
+"""A region's plan and its parameters to the program text that `octavo.ops.run_region` takes (csrc/README.md)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.flow import Step, evaluate
+from octavo.fold import affine_of
+from octavo.regions import RegionPlan
+from octavo.scheme import QParams
+
+__all__ = ["Program", "lower", "region_output_shapes"]
+
+_INF = math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """text: the program. panels: for each ``panel=`` the name of the layer whose panel it is, or a tensor.
+
+    inputs, outputs: names of the values, in the program's order. values: name of each value to its id in the text.
+    """
+
+    text: str
+    panels: tuple[str | Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    values: dict[str, int]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def lower(region: RegionPlan, params: Mapping[str, QParams], model: nn.Module) -> Program:
+    """The region's program.
+
+    Args:
+        region: from the plan.
+        params: of every value that maps to itself in ``region.params_of``, by the value's name.
+        model: the float (folded) model: read for tables, affine factors and PReLU slopes, not for weights.
+
+    Raises:
+        ValueError: parameters of a value are missing.
+    """
+    missing = sorted(set(region.params_of.values()) - set(params))
+    if missing:
+        raise ValueError(f"lower: parameters of every value of region {region.name} expected, got none for {missing}.")
+    return _Lowering(region, params, model).program()
+
+
+def _list(numbers: Sequence[Any]) -> str:
+    return ",".join(str(n) for n in numbers)
+
+
+def _float(value: float) -> str:
+    """A float32 in C99 hexadecimal."""
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    rounded = torch.tensor(value, dtype=torch.float64).to(torch.float32).item()
+    return float(rounded).hex()
+
+
+class _Lowering:
+    def __init__(self, region: RegionPlan, params: Mapping[str, QParams], model: nn.Module) -> None:
+        self.region = region
+        self.qparams = {value: params[root] for value, root in region.params_of.items()}
+        self.model = model
+        self.ids: dict[str, int] = {}
+        self.lines: list[str] = []
+        self.panels: list[str | Tensor] = []
+
+    def program(self) -> Program:
+        for position, value in enumerate(self.region.inputs):
+            layout = self.region.layouts[value]
+            self.add(value, "quantize", f"in={position} layout={layout} {self.params(value)}")
+        for step in self.region.steps:
+            getattr(self, f"_{step.kind.removesuffix('_f32')}")(step)
+        lines = ["octavo.region 1", *self.lines, *(f"out {self.ids[value]}" for value in self.region.outputs)]
+        text = "".join(f"{line}\n" for line in lines)
+        return Program(text, tuple(self.panels), self.region.inputs, self.region.outputs, self.ids)
+
+    # ---- pieces of text
+
+    def add(self, value: str, kind: str, keys: str) -> int:
+        identifier = len(self.lines)
+        self.lines.append(f"{identifier} = {kind} {keys}")
+        self.ids[value] = identifier
+        return identifier
+
+    def params(self, value: str) -> str:
+        p = self.qparams[value]
+        return f"s={_float(p.scale)} z={p.zero_point} max={p.qmax}"
+
+    def panel(self, source: str | Tensor) -> int:
+        if isinstance(source, str) and source in self.panels:
+            return self.panels.index(source)
+        self.panels.append(source)
+        return len(self.panels) - 1
+
+    def codes(self, step: Step) -> str:
+        """The clamp of a u8 result, in codes."""
+        p = self.qparams[step.output]
+
+        def code(real: float, end: int) -> int:
+            if math.isinf(real):
+                return end
+            return min(max(round(real / p.scale) + p.zero_point, 0), p.qmax)
+
+        lo = code(float(step.params.get("lo", -_INF)), 0)
+        hi = code(float(step.params.get("hi", _INF)), p.qmax)
+        return f"lo={lo} hi={hi}"
+
+    def reals(self, step: Step) -> str:
+        return f"lo={_float(step.params.get('lo', -_INF))} hi={_float(step.params.get('hi', _INF))}"
+
+    # ---- steps, by kind
+
+    def _conv(self, step: Step) -> None:
+        p = step.params
+        x, pad = self.ids[step.inputs[0]], p["pad"]
+        if p["mode"] != "zeros":
+            if any(pad):
+                x = self.add(f"{step.output}.pad", "pad", f"x={x} pad={_list(pad)} mode={p['mode']} value={_float(0.0)}")
+            pad = [0, 0, 0, 0]
+        keys = (
+            f"x={x} panel={self.panel(step.module)} channels={p['channels']} kernel={_list(p['kernel'])} "
+            f"stride={_list(p['stride'])} pad={_list(pad)} dilation={_list(p['dilation'])}"
+        )
+        self._product(step, keys)
+
+    def _linear(self, step: Step) -> None:
+        x = self.ids[step.inputs[0]]
+        self._product(step, f"x={x} panel={self.panel(step.module)} channels={step.params['channels']}")
+
+    def _product(self, step: Step, keys: str) -> None:
+        if step.kind.endswith("_f32"):
+            self.add(step.output, step.kind, f"{keys} {self.reals(step)}")
+            return
+        residual = f" r={self.ids[step.inputs[1]]}" if len(step.inputs) == 2 else ""
+        self.add(step.output, step.kind, f"{keys} {self.params(step.output)} {self.codes(step)}{residual}")
+
+    def _add(self, step: Step) -> None:
+        x, y = (self.ids[value] for value in step.inputs)
+        self.add(step.output, step.kind, f"x={x} y={y} {self.params(step.output)} {self.codes(step)}")
+
+    _mul = _add
+
+    def _concat(self, step: Step) -> None:
+        x = _list([self.ids[value] for value in step.inputs])
+        self.add(step.output, "concat", f"x={x} {self.params(step.output)}")
+
+    def _affine(self, step: Step) -> None:
+        x, panel = self.ids[step.inputs[0]], self.panel(self._factors(step))
+        self.add(step.output, "affine", f"x={x} panel={panel} {self.params(step.output)} {self.codes(step)}")
+
+    def _unary(self, step: Step) -> None:
+        x, panel = self.ids[step.inputs[0]], self.panel(self._table(step))
+        self.add(step.output, "table", f"x={x} panel={panel} {self.params(step.output)}")
+
+    def _channel_table(self, step: Step) -> None:
+        x, panel = self.ids[step.inputs[0]], self.panel(self._slopes(step))
+        self.add(step.output, "channel_table", f"x={x} panel={panel} {self.params(step.output)}")
+
+    def _max_pool(self, step: Step) -> None:
+        p = step.params
+        self.add(
+            step.output,
+            "max_pool",
+            f"x={self.ids[step.inputs[0]]} kernel={_list(p['kernel'])} stride={_list(p['stride'])} "
+            f"pad={_list(p['pad'])} dilation={_list(p['dilation'])} ceil={p['ceil']}",
+        )
+
+    def _avg_pool(self, step: Step) -> None:
+        p = step.params
+        self.add(
+            step.output,
+            "avg_pool",
+            f"x={self.ids[step.inputs[0]]} kernel={_list(p['kernel'])} stride={_list(p['stride'])} "
+            f"pad={_list(p['pad'])} ceil={p['ceil']} include_pad={p['include_pad']} divisor={p['divisor']} "
+            f"{self.params(step.output)}",
+        )
+
+    def _adaptive_avg_pool(self, step: Step) -> None:
+        flatten = step.params["flatten"]
+        pooled = f"{step.output}.pooled" if flatten else step.output
+        keys = f"x={self.ids[step.inputs[0]]} size={_list(step.params['size'])} {self.params(step.output)}"
+        identifier = self.add(pooled, "adaptive_avg_pool", keys)
+        if flatten:
+            self.add(step.output, "flatten", f"x={identifier}")
+
+    def _adaptive_max_pool(self, step: Step) -> None:
+        keys = f"x={self.ids[step.inputs[0]]} size={_list(step.params['size'])}"
+        self.add(step.output, "adaptive_max_pool", keys)
+
+    def _gather_channels(self, step: Step) -> None:
+        panel = self.panel(torch.tensor(step.params["index"], dtype=torch.int32))
+        self.add(step.output, "gather_channels", f"x={self.ids[step.inputs[0]]} panel={panel}")
+
+    def _slice(self, step: Step) -> None:
+        h, w = _list(step.params["h"]), _list(step.params["w"])
+        self.add(step.output, "slice", f"x={self.ids[step.inputs[0]]} h={h} w={w}")
+
+    def _upsample_nearest(self, step: Step) -> None:
+        scale = ",".join(_float(factor) for factor in step.params["scale"])
+        keys = f"x={self.ids[step.inputs[0]]} size={_list(step.params['size'])} scale={scale}"
+        self.add(step.output, "upsample_nearest", keys)
+
+    def _pad(self, step: Step) -> None:
+        p = step.params
+        keys = f"x={self.ids[step.inputs[0]]} pad={_list(p['pad'])} mode={p['mode']} value={_float(p['value'])}"
+        self.add(step.output, "pad", keys)
+
+    def _flatten(self, step: Step) -> None:
+        self.add(step.output, step.kind, f"x={self.ids[step.inputs[0]]}")
+
+    _to_rows = _flatten
+    _to_image = _flatten
+
+    def _unflatten(self, step: Step) -> None:
+        keys = f"x={self.ids[step.inputs[0]]} size={_list(step.params['size'])}"
+        self.add(step.output, "unflatten", keys)
+
+    # ---- numbers
+
+    def _reals_of(self, value: str) -> Tensor:
+        """The real number of each code 0 .. 255 of a value, float64."""
+        p = self.qparams[value]
+        return (torch.arange(256, dtype=torch.float64) - p.zero_point) * p.scale
+
+    def _codes_of(self, reals: Tensor, value: str) -> Tensor:
+        """clamp(rne(reals / s + z)) in double, as uint8."""
+        p = self.qparams[value]
+        codes = torch.round(reals / p.scale + p.zero_point).clamp(0, p.qmax)
+        return torch.nan_to_num(codes, nan=0.0).to(torch.uint8)
+
+    def _double(self, name: str) -> nn.Module:
+        """A float64 copy of a module without children (an activation); anything else as it is."""
+        module = self.model.get_submodule(name)
+        return module if any(True for _ in module.children()) else _plain_copy(module).double()
+
+    def _table(self, step: Step) -> Tensor:
+        (x,) = step.inputs
+        values: dict[str, Any] = {x: self._reals_of(x)}
+        with torch.no_grad():
+            result = evaluate(step, self._double, values)
+        return self._codes_of(result.double().flatten(), step.output)
+
+    def _slopes(self, step: Step) -> Tensor:
+        """PReLU: code of max(x, 0) + slope[c] * min(x, 0)."""
+        module = self.model.get_submodule(_module_of(step))
+        assert isinstance(module, nn.PReLU)
+        reals = self._reals_of(step.inputs[0])
+        slopes = module.weight.detach().double()
+        return self._codes_of(reals.clamp(min=0) + slopes[:, None] * reals.clamp(max=0), step.output)
+
+    def _factors(self, step: Step) -> Tensor:
+        """float32 [2, C]: real multiplier and offset of each channel."""
+        if "parameter" not in step.params:
+            module = self.model.get_submodule(_module_of(step))
+            assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
+            with torch.no_grad():
+                return torch.stack(affine_of(module)).float()
+        owner, _, name = step.params["parameter"].rpartition(".")
+        number = getattr(self.model.get_submodule(owner), name).detach().double().flatten()
+        one, zero = torch.ones_like(number), torch.zeros_like(number)
+        pairs = {"mul": (number, zero), "div": (1 / number, zero), "add": (one, number), "sub": (one, -number)}
+        return torch.stack(pairs[step.params["operation"]]).float()
+
+
+def _module_of(step: Step) -> str:
+    """The layer of a step, its own or that of the one layer fused into it."""
+    return step.module or next(part.module for part in step.fused if part.module)
+
+
+def _plain_copy(module: nn.Module) -> nn.Module:
+    """A copy without hooks: computing a table is no call that a hook should see."""
+    memo: dict[int, Any] = {}
+    for name, table in vars(module).items():
+        if "hooks" in name:
+            memo[id(table)] = type(table)()
+    return copy.deepcopy(module, memo)
+
+
+# ---- shapes -------------------------------------------------------------------------------------------
+
+
+def region_output_shapes(
+    program: str, input_shapes: Sequence[Sequence[Any]], panel_shapes: Sequence[Sequence[Any]]
+) -> list[tuple[Any, ...]]:
+    """Shape of each result of a program; sizes may be symbolic integers.
+
+    Args:
+        program: text as `lower` makes it.
+        input_shapes: of the inputs, in order.
+        panel_shapes: of the panels, in order (channel counts of gather_channels stand there).
+    """
+    shapes: list[tuple[Any, ...]] = []
+    outputs: list[tuple[Any, ...]] = []
+    rows: list[bool] = []
+    for line in program.splitlines()[1:]:
+        if line.startswith("out "):
+            outputs.append(shapes[int(line.split()[1])])
+            continue
+        _, _, kind, *pairs = line.split(" ")
+        keys = dict(pair.split("=", 1) for pair in pairs)
+        in_rows = keys.get("layout") == "rows" if "in" in keys else rows[_ints(keys["x"])[0]]
+        shapes.append(_shape_after(kind, keys, shapes, input_shapes, panel_shapes, in_rows))
+        rows.append(kind in ("flatten", "to_rows") or (in_rows and kind not in ("unflatten", "to_image")))
+    return outputs
+
+
+def _ints(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _shape_after(
+    kind: str,
+    keys: Mapping[str, str],
+    shapes: Sequence[tuple[Any, ...]],
+    inputs: Sequence[Sequence[Any]],
+    panels: Sequence[Sequence[Any]],
+    in_rows: bool,
+) -> tuple[Any, ...]:
+    if kind.startswith("quantize"):
+        return tuple(inputs[int(keys["in"])])
+    read = [shapes[i] for i in _ints(keys["x"])]
+    x = read[0]
+    if kind.startswith("conv"):
+        return (x[0], int(keys["channels"]), *_window(x[2:], keys, False))
+    if kind.startswith("linear"):
+        return (*x[:-1], int(keys["channels"]))
+    if kind in ("max_pool", "avg_pool"):
+        return (*x[:2], *_window(x[2:], keys, keys["ceil"] == "1"))
+    if kind.startswith("adaptive"):
+        size = _ints(keys["size"])[4 - len(x) :]
+        return (*x[:2], *(wanted or given for wanted, given in zip(size, x[2:], strict=True)))
+    if kind == "concat":
+        channel = len(x) - 1 if in_rows else 1
+        total = x[channel]
+        for other in read[1:]:
+            total = total + other[channel]
+        return (*x[:channel], total, *x[channel + 1 :])
+    if kind == "gather_channels":
+        return (x[0], panels[int(keys["panel"])][0], *x[2:])
+    if kind == "slice":
+        return (*x[:2], *(_sliced(n, *_ints(keys[axis])) for n, axis in zip(x[2:], "hw", strict=True)))
+    if kind == "upsample_nearest":
+        sizes = _ints(keys["size"])[4 - len(x) :]
+        factors = [float.fromhex(f) for f in keys["scale"].split(",")][4 - len(x) :]
+        return (*x[:2], *(s or _scaled(n, f) for n, s, f in zip(x[2:], sizes, factors, strict=True)))
+    if kind == "pad":
+        top, left, bottom, right = _ints(keys["pad"])
+        added = [top + bottom, left + right][4 - len(x) :]
+        return (*x[:2], *(n + a for n, a in zip(x[2:], added, strict=True)))
+    if kind == "flatten":
+        return (x[0], math.prod(x[2:], start=x[1]))
+    if kind == "unflatten":
+        return (x[0], *_ints(keys["size"]))
+    if kind == "to_rows":
+        return (x[0], x[2], x[3], x[1])
+    if kind == "to_image":
+        return (x[0], x[3], x[1], x[2])
+    return x
+
+
+def _window(sizes: Sequence[Any], keys: Mapping[str, str], ceil: bool) -> list[Any]:
+    skip = 2 - len(sizes)
+    kernel, stride = _ints(keys["kernel"])[skip:], _ints(keys["stride"])[skip:]
+    dilation = _ints(keys.get("dilation", "1,1"))[skip:]
+    top, left, bottom, right = _ints(keys["pad"])
+    before, after = [top, left][skip:], [bottom, right][skip:]
+    result = []
+    for axis, size in enumerate(sizes):
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        room = size + before[axis] + after[axis] - reach
+        if not ceil:
+            result.append(room // stride[axis] + 1)
+            continue
+        count = (room + stride[axis] - 1) // stride[axis] + 1
+        # The last window must start inside the image or its leading padding.
+        result.append(count - 1 if (count - 1) * stride[axis] >= size + before[axis] else count)
+    return result
+
+
+def _sliced(size: Any, start: int, stop: int, step: int) -> Any:
+    end = size if stop < 0 else min(stop, size)
+    return max(0, (end - start + step - 1) // step)
+
+
+def _scaled(size: Any, factor: float) -> Any:
+    """floor(size * factor), exactly for whole factors, so that symbolic sizes stay integers."""
+    return size * int(factor) if factor == int(factor) else int(math.floor(float(size) * factor))
+
+

@@ -1,0 +1,170 @@
+"""Model to Plan: for every site a weight scheme, an activation scheme, and a region or the reason for float."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from octavo.capture import Capture
+from octavo.flow import Flow, Step, from_data, to_data
+from octavo.regions import FlowPlan, RegionPlan, cut
+from octavo.scheme import Activations, Scheme
+
+__all__ = ["FlowPlan", "Plan", "RegionPlan", "SitePlan", "plan"]
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """One layer of the model that could be quantized.
+
+    scheme None: it stays float, and ``reason`` says why.
+    region: name of the region that runs it, "" when it runs alone.
+    """
+
+    name: str
+    type: str
+    scheme: Scheme | None
+    activations: Activations = "dynamic"
+    activation_bits: int = 8
+    region: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before data is read. Printable, comparable, JSON in and out."""
+
+    sites: tuple[SitePlan, ...]
+    flows: tuple[FlowPlan, ...] = field(default=())
+
+    def __str__(self) -> str:
+        lines = []
+        for site in self.sites:
+            name = site.name or "(root)"
+            if site.scheme is None:
+                lines.append(f"{name}  {site.type}  float: {site.reason}")
+                continue
+            scheme = site.scheme
+            per = f"groups of {scheme.group_size}" if scheme.group_size else "per channel"
+            activations = site.activations
+            if activations == "static":
+                activations = f"{activations} {site.activation_bits} bits"  # type: ignore[assignment]
+            where = f"  region {site.region}" if site.region else ""
+            why = f"  ({site.reason})" if site.reason else ""
+            lines.append(
+                f"{name}  {site.type}  {scheme.bits} bits {scheme.grid} {per}, activations {activations}{where}{why}"
+            )
+        for flow in self.flows:
+            for item in flow.items:
+                lines.append(str(item) if isinstance(item, RegionPlan) else f"float step {item.output}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(
+            {
+                "format": "octavo.plan 1",
+                "sites": [_site_to_data(site) for site in self.sites],
+                "flows": [_flow_plan_to_data(flow) for flow in self.flows],
+            },
+            allow_nan=False,
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The inverse of `to_json`; ValueError for anything else."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Plan: JSON text expected, got {text[:40]!r} ({error}).") from None
+        if not isinstance(data, dict) or data.get("format") != "octavo.plan 1":
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"Plan: format 'octavo.plan 1' expected, got {found!r}.")
+        try:
+            return cls(
+                tuple(_site_from_data(site) for site in data["sites"]),
+                tuple(_flow_plan_from_data(flow) for flow in data["flows"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"Plan: all fields of a plan expected, got a plan without {error}.") from None
+
+
+def plan(
+    capture: Capture,
+    schemes: Scheme | Mapping[str, Scheme | None],
+    activations: Activations = "dynamic",
+    activation_bits: int = 8,
+    reasons: Mapping[str, str] | None = None,
+) -> Plan:
+    """Decides for every site how it is stored and run, and with static activations where regions lie.
+
+    Args:
+        capture: of the (folded) model; regions need one made with an example.
+        schemes: of each site, None for those that stay float; or one for all sites. Sites without an integer class stay
+            float whatever is asked.
+        activations: of all sites.
+        activation_bits: 2..8, of the inputs of layers; every other value in a region has 8 bits.
+        reasons: why a site has None, for the report.
+    """
+    reasons = reasons or {}
+    sites: dict[str, SitePlan] = {}
+    for site in capture.sites:
+        asked = schemes if isinstance(schemes, Scheme) else schemes.get(site.name)
+        if site.reason or asked is None:
+            why = site.reason or reasons.get(site.name, "excluded")
+            sites[site.name] = SitePlan(site.name, site.type, None, "float", 8, "", why)
+        else:
+            bits = activation_bits if activations == "static" else 8
+            sites[site.name] = SitePlan(site.name, site.type, asked, activations, bits)
+    flows: list[FlowPlan] = []
+    if activations == "static":
+        static = {name: site.activation_bits for name, site in sites.items() if site.scheme is not None}
+        for flow in capture.flows:
+            flow_plan = cut(flow, static)
+            if flow_plan is None:
+                continue
+            flows.append(flow_plan)
+            for region in flow_plan.regions:
+                for name in region.layers:
+                    sites[name] = replace(sites[name], region=region.name)
+                for name in region.factors:
+                    why = "no weight to quantize: computed in integers as a step of the region"
+                    sites[name] = replace(sites[name], region=region.name, reason=why)
+    return Plan(tuple(sites.values()), tuple(flows))
+
+
+def _site_to_data(site: SitePlan) -> dict[str, Any]:
+    data = dict(vars(site))
+    data["scheme"] = None if site.scheme is None else dict(vars(site.scheme))
+    return data
+
+
+def _site_from_data(data: dict[str, Any]) -> SitePlan:
+    scheme = data["scheme"]
+    return SitePlan(**{**data, "scheme": None if scheme is None else Scheme(**scheme)})
+
+
+def _flow_plan_to_data(plan: FlowPlan) -> dict[str, Any]:
+    items = [
+        {"region": {key: to_data(value) for key, value in vars(item).items()}}
+        if isinstance(item, RegionPlan)
+        else to_data(item)
+        for item in plan.items
+    ]
+    return {"flow": to_data(plan.flow), "items": items}
+
+
+def _flow_plan_from_data(data: dict[str, Any]) -> FlowPlan:
+    flow = from_data(data["flow"])
+    items: list[RegionPlan | Step] = []
+    for item in data["items"]:
+        if "region" in item:
+            items.append(RegionPlan(**{key: from_data(value) for key, value in item["region"].items()}))
+        else:
+            items.append(from_data(item))
+    if not isinstance(flow, Flow):
+        raise TypeError("flow")
+    return FlowPlan(flow, tuple(items))
