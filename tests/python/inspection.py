@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import octavo
 from octavo import _C
+from octavo.nn.layer import QLayer
+from octavo.nn.region import Region, captured_forward
 
 
 def rows_of(model: nn.Module) -> dict[str, Any]:
@@ -46,3 +49,60 @@ def all_tensors(value: Any) -> list[Tensor]:
     if isinstance(value, (list, tuple)):
         return [t for v in value for t in all_tensors(v)]
     return []
+
+
+def regions_of(model: nn.Module) -> list[tuple[nn.Module, Region]]:
+    """Every region with the module whose forward it is part of."""
+    found = []
+    for module in model.modules():
+        forward = captured_forward(module)
+        if forward is not None:
+            found += [(module, item) for item in forward.items if isinstance(item, Region)]
+    return found
+
+
+def region_programs(model: nn.Module) -> list[str]:
+    """Programs of all regions."""
+    return [region.program for _, region in regions_of(model)]
+
+
+@dataclass
+class OneRegion:
+    """A region with its weights as canonical codes (for simulation) and its panels (to run it)."""
+
+    program: str
+    layers: dict[int, Any]
+    panels: list[Tensor]
+
+
+def the_region(model: nn.Module) -> OneRegion:
+    """The only region of a model. Codes come from the state_dict's bit stream, unpacked without octavo."""
+    from simulate import Layer, unpack
+
+    [(owner, region)] = regions_of(model)
+    state = model.state_dict()
+    layers: dict[int, Any] = {}
+    panels: list[Tensor] = []
+    for index, panel in enumerate(region.panels):
+        if isinstance(panel, Tensor):
+            layers[index] = panel
+            panels.append(panel)
+            continue
+        module = model.get_submodule(panel)
+        assert isinstance(module, QLayer)
+        codes = unpack(state[f"{panel}.weight_packed"], module.weight_shape, module.bits)
+        bias = state.get(f"{panel}.bias")
+        scale = state[f"{panel}.weight_scale"]
+        layers[index] = Layer(codes, scale, torch.zeros_like(scale) if bias is None else bias)
+        panels.append(module.current_panel())
+    return OneRegion(region.program, layers, panels)
+
+
+def run_with_all_values(region: OneRegion, inputs: list[Tensor]) -> dict[int, Tensor]:
+    """Runs the region with every value as an output: floats, u8 values dequantized."""
+    lines = [line for line in region.program.splitlines() if not line.startswith("out ")]
+    ids = [int(line.split(" ", 1)[0]) for line in lines[1:]]
+    program = "\n".join([*lines, *(f"out {i}" for i in ids)]) + "\n"
+    constants = octavo.ops.region_constants(region.panels, program)
+    results = octavo.ops.run_region(inputs, region.panels, constants, program)
+    return dict(zip(ids, results, strict=True))

@@ -1,0 +1,119 @@
+"""Operators: torch's own checks of schema, fake kernel and autograd (P10), and hostile arguments in a child (P17)."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fuzz_ops
+import pytest
+import torch
+from conftest import FULL
+
+import octavo
+
+
+def samples(name: str) -> list[tuple[Any, ...]]:
+    """Arguments for opcheck, twenty a operator where there is something to vary."""
+    g = torch.Generator().manual_seed(0)
+    out: list[tuple[Any, ...]] = []
+    shapes = [(7,), (3, 4), (2, 3, 5), (2, 3, 4, 5), (0, 3), (1,), (17, 16), (4, 1, 9), (2, 0, 3), (33,)]
+    for i in range(20):
+        shape = shapes[i % len(shapes)]
+        x = torch.randn(shape, generator=g)
+        if i >= 10 and x.dim() >= 2:
+            x = x.transpose(0, 1)
+        channels = 1 + i % 5
+        codes = torch.randint(-127, 128, (channels, 3 + i), dtype=torch.int8, generator=g)
+        scale = torch.rand(channels, generator=g) + 0.1
+        bias = None if i % 2 else torch.randn(channels, generator=g)
+        if name == "quantize":
+            out.append((x, 0.05 + i / 10, i, 255))
+        elif name == "quantize_per_channel":
+            axis = i % x.dim()
+            out.append((x, torch.rand(x.shape[axis], generator=g) + 0.1, axis, -127, 127))
+        elif name == "dequantize":
+            out.append((torch.randint(0, 256, shape, dtype=torch.uint8, generator=g), 0.1, i))
+        elif name == "minmax":
+            out.append((x,))
+        elif name == "minmax_per_channel":
+            out.append((x, i % x.dim()))
+        elif name == "histogram":
+            out.append((x, -4, -8, 16 + i))
+        elif name == "pack_bits":
+            bits = 2 + i % 7
+            out.append((codes.clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1), bits))
+        elif name == "unpack_bits":
+            packed = torch.ops.octavo.pack_bits(codes, 8)
+            out.append((packed, list(codes.shape), 8))
+        elif name == "pack_weight":
+            out.append((codes, scale, bias, 1, 8))
+        elif name == "unpack_weight":
+            out.append((torch.ops.octavo.pack_weight(codes, scale, bias, 1, 8), list(codes.shape)))
+        elif name == "linear_dynamic":
+            lead = [(4,), (2, 3), (0,), (), (1, 1, 2)][i % 5]
+            rows = torch.randn(*lead, codes.shape[1], generator=g)
+            out.append((rows, torch.ops.octavo.pack_weight(codes, scale, bias, 1, 8), channels))
+        elif name in ("region_constants", "run_region"):
+            if i >= 6:
+                break
+            inputs, panels, program = fuzz_ops.region_parts(fuzz_ops.Source(i))
+            if name == "region_constants":
+                out.append((panels, program))
+            else:
+                x = inputs[0]
+                if i % 2:
+                    x = x.contiguous(memory_format=torch.channels_last)
+                out.append(([x], panels, torch.ops.octavo.region_constants(panels, program), program))
+    return out
+
+
+def schemas() -> list[str]:
+    text = (Path(__file__).parents[2] / "csrc" / "ops" / "library.cpp").read_text()
+    return re.findall(r'm\.def\(\s*"(\w+)\(', text)
+
+
+@pytest.mark.parametrize("name", schemas())
+def test_p10_opcheck(name: str) -> None:
+    arguments = samples(name)
+    assert arguments, f"no samples for {name}: add some"
+    op = getattr(torch.ops.octavo, name).default
+    utils = ["test_schema", "test_faketensor"]
+    for args in arguments:
+        torch.library.opcheck(op, args, test_utils=utils)
+    for args in arguments[:3]:
+        torch.library.opcheck(op, args)
+
+
+def test_the_fuzzers_program_is_valid() -> None:
+    """Otherwise the fuzzer would only ever see the first check fail."""
+    inputs, panels, program = fuzz_ops.region_parts(fuzz_ops.Source(0))
+    constants = octavo.ops.region_constants(panels, program)
+    [y] = octavo.ops.run_region(inputs, panels, constants, program)
+    assert y.shape == (2, 5) and bool(y.isfinite().all()) and float(y.std()) > 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_p17_hostile_arguments(seed: int, tmp_path: Path) -> None:
+    count = 25_000 if FULL else 1000
+    last = tmp_path / "last"
+    result = subprocess.run(
+        [sys.executable, "-X", "faulthandler", fuzz_ops.__file__, str(count), str(seed)],
+        env={
+            **os.environ,
+            "OCTAVO_FUZZ_LAST": str(last),
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        },
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    again = f"python {fuzz_ops.__file__} 1 {seed} {last.read_text().strip() if last.exists() else ''}"
+    assert result.returncode == 0, f"reproduce: {again}\n{result.stderr[-3000:]}"
+    print(result.stdout)
+    passed, raised = map(int, re.findall(r"(\d+) (?:gave|raised)", result.stdout))
+    assert passed > count // 20 and raised > count // 20, result.stdout

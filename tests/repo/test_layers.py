@@ -1,0 +1,259 @@
+"""The architecture as rules: who may include or import what, and that nothing is without its twin or its test."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CSRC, PYTHON, TESTS = ROOT / "csrc", ROOT / "python" / "octavo", ROOT / "tests"
+ISA_ROOT = CSRC / "kernels" / "isa"
+INTRINSICS = {"immintrin.h", "arm_neon.h"}
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', path.read_text(), re.M)
+
+
+def cpp_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix in (".cpp", ".h"))
+
+
+# ---- C++ ---------------------------------------------------------------------------------------------
+
+
+def test_kernels_never_see_torch() -> None:
+    files = cpp_files(CSRC / "kernels")
+    assert len(files) > 20
+    for path in files:
+        for header in includes(path):
+            assert not re.match(r"(torch|ATen|c10|pybind11|Python\.h|aoti)", header), f"{path}: {header}"
+
+
+def test_ops_use_the_stable_interface_only() -> None:
+    files = cpp_files(CSRC / "ops")
+    assert files
+    for path in files:
+        for header in includes(path):
+            if header.startswith(("torch/", "ATen", "c10")):
+                assert header.startswith(("torch/csrc/stable/", "torch/headeronly/")), f"{path}: {header}"
+            elif "/" not in header and header.endswith(".h"):
+                allowed = {"checks.h", "exports.h"} | {p.name for p in (CSRC / "kernels").glob("*.h")}
+                assert header in allowed, f"{path}: {header}"
+
+
+def isa_headers(folder: Path) -> set[str]:
+    """What files of one ISA may include: plain structs and constants, C headers, intrinsics, their own headers.
+
+    The shared headers are those that include nothing but each other and C headers, so that no inline function of
+    the standard library is compiled with flags that other processors lack.
+    """
+    return {p.name for p in folder.glob("*.h")}
+
+
+@pytest.mark.parametrize("folder", sorted(p.name for p in ISA_ROOT.iterdir() if p.is_dir()))
+def test_isa_files_are_self_contained(folder: str) -> None:
+    c_headers = {"cstdint", "cstddef", "cstring", "stdint.h", "stddef.h", "string.h"} | INTRINSICS
+    shared = {p.name for p in (CSRC / "kernels").glob("*.h")}
+
+    def check(path: Path, seen: set[Path]) -> None:
+        if path in seen:
+            return
+        seen.add(path)
+        for header in includes(path):
+            if header in c_headers:
+                continue
+            near = (path.parent / header).resolve()
+            common = (CSRC / "kernels" / header).resolve()
+            target = near if near.exists() else common
+            assert target.exists(), f"{path.relative_to(ROOT)} includes {header}"
+            assert target.parent in (ISA_ROOT / folder, CSRC / "kernels") or target.is_relative_to(
+                ISA_ROOT
+            ), f"{path.relative_to(ROOT)} includes {header}"
+            check(target, seen)
+
+    assert shared
+    for path in cpp_files(ISA_ROOT / folder):
+        check(path, set())
+        text = path.read_text()
+        assert "std::vector" not in text and "new " not in re.sub(r"//.*", "", text), path
+        assert not re.search(r"\b(throw|malloc|printf)\b", re.sub(r"//.*", "", text)), path
+
+
+def test_every_isa_file_has_a_scalar_twin() -> None:
+    scalar = {p.name for p in (ISA_ROOT / "scalar").glob("*.cpp")}
+    assert {"gemm.cpp", "quantize.cpp", "pool.cpp", "elementwise.cpp", "minmax.cpp"} <= scalar
+    for path in ISA_ROOT.glob("*/*.cpp"):
+        assert path.name in scalar, f"{path.relative_to(ROOT)} has no scalar twin"
+
+
+def test_every_cpp_file_says_its_place() -> None:
+    for path in [*cpp_files(CSRC), *cpp_files(TESTS / "cpp")]:
+        lines = path.read_text().splitlines()
+        assert lines and lines[0].startswith("//"), f"{path.relative_to(ROOT)} opens without a comment"
+
+
+def test_no_isa_conditions_inside_functions() -> None:
+    for path in cpp_files(CSRC / "kernels"):
+        if path.name in ("dispatch.cpp", "tile.h"):
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not re.match(r"\s*#\s*if.*__(AVX|SSE|ARM|AMX|FMA)", line), f"{path}:{number}"
+
+
+# ---- Python ------------------------------------------------------------------------------------------
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of octavo that a file imports at any depth, as dotted names without "octavo."."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            pytest.fail(f"{path}: relative import")
+    return {n.removeprefix("octavo.") for n in found if n.startswith("octavo.")}
+
+
+FORBIDDEN = {
+    "errors.py": {"*"},
+    "scheme.py": {"*", "-errors"},
+    "grids.py": {"*", "-errors", "-scheme"},
+    "ranges.py": {"*", "-errors", "-scheme"},
+}
+ABOVE_NN = {"plan", "calibrate", "rewrite", "api", "report", "checkpoint", "rounding", "capture", "fold", "cli"}
+ABOVE_OPS = ABOVE_NN | {"nn", "flow", "lower", "scheme", "ranges", "grids", "record", "trace"}
+
+
+def test_python_layers() -> None:
+    for name, rule in FORBIDDEN.items():
+        allowed = {r[1:] for r in rule if r.startswith("-")}
+        bad = {m.split(".")[0] for m in imported(PYTHON / name)} - allowed
+        assert not bad, f"{name} imports {bad}"
+    for path in (PYTHON / "nn").glob("*.py"):
+        bad = {m.split(".")[0] for m in imported(path)} & ABOVE_NN
+        assert not bad, f"nn/{path.name} imports {bad}"
+    for path in (PYTHON / "ops").glob("*.py"):
+        bad = {m.split(".")[0] for m in imported(path)} & ABOVE_OPS
+        assert not bad, f"ops/{path.name} imports {bad}"
+
+
+def test_only_ops_touch_torch_ops() -> None:
+    for path in PYTHON.rglob("*.py"):
+        if path.parent.name == "ops" or path == PYTHON / "__init__.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in ("ops", "library"):
+                base = node.value
+                assert not (isinstance(base, ast.Name) and base.id == "torch"), f"{path.name}:{node.lineno}"
+
+
+def test_only_rewrite_assigns_submodules() -> None:
+    for path in PYTHON.rglob("*.py"):
+        if path.name in ("rewrite.py", "fold.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr not in ("set_submodule", "add_module"), f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                target = node.value
+                assert not (isinstance(target, ast.Attribute) and target.attr == "_modules"), (
+                    f"{path.name}:{node.lineno}"
+                )
+
+
+BANNED = {
+    "pickle": "files may come from strangers",
+    "marshal": "files may come from strangers",
+    "shelve": "files may come from strangers",
+}
+
+
+def test_banned_calls() -> None:
+    """No way from the bytes of a file to code."""
+    count = 0
+    for path in PYTHON.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            count += 1
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import):
+                assert not {a.name.split(".")[0] for a in node.names} & set(BANNED), where
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in BANNED, where
+            if isinstance(node, ast.Call):
+                function = node.func
+                name = function.id if isinstance(function, ast.Name) else ""
+                assert name not in ("eval", "exec", "compile", "__import__"), where
+                if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+                    dotted = f"{function.value.id}.{function.attr}"
+                    assert dotted not in ("torch.load", "yaml.load", "mmap.mmap"), where
+                    if dotted in ("np.load", "numpy.load"):
+                        allowed = [k for k in node.keywords if k.arg == "allow_pickle"]
+                        assert not any(
+                            not (isinstance(k.value, ast.Constant) and k.value.value is False)
+                            for k in allowed
+                        ), where
+                if path.name == "checkpoint.py" and name in ("setattr", "getattr"):
+                    assert isinstance(node.args[1], ast.Constant), where
+        if path.name.startswith("checkpoint"):
+            assert "importlib" not in path.read_text(), path
+    assert count > 1000
+
+
+def test_no_assert_as_validation_of_user_input() -> None:
+    """`python -O` removes assert; public stages must raise. Internal claims (isinstance for the type checker) pass."""
+    for name in ("api.py", "checkpoint.py", "scheme.py"):
+        for node in ast.walk(ast.parse((PYTHON / name).read_text())):
+            if isinstance(node, ast.Assert):
+                text = ast.unparse(node.test)
+                assert "isinstance" in text or "is not None" in text, f"{name}:{node.lineno}: {text}"
+
+
+# ---- operators, README, examples ------------------------------------------------------------------------
+
+
+def schemas() -> list[str]:
+    text = (CSRC / "ops" / "library.cpp").read_text()
+    return re.findall(r'"(\w+)\(', text)
+
+
+def test_every_op_has_schema_fake_and_test() -> None:
+    names = schemas()
+    assert {"quantize", "run_region", "pack_weight", "linear_dynamic"} <= set(names)
+    fakes = "\n".join(p.read_text() for p in (PYTHON / "ops").glob("*.py"))
+    tests = "\n".join(p.read_text() for p in (TESTS / "python").rglob("*.py"))
+    implementations = "\n".join(p.read_text() for p in (CSRC / "ops").glob("*.cpp"))
+    readme = (CSRC / "README.md").read_text()
+    for name in names:
+        assert f"octavo::{name}" in fakes, f"{name} has no fake kernel"
+        assert re.search(rf"\b{name}\b", tests), f"{name} has no test"
+        assert re.search(rf'"{name}"', implementations), f"{name} has no implementation"
+        assert re.search(rf"^{name}\(", readme, re.M), f"{name} is not in csrc/README.md"
+
+
+def test_readme_paths_exist() -> None:
+    checked = 0
+    for readme in [ROOT / "README.md", *CSRC.rglob("README.md"), *(ROOT / "examples").rglob("README.md")]:
+        text = readme.read_text()
+        for path in re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:md|toml|py|txt))`", text):
+            if path.startswith(("http", "/")) or "<" in path or path.startswith("torch/"):
+                continue
+            places = (ROOT / path, readme.parent / path, CSRC / path, PYTHON / path, CSRC / "kernels" / path)
+            assert any(p.exists() for p in places), f"{readme.relative_to(ROOT)} names {path}"
+            checked += 1
+        for link in re.findall(r"\]\(([^)#:\s]+)\)", text):
+            assert (readme.parent / link).exists(), f"{readme.relative_to(ROOT)} links {link}"
+    assert checked > 5
+
+
+def test_nothing_machine_specific() -> None:
+    for path in [ROOT / "CMakeLists.txt", ROOT / "setup.py", ROOT / "pyproject.toml"]:
+        text = "\n".join(line.split("#")[0] for line in path.read_text().splitlines())
+        assert "-march=native" not in text and "-mtune=native" not in text, path
+        assert "find_package(Torch" not in text, path
