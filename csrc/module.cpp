@@ -33,6 +33,28 @@ std::string missing_for(const std::string& name) {
   throw py::key_error(name);
 }
 
+std::vector<std::vector<int64_t>> region_shapes(const std::string& program,
+                                                const std::vector<std::vector<int64_t>>& inputs,
+                                                const std::vector<int64_t>& panel_counts) {
+  std::vector<int64_t> sizes;
+  for (const std::vector<int64_t>& input : inputs) {
+    sizes.push_back(static_cast<int64_t>(input.size()));
+    sizes.insert(sizes.end(), input.begin(), input.end());
+  }
+  int64_t count = 0;
+  const char* error = "";
+  const int64_t* results = octavo_region_shapes(
+      program.c_str(), sizes.data(), static_cast<int64_t>(inputs.size()), panel_counts.data(),
+      static_cast<int64_t>(panel_counts.size()), &count, &error);
+  if (results == nullptr) throw py::value_error(error);
+  std::vector<std::vector<int64_t>> shapes;
+  for (int64_t i = 0; i < count; ++i) {
+    shapes.emplace_back(results + 1, results + 1 + results[0]);
+    results += 1 + results[0];
+  }
+  return shapes;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -50,6 +72,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("integer_macs", [] { return octavo_integer_macs(); },
         "Multiply-adds done in integers since the last reset.");
   m.def("reset_integer_macs", [] { octavo_reset_integer_macs(); });
+  m.def("region_shapes", &region_shapes,
+        "Shapes of a region program's results from its inputs' shapes and its panels' element counts. "
+        "ValueError where they do not fit.");
   m.def("max_threads", [] { return octavo_max_threads(); },
         "Threads that a kernel called now would use.");
 }
