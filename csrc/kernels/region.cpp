@@ -160,7 +160,8 @@ class Runner {
 
   Epilogue epilogue(size_t i) const {
     return {constants<int32_t>(i, 0), constants<float>(i, 1),  constants<float>(i, 2),
-            plan_.derived[i].m,       steps_[i].lo,            steps_[i].hi};
+            plan_.derived[i].m,       steps_[i].lo,            steps_[i].hi,
+            steps_[static_cast<size_t>(steps_[i].x[0])].params.zero_point};
   }
 
   void write_outputs(size_t i) {
