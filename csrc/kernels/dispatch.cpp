@@ -129,6 +129,9 @@ const Row kRows[] = {
     {"neon_dotprod", "scalar", kNeonDotprodNeeds, neon_dotprod::fill},
 #endif
     {"scalar", nullptr, kNoNeeds, scalar::fill},
+#if defined(OCTAVO_HAS_AMX_EMULATED)
+    {"amx_emulated", "avx512_vnni", kNoNeeds, amx_emulated::fill},  // tests only; never the best
+#endif
 };
 constexpr int kRowCount = static_cast<int>(std::size(kRows));
 
@@ -156,9 +159,6 @@ std::string missing_of(int i) {
 struct State {
   std::array<std::string, kRowCount> missing;
   std::array<KernelTable, kRowCount> tables;
-#if defined(OCTAVO_HAS_AMX_EMULATED)
-  KernelTable emulated;
-#endif
   std::atomic<int> active{-1};  // -1: OCTAVO_ISA has not been read yet
 
   State() {
@@ -167,13 +167,6 @@ struct State {
       tables[i] = KernelTable{};
       if (missing[i].empty()) fill_with_parents(i, tables[i]);
     }
-#if defined(OCTAVO_HAS_AMX_EMULATED)
-    emulated = KernelTable{};
-    if (missing[find_row("avx512_vnni")].empty()) {
-      fill_with_parents(find_row("avx512_vnni"), emulated);
-      amx_emulated::fill(emulated);
-    }
-#endif
   }
 };
 
@@ -237,11 +230,6 @@ const char* active_isa() { return kRows[active_row()].name; }
 const KernelTable& active_table() { return state().tables[active_row()]; }
 
 const KernelTable* find_table(const char* name) {
-#if defined(OCTAVO_HAS_AMX_EMULATED)
-  if (std::strcmp(name, "amx_emulated") == 0) {
-    return isa_available(find_row("avx512_vnni")) ? &state().emulated : nullptr;
-  }
-#endif
   const int row = find_row(name);
   return row >= 0 && isa_available(row) ? &state().tables[row] : nullptr;
 }

@@ -30,8 +30,8 @@ SetIsa set_isa_from_environment();
 /// Table of the active ISA. Its functions are never null: a missing kernel is inherited from the parent row.
 const KernelTable& active_table();
 
-/// Table of a named ISA for tests, or nullptr where it is not available. amx_int8's emulation is listed
-/// here as "amx_emulated" in test builds only.
+/// Table of a named ISA for tests, or nullptr where it is not available. In test builds amx_int8's emulation is one
+/// more row, "amx_emulated", after all others.
 const KernelTable* find_table(const char* name);
 
 }  // namespace octavo
