@@ -171,6 +171,14 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _identity_with_hooks_of(module: nn.Module) -> nn.Identity:
+    identity = nn.Identity()
+    for name, table in vars(module).items():
+        if "hooks" in name:
+            vars(identity)[name] = table
+    return identity
+
+
 def _file_name(name: str) -> str:
     """A name without the characters that a path could need."""
     return name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
@@ -310,9 +318,7 @@ class _Loader:
                 replaced[id(module)] = self.layer(name, module, layers[name])
             elif wanted[name] != type(module).__name__:
                 # Folding has put the identity in a normalisation's place: nothing else may differ.
-                identity = nn.Identity()
-                identity.training = False
-                replaced[id(module)] = identity
+                replaced[id(module)] = _identity_with_hooks_of(module)
         return replaced
 
     def compare(self, there: Mapping[str, nn.Module], wanted: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.flow import Flow, Step
 from octavo.lower import lower
 from octavo.nn.layer import QLayer
 from octavo.nn.region import CapturedForward, Region, captured_forward
@@ -42,18 +43,46 @@ def rewrite(
     """
     inputs = _input_params(plan, params)
     layers: dict[int, nn.Module] = {}
-    by_name: dict[str, QLayer] = {}
     for site in plan.sites:
         if site.scheme is None:
             continue
         module = model.get_submodule(site.name)
         if id(module) not in layers:
             layers[id(module)] = _quantized(module, site, inputs.get(site.name), integers)
-        by_name[site.name] = layers[id(module)]  # type: ignore[assignment]
+    # Tables and factors are read from the float model, so before any of it is replaced.
+    captured = [(flow_plan.flow, _items(model, flow_plan, params)) for flow_plan in plan.flows]
     result = replace_modules(model, layers) if inplace else copy_model(model, layers)
-    for flow_plan in plan.flows:
-        install(result, *_items(flow_plan, params, by_name))
+    for flow, items in captured:
+        install(result, flow, items)
     return result
+
+
+def _items(
+    model: nn.Module, flow_plan: FlowPlan, params: Mapping[str, QParams]
+) -> tuple[Region | Step, ...]:
+    """The flow's items with programs in place of plans."""
+    prefix = f"{flow_plan.flow.path}:"
+    ranges = {
+        key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)
+    }
+    items: list[Region | Step] = []
+    for item in flow_plan.items:
+        if isinstance(item, Step):
+            items.append(item)
+            continue
+        program = lower(item, ranges, model)
+        items.append(
+            Region(
+                item.name,
+                program.text,
+                program.panels,
+                program.inputs,
+                program.outputs,
+                program.values,
+                item.steps,
+            )
+        )
+    return tuple(items)
 
 
 def _quantized(
@@ -100,7 +129,7 @@ def _input_params(plan: Plan, params: Mapping[str, QParams]) -> dict[str, QParam
                 continue
             for step in region.steps:
                 for part in (step, *step.fused):
-                    if part.kind in ("conv", "linear") and part.module:
+                    if part.module and part.kind.split("_")[0] in ("conv", "linear"):
                         value = region.params_of.get(step.inputs[0])
                         key = f"{flow_plan.flow.path}:{value}"
                         if key in params:
@@ -108,17 +137,21 @@ def _input_params(plan: Plan, params: Mapping[str, QParams]) -> dict[str, QParam
     return found
 
 
-def install(root: nn.Module, plan_flow: Any, items: tuple[Any, ...]) -> None:
+def install(root: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> None:
     """Makes ``items`` the forward of the module at the flow's path."""
-    module = root.get_submodule(plan_flow.path)
+    module = root.get_submodule(flow.path)
     if "forward" in module.__dict__ and captured_forward(module) is None:
         raise ValueError(
-            f"module {plan_flow.path!r}: expected its class's forward, got one replaced on the instance. "
+            f"module {flow.path!r}: expected its class's forward, got one replaced on the instance. "
             "Restore it, or leave the module out."
         )
-    runtime = CapturedForward(module, plan_flow, items)
+    runtime = CapturedForward(module, flow, items)
     module.__dict__["forward"] = runtime
     runtime.prepare()
+
+
+# What a layer that replaces another has to itself: the rest it shares with the model it came from.
+_OWN = frozenset({"_parameters", "panel", "_prepared", "input_params", "float_class"})
 
 
 # ---- copies -------------------------------------------------------------------------------------------
@@ -146,7 +179,7 @@ def copy_model(model: nn.Module, replaced: Mapping[int, nn.Module] | None = None
     result: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)
     for layer in (replaced or {}).values():
         for name, value in layer.__dict__.items():
-            if name not in ("_parameters", "panel", "_prepared", "input_params", "float_class"):
+            if name not in _OWN:
                 layer.__dict__[name] = copy.deepcopy(value, memo)
     return result
 

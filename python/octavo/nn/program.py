@@ -88,7 +88,7 @@ class Program:
             if "panel" in line.keys:
                 replaced["panel"] = str(len(panels))
                 panels.append(int(line.keys["panel"]))
-            if as_float and value == result and not line.kind.endswith("_f32"):
+            if as_float and value == result:
                 line = _unclamped(line)
                 replaced.pop("r", None)
             ids[value] = len(text) - 1
@@ -111,7 +111,7 @@ class Program:
 def _unclamped(line: Line) -> Line:
     """The float form of a conv or linear line."""
     kept = {k: v for k, v in line.keys.items() if k not in ("s", "z", "max", "lo", "hi", "r")}
-    return Line(f"{line.kind}_f32", {**kept, "lo": "-inf", "hi": "inf"})
+    return Line(f"{line.kind.removesuffix('_f32')}_f32", {**kept, "lo": "-inf", "hi": "inf"})
 
 
 def parse(text: str) -> Program:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import operator
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,7 @@ class _Bound:
                 covered[id(child)] = child
             elif child is not owner and name not in ran:
                 containers[id(child)] = child  # An identity that no step stands for.
+        self.aliases = {s.output: s.inputs[0] for s in flow.steps if s.kind == "identity"}
         self._links = links
         self._hooks = (*_GLOBAL_HOOKS, *_hook_tables(covered.values()))
         # Modules whose calls are no steps: where one has a hook, the class's own forward makes the call.
@@ -195,6 +196,17 @@ class _Bound:
             for name in dead:
                 values.pop(name, None)
         return values
+
+
+class _Values(dict[str, Any]):
+    """Values by name, where names of identities that no step stands for mean what they pass on."""
+
+    def __init__(self, aliases: Mapping[str, str], known: Iterable[tuple[str, Any]]) -> None:
+        super().__init__(known)
+        self._aliases = aliases
+
+    def __missing__(self, name: str) -> Any:
+        return self[self._aliases[name]]
 
 
 class _BoundRegion:
@@ -270,7 +282,7 @@ class _BoundRegion:
         for name, (rank, dimension, channels) in zip(
             self.region.inputs, self._entries, strict=True
         ):
-            x = values[name]
+            x = values[_float_of(name)]
             if (
                 not isinstance(x, Tensor)
                 or x.dtype not in _FLOATS
@@ -291,7 +303,7 @@ class _BoundRegion:
         inputs = self._inputs(values)
         if inputs is None:
             return False
-        dtype = values[self.region.inputs[0]].dtype
+        dtype = values[_float_of(self.region.inputs[0])].dtype
         panels, constants = self._panels()
         results = ops.run_region(inputs, panels, constants, self.region.program)
         for name, result in zip(self.region.outputs, results, strict=True):
@@ -309,8 +321,8 @@ class _BoundRegion:
         inputs = self._inputs(values)
         if inputs is None:
             return False
-        dtype = values[self.region.inputs[0]].dtype
-        local = dict(zip(self.region.inputs, inputs, strict=True))
+        dtype = values[_float_of(self.region.inputs[0])].dtype
+        local = _Values(self._bound.aliases, zip(self.region.inputs, inputs, strict=True))
         for step in self.region.steps:
             self._run_step(step, local)
         for name in self.region.outputs:
@@ -387,6 +399,11 @@ class _BoundRegion:
         return panel
 
 
+def _float_of(value: str) -> str:
+    """The float behind a region's input: "v@4" is v stored in 4 bits."""
+    return value.partition("@")[0]
+
+
 _WEIGHTED = frozenset({"conv", "conv_f32", "linear", "linear_f32"})
 
 
@@ -405,7 +422,7 @@ def _hook_tables(modules: Any) -> tuple[dict[int, Any], ...]:
 
 def _reads(item: Region | Step) -> Iterator[str]:
     if isinstance(item, Region):
-        yield from item.inputs
+        yield from map(_float_of, item.inputs)
         for step in item.steps:
             yield from _reads(step)
         return

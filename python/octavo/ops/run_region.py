@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.ops import checks
+from octavo.ops.region_shapes import region_output_shapes
 
 __all__ = ["region_constants", "run_region"]
 
@@ -53,9 +54,18 @@ def run_region(
 def _(
     inputs: Sequence[Tensor], panels: Sequence[Tensor], constants: Tensor, program: str
 ) -> list[Tensor]:
-    from octavo.lower import infer_shapes
-
-    raise NotImplementedError
+    shapes = region_output_shapes(program, [x.shape for x in inputs], [p.numel() for p in panels])
+    first = inputs[0]
+    last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
+    last = last and not first.is_contiguous()
+    results = []
+    for shape, is_image in shapes:
+        if last and is_image:
+            n, c, h, w = shape
+            results.append(first.new_empty((n, h, w, c)).permute(0, 3, 1, 2))
+        else:
+            results.append(first.new_empty(shape))
+    return results
 
 
 class _Refusing(torch.autograd.Function):
