@@ -1,0 +1,52 @@
+"""The examples run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+
+
+def run(*command: str) -> str:
+    result = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+def test_quantize_resnet18(torchvision: object) -> None:
+    out = run(str(EXAMPLES / "quantize_resnet18.py"))
+    assert "same bits: True" in out and "region" in out
+
+
+def test_table_torchvision(torchvision: object) -> None:
+    out = run(str(EXAMPLES / "table_torchvision.py"), "--models", "squeezenet1_1", "--size", "64")
+    assert out.count("same bits") == 2
+
+
+def test_benchmark_runs_and_counts_missing_engines(torchvision: object) -> None:
+    out = run(
+        str(EXAMPLES / "bench" / "models.py"),
+        *("--models", "squeezenet1_1", "--batches", "1", "--threads", "1"),
+        *("--rounds", "1", "--seconds", "0.01", "--engines", "octavo", "torch_fp32"),
+    )
+    assert "octavo ISA" in out and "not measured" not in out
+
+
+@pytest.mark.slow
+def test_benchmark_with_every_engine(torchvision: object) -> None:
+    out = run(
+        str(EXAMPLES / "bench" / "models.py"),
+        *("--models", "squeezenet1_1", "--batches", "1", "--threads", "2", "--rounds", "1", "--seconds", "0.01"),
+    )
+    assert "openvino_int8" in out
