@@ -16,9 +16,7 @@ __all__ = ["region_constants", "run_region"]
 
 def region_constants(panels: Sequence[Tensor], program: str) -> Tensor:
     """uint8 [bytes]: the numbers that ``run_region`` needs and that follow from panels and program alone."""
-    # An operator is chosen by the device of its tensors, so there must be one.
-    tensors = list(panels) or [torch.empty(0, dtype=torch.uint8)]
-    result: Tensor = torch.ops.octavo.region_constants(tensors, program)
+    result: Tensor = torch.ops.octavo.region_constants(list(panels), program)
     return result
 
 
