@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.capture import Example
 from octavo.errors import CalibrationError, describe
 
 __all__ = ["Batches", "Call"]
@@ -37,6 +39,17 @@ class Call:
         for tensor in _tensors((self.args, self.kwargs)):
             return tensor.shape[0] if tensor.dim() else 1
         return 1
+
+    def shortened(self, samples: int) -> Call | None:
+        """The first samples alone; None unless all arguments are tensors of one larger batch."""
+        values = [*self.args, *self.kwargs.values()]
+        if not values or not all(isinstance(v, Tensor) and v.dim() > 1 for v in values):
+            return None
+        if len({v.shape[0] for v in values}) != 1 or values[0].shape[0] <= samples:
+            return None
+        return Call(
+            tuple(v[:samples] for v in self.args), {k: v[:samples] for k, v in self.kwargs.items()}
+        )
 
 
 class Batches:
@@ -85,6 +98,18 @@ class Batches:
     def first(self, model: nn.Module) -> Call | None:
         """The first call; None where a callable runs the model itself."""
         return None if self.runs_model else next(iter(self.calls(model)))
+
+    def example(self, model: nn.Module) -> Example:
+        """One call to capture with: the first two samples of the first batch where the model takes so few."""
+        call = self.first(model)
+        if call is None:
+            return self.runs_model
+        few = call.shortened(2)
+        if few is not None:
+            with torch.no_grad(), contextlib.suppress(Exception):
+                model(*few.args, **few.kwargs)
+                return few.args, few.kwargs
+        return call.args, call.kwargs
 
     def run(self, model: nn.Module, before: Callable[[int, Call | None], None]) -> None:
         """Run the model on all of the data without gradients; ``before(batch number, call)`` comes first each time."""

@@ -14,7 +14,7 @@ from octavo import ops
 from octavo.batches import Batches, Call
 from octavo.errors import CalibrationError
 from octavo.flow import Flow, run
-from octavo.plan import FlowPlan, Plan, RegionPlan
+from octavo.plan import Plan, RegionPlan, SitePlan
 from octavo.ranges import RULES, Histogram, clipped
 from octavo.replay import replayed
 from octavo.scheme import QParams
@@ -114,24 +114,24 @@ def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
     unreached = set(calibration.unreached)
     if not unreached:
         return plan
-    lost = {
-        region.name
+    flows = tuple(
+        flow
         for flow in plan.flows
-        for region in flow.items
-        if isinstance(region, RegionPlan) and unreached & set(_region_keys(flow.flow, region))
-    }
-    flows = tuple(flow for flow in plan.flows if not lost & set(_region_names(flow)))
-    kept = {name for flow in flows for name in _region_names(flow)}
-    sites = tuple(
-        dataclasses.replace(
-            site, activations="dynamic", region="", reason="never reached by data"
-        )
-        if site.scheme
-        and site.activations == "static"
-        and (site.region not in kept if site.region else f"site:{site.name}" in unreached)
-        else site
-        for site in plan.sites
+        if not any(unreached & set(_region_keys(flow.flow, region)) for region in flow.regions)
     )
+    kept = {region.name for flow in flows for region in flow.regions}
+
+    def was_reached(site: SitePlan) -> bool:
+        return site.region in kept if site.region else f"site:{site.name}" not in unreached
+
+    sites = []
+    for site in plan.sites:
+        reason = "never reached by data"
+        if site.scheme and site.activations == "static" and not was_reached(site):
+            site = dataclasses.replace(site, activations="dynamic", region="", reason=reason)
+        elif site.region and site.region not in kept:  # A lone BatchNorm, for instance.
+            site = dataclasses.replace(site, region="", reason=reason)
+        sites.append(site)
     static = [site for site in plan.sites if site.scheme and site.activations == "static"]
     if static and not any(site.scheme and site.activations == "static" for site in sites):
         names = ", ".join(repr(site.name) for site in static[:5])
@@ -139,11 +139,7 @@ def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
             f"quantize: data must reach at least one layer, got none of {len(static)} ({names}) in "
             f"{calibration.batches} batches. Calibrate with data that runs through them."
         )
-    return dataclasses.replace(plan, sites=sites, flows=flows)
-
-
-def _region_names(flow: FlowPlan) -> list[str]:
-    return [item.name for item in flow.items if isinstance(item, RegionPlan)]
+    return dataclasses.replace(plan, sites=tuple(sites), flows=flows)
 
 
 def _region_keys(flow: Flow, region: RegionPlan) -> list[str]:
@@ -151,24 +147,29 @@ def _region_keys(flow: Flow, region: RegionPlan) -> list[str]:
     return [f"{flow.path}:{value}" for value in dict.fromkeys(region.params_of.values())]
 
 
+def _observed(key: str) -> str:
+    """The key of the value that is seen: "v@4" is v in 4 bits."""
+    return key if key.startswith("site:") else key.partition("@")[0]
+
+
 class _Collector:
     """One histogram a value, and where the data stands."""
 
     def __init__(self, plan: Plan) -> None:
-        in_flows = [
-            (plan_of.flow, _region_keys(plan_of.flow, item))
-            for plan_of in plan.flows
-            for item in plan_of.items
-            if isinstance(item, RegionPlan)
-        ]
-        self.sites = [
-            site.name
+        alone = [
+            site
             for site in plan.sites
             if site.scheme and site.activations == "static" and not site.region
         ]
-        keys = [key for _, keys in in_flows for key in keys] + [f"site:{n}" for n in self.sites]
-        self.histograms = {key: Histogram() for key in keys}
-        self.watched_flows = list({id(flow): flow for flow, _ in in_flows}.values())
+        self.sites = [site.name for site in alone]
+        self.watched_flows = [plan_of.flow for plan_of in plan.flows]
+        # Bits of each key. A value that is stored in two widths ("v", "v@4") has one histogram.
+        self.bits = {f"site:{site.name}": site.activation_bits for site in alone}
+        for plan_of in plan.flows:
+            for region in plan_of.regions:
+                for key in _region_keys(plan_of.flow, region):
+                    self.bits[key] = region.bits.get(key.rpartition(":")[2], 8)
+        self.histograms = {_observed(key): Histogram() for key in self.bits}
         self.batch, self.batches, self.samples = 0, 0, 0
         self.dropped: tuple[str, ...] = ()
         self.progress: Callable[[str], None] = lambda _text: None
@@ -228,11 +229,12 @@ class _Collector:
         """Parameters of everything that was seen."""
         rule = RULES[ranges]
         qparams, shares, unreached, constant = {}, {}, [], []
-        for key, histogram in self.histograms.items():
+        for key, bits in self.bits.items():
+            histogram = self.histograms[_observed(key)]
             if histogram.count == 0:
                 unreached.append(key)
                 continue
-            qparams[key] = rule(histogram, 8)
+            qparams[key] = rule(histogram, bits)
             shares[key] = clipped(histogram, qparams[key]) / histogram.count
             if histogram.low == histogram.high:
                 constant.append(key)

@@ -7,17 +7,26 @@ import math
 import operator
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import describe
+from octavo.errors import NothingQuantizedError, describe
 from octavo.grids import GRIDS
+from octavo.plan import Plan
 from octavo.ranges import RULES
 from octavo.rounding import METHODS
 
-__all__ = ["check_bits", "check_choices", "check_model", "check_unknown"]
+__all__ = [
+    "check_choices",
+    "check_model",
+    "check_patterns",
+    "check_plan",
+    "check_unknown",
+    "check_widths",
+]
 
 _OTHER_LIBRARIES = (
     "torch.ao.nn.intrinsic.qat",
@@ -205,7 +214,7 @@ def _check_finite(where: str, tensor: Tensor) -> None:
         )
 
 
-def check_bits(bits: object, where: str = "bits") -> int:
+def _check_bits(bits: object, where: str = "bits") -> int:
     """``bits`` as an int in 2..8; NumPy integers are accepted, bools are not."""
     if isinstance(bits, bool) or bits is None or isinstance(bits, (str, bytes)):
         raise TypeError(f"quantize: {where} must be an integer from 2 to 8, got {describe(bits)}. {_BITS_HELP}")
@@ -231,6 +240,99 @@ def check_bits(bits: object, where: str = "bits") -> int:
 
 
 _BITS_HELP = "For example octavo.quantize(model, 8)."
+
+
+def check_widths(
+    bits: object, activations: object, has_data: bool
+) -> tuple[Mapping[Any, int] | Plan, int | None]:
+    """Pattern to weight bits (or a Plan), and the bits of static activations, None for dynamic ones."""
+    asked: Mapping[Any, int] | Plan
+    if isinstance(bits, Path):
+        bits = Plan.from_json(bits.read_text(encoding="utf-8"))
+    if isinstance(bits, tuple):
+        if len(bits) != 2:
+            raise ValueError(
+                f"quantize: bits must be a pair (weights, activations), got {describe(bits)}. Use for example (4, 8)."
+            )
+        if activations is not None:
+            raise ValueError(
+                f"quantize: activations must be left out where bits is a pair, got {describe(activations)}. "
+                "Say it once."
+            )
+        bits, activations = bits
+    if isinstance(bits, Plan):
+        asked = bits
+        static = [site for site in bits.sites if site.activations == "static"]
+        if static and not has_data:
+            raise ValueError(
+                f"quantize: data must be batches for a plan with static activations ({static[0].name!r}), got None. "
+                "Pass data=batches."
+            )
+    elif isinstance(bits, Mapping):
+        asked = {key: _check_bits(width, f"bits[{key!r}]") for key, width in bits.items()}
+    else:
+        asked = {"*": _check_bits(bits)}
+    return asked, _check_activations(activations, has_data)
+
+
+def _check_activations(activations: object, has_data: bool) -> int | None:
+    valid = '"dynamic", or 2 to 8 with data'
+    if activations is None:
+        return 8 if has_data else None
+    if isinstance(activations, str):
+        if activations == "dynamic":
+            return None
+        if activations == "float":
+            raise ValueError(
+                f"quantize: activations must be {valid}, got 'float'. Weight-only layers are not available yet."
+            )
+        raise ValueError(
+            f"quantize: activations must be {valid}, got {activations!r}. Choose one of those."
+        )
+    value = _check_bits(activations, "activations")
+    if not has_data:
+        raise ValueError(
+            f"quantize: activations must be 'dynamic' without data, got {value}. "
+            "Pass data=batches for static activations."
+        )
+    return value
+
+
+def check_patterns(argument: str, value: object) -> tuple[object, ...] | None:
+    """The patterns as a tuple; a single name or class stands for itself."""
+    if value is None:
+        return None
+    if isinstance(value, (str, type)):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise TypeError(
+            f"quantize: {argument} must be a sequence of names, globs or classes, got {describe(value)}. "
+            'Use for example ["head", "layer1.*"].'
+        )
+    return tuple(value)
+
+
+def check_plan(plan: Plan, model: nn.Module) -> None:
+    """ValueError unless the layers of the plan are those of the (folded) model."""
+    modules = dict(model.named_modules())
+    for site in plan.sites:
+        module = modules.get(site.name)
+        if module is None or type(module).__name__ != site.type:
+            found = "no such module" if module is None else f"a {type(module).__name__}"
+            raise ValueError(
+                f"quantize: the plan's layer {site.name!r} must be a {site.type} of the model, got {found}. "
+                "Use a plan that was made for this model."
+            )
+    for flow in plan.flows:
+        if flow.flow.path not in modules:
+            raise ValueError(
+                f"quantize: the plan's module {flow.flow.path!r} must be in the model, got no such module. "
+                "Use a plan that was made for this model."
+            )
+    if not any(site.scheme for site in plan.sites):
+        raise NothingQuantizedError(
+            "quantize: at least one layer of the plan must have a scheme, got none. Give one layer bits."
+        )
 
 
 def check_choices(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-__all__ = ["LayerRecord", "Record", "attach", "record_of"]
+from octavo.measure import bytes_of, sqnr
+from octavo.nn.registry import canonical_weight
+from octavo.plan import Plan
+from octavo.rounding.codes import Codes
+
+__all__ = ["LayerRecord", "Record", "attach", "layer_records", "record_of"]
 
 _ATTRIBUTE = "octavo_record"
 
@@ -66,3 +72,38 @@ def attach(model: nn.Module, record: Record) -> None:
 def record_of(model: nn.Module) -> Record | None:
     """The record of a quantized model, None for any other."""
     return model.__dict__.get(_ATTRIBUTE)
+
+
+def layer_records(
+    model: nn.Module, plan: Plan, codes: Mapping[str, Codes], output_sqnr: Mapping[str, float]
+) -> tuple[LayerRecord, ...]:
+    """One record a site of the plan. model: the float one, folded."""
+    records = []
+    for site in plan.sites:
+        module = model.get_submodule(site.name)
+        own = [*module._parameters.values(), *module._buffers.values()]
+        size = bytes_of(t for t in own if t is not None)
+        if site.scheme is None:
+            records.append(
+                LayerRecord(
+                    site.name, site.type, region=site.region, reason=site.reason, float_bytes=size
+                )
+            )
+            continue
+        weight = canonical_weight(module)
+        records.append(
+            LayerRecord(
+                site.name,
+                site.type,
+                site.scheme.bits,
+                site.scheme.grid,
+                f"group of {site.scheme.group_size}" if site.scheme.group_size else "channel",
+                site.activations,
+                site.region,
+                site.reason,
+                size,
+                sqnr(weight, codes[site.name].dequantize()),
+                output_sqnr.get(site.name),
+            )
+        )
+    return tuple(records)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.batches import Batches
+from octavo.measure import decibels
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.plan import FlowPlan, Plan, RegionPlan
 from octavo.replay import replayed
@@ -159,8 +160,12 @@ class _Lockstep:
             for value in region.inputs if region else ():
                 inside[value] = self._stored(flow, region, value, got[value])
             for step in region.steps if region else (item,):
+                defined: set[str] = set()
                 for part in step.fused or (step,):
-                    self._part(part, wanted, inside)
+                    x = next(refs(part.args), part.inputs[0]) if part.inputs else ""
+                    # The step may read its first input in another width than the float call it stands for.
+                    self._part(part, x if x in defined else (*step.inputs, x)[0], wanted, inside)
+                    defined.add(part.output)
                 inside[step.output] = self._stored(flow, region, step.output, inside[step.output])
                 for values in (wanted, got, inside):
                     for name in [n for n in values if last_use.get(n, -1) <= index]:
@@ -175,13 +180,12 @@ class _Lockstep:
         owner = region.params_of.get(value) if region else None
         return x if owner is None else fake_quantize(x, self.qparams[f"{flow.path}:{owner}"])
 
-    def _part(self, part: Step, wanted: dict[str, Any], got: dict[str, Any]) -> None:
+    def _part(self, part: Step, x: str, wanted: dict[str, Any], got: dict[str, Any]) -> None:
+        """One call, in float and on quantized values; ``x`` names the input of a layer with integer weights."""
         module_of = self.model.get_submodule
         if part.module in self.codes:
-            module = module_of(part.module)
-            x = got[next(refs(part.args), part.inputs[0])]
             y = evaluate(part, module_of, wanted)
-            got[part.output] = self.layer(part.module, module, x, y)
+            got[part.output] = self.layer(part.module, module_of(part.module), got[x], y)
         else:
             evaluate(part, module_of, wanted)
             evaluate(part, module_of, got)
@@ -221,7 +225,9 @@ class _Lockstep:
             assert isinstance(shift, Tensor)
             bias = shift if codes[name].bias is None else codes[name].bias.double() + shift
             codes[name] = dataclasses.replace(codes[name], bias=bias.float())
-            sqnr[name] = float(10 * torch.tensor(mean.power / max(mean.noise, 1e-300)).log10())
+            ratio = decibels(mean.power, mean.noise)
+            if ratio is not None:
+                sqnr[name] = ratio
         return Correction(codes, sqnr)
 
 

@@ -1,0 +1,260 @@
+"""The public calls. `quantize` is the pipeline, stage after stage, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from octavo import checks, patterns
+from octavo.batches import Batches
+from octavo.calibrate import calibrate, without_unreached
+from octavo.capture import Capture, capture
+from octavo.errors import NothingQuantizedError, describe
+from octavo.fold import fold
+from octavo.measure import tensor_bytes
+from octavo.nn.layer import QLayer
+from octavo.nn.registry import canonical_weight
+from octavo.plan import Plan, plan
+from octavo.record import Record, attach, layer_records
+from octavo.rewrite import copy_model, rewrite
+from octavo.rewrite import dequantize as _dequantize
+from octavo.rounding import METHODS, Codes, correct_bias
+from octavo.scheme import Scheme
+
+__all__ = ["dequantize", "quantize"]
+
+
+def quantize(
+    model: nn.Module,
+    bits: Any = 8,
+    data: object = None,
+    *,
+    grid: str = "linear",
+    activations: str | int | None = None,
+    group_size: int | None = None,
+    rounding: str | None = None,
+    ranges: str | None = None,
+    effort: str = "balanced",
+    evaluate: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
+    exclude: Iterable[object] | object = (),
+    only: Iterable[object] | object = None,
+    qat: bool = False,
+    method: str | None = None,
+    inplace: bool = False,
+    strict: bool = True,
+    progress: bool = True,
+    **unknown: object,
+) -> nn.Module:
+    """A model of the same class that computes in integers.
+
+    Example:
+        >>> import torch, octavo
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)).eval()
+        >>> small = octavo.quantize(model, 8)
+        >>> fast = octavo.quantize(model, 8, data=[torch.randn(32, 64) for _ in range(4)])
+        >>> fast(torch.randn(2, 64)).shape
+        torch.Size([2, 8])
+
+    Args:
+        model: any float nn.Module on the CPU. It is not changed unless ``inplace``.
+        bits: 2..8 for the weights of every layer; a pair (weights, activations); a mapping of names, globs, classes,
+            "@first", "@last" to 2..8, later entries winning; a `Plan`, or the Path of its JSON file.
+        data: batches to calibrate with: a tensor, an iterable of tensors, tuples or mappings, or a callable that
+            is given the model and runs it. With data activations are static and stretches of the network run in
+            integers from end to end; without, each row (each image) is quantized as it comes.
+        grid: "linear".
+        activations: "dynamic", or the bits 2..8 of static ones (needs data). Default: 8 with data, else "dynamic".
+        rounding: "nearest" (default).
+        ranges: "mse" (default), "minmax" or "percentile".
+        effort: "balanced" corrects biases where there is data, "fast" does not.
+        exclude, only: names, globs or classes of layers to leave out, or to keep to.
+        inplace: change and return ``model`` itself. If anything fails it is as it was.
+        strict: whether a pattern that matches nothing, or nothing to quantize, is an error.
+        progress: tell on stderr what is going on.
+        group_size, evaluate, max_drop, qat, method: not available yet; refused unless left alone.
+
+    Raises:
+        TypeError: an argument of the wrong kind, a batch that ``forward`` cannot take.
+        ValueError: an argument out of range, a weight or an activation that is not finite, a model that is quantized.
+        NothingQuantizedError: no layer was left to quantize.
+        CalibrationError: no batches, or no layer was reached by them.
+    """
+    checks.check_unknown(unknown, quantize.__kwdefaults__)
+    checks.check_choices(
+        grid=grid, group_size=group_size, rounding=rounding, ranges=ranges, effort=effort,
+        evaluate=evaluate, max_drop=max_drop, qat=qat, method=method,
+    )  # fmt: skip
+    asked, activation_bits = checks.check_widths(bits, activations, data is not None)
+    exclude, only = checks.check_patterns("exclude", exclude), checks.check_patterns("only", only)
+    checks.check_model(model, inplace)
+    batches = None if data is None else Batches(data)
+    notes = _Notes(progress)
+    if model.training:
+        notes.add("the model was in training mode; the quantized one is in evaluation mode")
+    with _unharmed(model) if inplace else contextlib.nullcontext():
+        float_bytes = tensor_bytes(model)
+        work = (model if inplace else copy_model(model)).eval()
+        example = None if batches is None else batches.example(work)
+        folded = fold(work, example)
+        notes.add_all(f"{name} is computed once and kept" for name in folded.materialised)
+        if isinstance(asked, Plan):
+            decided = asked
+            checks.check_plan(decided, work)
+        else:
+            found = capture(work, example)
+            schemes, reasons, unmatched = _schemes(asked, exclude, only, found, work, grid, strict)
+            notes.add_all(unmatched)
+            static = activation_bits is not None
+            decided = plan(
+                found, schemes, "static" if static else "dynamic", activation_bits or 8, reasons
+            )
+        params = {}
+        if batches is not None and any(s.activations == "static" for s in decided.sites):
+            calibration = calibrate(work, decided, batches, ranges or "mse", progress)
+            decided = without_unreached(decided, calibration)
+            params = calibration.qparams
+            notes.add_all(calibration.notes)
+        codes = _round(work, decided, rounding or "nearest", notes)
+        measured: dict[str, float] = {}
+        if batches is not None and effort != "fast" and codes:
+            correction = correct_bias(work, decided, params, codes, batches)
+            codes, measured = correction.codes, correction.output_sqnr
+        layers = layer_records(work, decided, codes, measured)
+        result = rewrite(work, decided, params, codes, inplace=True)
+        attach(result, Record(layers, float_bytes, notes.said))
+    return result
+
+
+def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """A float model again: layers of the original classes whose weights are what the integers stand for.
+
+    Example:
+        >>> import torch, octavo
+        >>> small = octavo.quantize(torch.nn.Sequential(torch.nn.Linear(64, 8)).eval(), 8)
+        >>> type(octavo.dequantize(small)[0]).__name__
+        'Linear'
+
+    Raises:
+        TypeError: model is not an nn.Module.
+        ValueError: no layer of it is quantized.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"dequantize: model must be a quantized nn.Module, got {describe(model)}. Pass the model itself."
+        )
+    if not any(isinstance(module, QLayer) for module in model.modules()):
+        raise ValueError(
+            f"dequantize: model must hold quantized layers, got a {type(model).__name__} without any. "
+            "Pass the result of octavo.quantize."
+        )
+    return _dequantize(model, inplace)
+
+
+class _Notes:
+    """What is worth saying: said once on stderr, kept for the report."""
+
+    def __init__(self, aloud: bool) -> None:
+        self._aloud = aloud
+        self.said: tuple[str, ...] = ()
+
+    def add(self, text: str) -> None:
+        if text not in self.said:
+            self.said += (text,)
+            if self._aloud:
+                print(f"octavo: {text}", file=sys.stderr)
+
+    def add_all(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.add(text)
+
+
+def _schemes(
+    bits: Mapping[Any, int],
+    exclude: tuple[object, ...] | None,
+    only: tuple[object, ...] | None,
+    found: Capture,
+    model: nn.Module,
+    grid: str,
+    strict: bool,
+) -> tuple[dict[str, Scheme | None], dict[str, str], list[str]]:
+    """Scheme of each site (None: float), reasons for float, and messages about what matched nothing."""
+    widths, reasons, unmatched = patterns.resolve(bits, exclude or (), only, found.sites, model)
+    if unmatched and strict:
+        raise ValueError(unmatched[0])
+    chosen = [site for site in found.sites if site.name in widths and not site.reason]
+    if not chosen:
+        problem = _nothing(found)
+        if strict:
+            raise NothingQuantizedError(problem)
+        unmatched.append(problem)
+    for site in chosen:
+        for other in site.tied:
+            if widths.get(other, widths[site.name]) != widths[site.name]:
+                raise ValueError(
+                    f"quantize: layers {site.name!r} and {other!r} share one weight and must have the same bits, "
+                    f"got {widths[site.name]} and {widths[other]}. Give both the same, or exclude one."
+                )
+    schemes = {
+        site.name: Scheme(widths[site.name], grid) if site.name in widths else None
+        for site in found.sites
+    }
+    return schemes, reasons, unmatched
+
+
+def _nothing(found: Capture) -> str:
+    eligible = [repr(site.name) for site in found.sites if not site.reason]
+    if eligible:
+        more = ", ..." if len(eligible) > 8 else ""
+        return (
+            f"quantize: at least one layer must be left to quantize, got none of {len(eligible)}. "
+            f"Layers that could be: {', '.join(eligible[:8])}{more}."
+        )
+    rows = [f"{site.name or '(model)'}: {site.reason}" for site in found.sites[:8]]
+    types = "; ".join(rows) if rows else "no module with parameters"
+    return (
+        "quantize: the model must hold a layer that octavo can quantize (Linear, Conv1d, Conv2d), got none "
+        f"({types}). See the reasons, or quantize a part of the model that holds such layers."
+    )
+
+
+def _round(model: nn.Module, decided: Plan, rounding: str, notes: _Notes) -> dict[str, Codes]:
+    """Codes of every layer with a scheme; layers of one weight share theirs."""
+    codes: dict[str, Codes] = {}
+    zero: list[str] = []
+    for site in decided.sites:
+        if site.scheme is None:
+            continue
+        module = model.get_submodule(site.name)
+        weight = canonical_weight(module)
+        bias = module._parameters.get("bias")
+        codes[site.name] = METHODS[rounding](weight, bias, site.scheme)
+        empty = int((~codes[site.name].codes.flatten(1).any(1)).sum()) if weight.numel() else 0
+        if empty:
+            zero.append(f"{site.name!r} ({empty} of {weight.shape[0]})")
+    if zero:
+        more = ", ..." if len(zero) > 5 else ""
+        notes.add(f"output channels whose weights are all zero: {', '.join(zero[:5])}{more}")
+    return codes
+
+
+@contextlib.contextmanager
+def _unharmed(model: nn.Module) -> Iterator[None]:
+    """Puts every module back as it was if anything goes wrong. Stages replace tensors, they never write into them."""
+    saved: list[tuple[nn.Module, type, dict[str, Any]]] = []
+    for module in model.modules():
+        state = {k: dict(v) if type(v) is dict else v for k, v in module.__dict__.items()}
+        saved.append((module, type(module), state))
+    try:
+        yield
+    except BaseException:
+        for module, cls, state in saved:
+            if type(module) is not cls:
+                module.__class__ = cls
+            module.__dict__.clear()
+            module.__dict__.update(state)
+        raise
