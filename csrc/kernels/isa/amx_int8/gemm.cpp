@@ -196,6 +196,7 @@ void finish_u8(const Work& work, const Block& block, int64_t chunk) {
   uint8_t* const* out = block.out + 16 * i + r;
   const uint8_t* const* residual = block.residual + 16 * i + r;
   __m512 scale[NT], offset[NT];
+#pragma GCC unroll 4
   for (int j = 0; j < NT; ++j) {
     scale[j] = _mm512_load_ps(work.scale + block.column + 16 * j);
     offset[j] = _mm512_load_ps(work.offset + block.column + 16 * j);
@@ -445,7 +446,7 @@ OCTAVO_INLINE void store_pixel(const Work& work, __m512i sum, int64_t x, int64_t
 
 /// R pixels times NT tiles of columns from `column` on; 4 * NT independent sums in all.
 template <Kind kKind, int R, int NT>
-void multiply_pixels(const Work& work, const uint8_t* const (&a)[2], int64_t column,
+__attribute__((noinline)) void multiply_pixels(const Work& work, const uint8_t* const (&a)[2], int64_t column,
                      uint8_t* const (&out)[2], const uint8_t* const (&residual)[2]) {
   constexpr int kPhases = 4 / R;
   const GemmJob& job = *work.job;
