@@ -78,7 +78,8 @@ class CapturedForward:
 
     def prepare(self) -> None:
         """Finds the modules and forms the constants now rather than in the first call."""
-        self._bound = _Bound(self.owner(), self.flow, self.items)
+        owner = self.owner()
+        self._bound = _Bound(owner, owner._modules, self.flow, self.items)
 
     def owner(self) -> nn.Module:
         """The module whose forward this is."""
@@ -94,7 +95,7 @@ class CapturedForward:
         tensors = self._tensors(args, kwargs)
         bound = self._bound
         if bound is None or (not torch.compiler.is_compiling() and bound.is_stale()):
-            bound = self._bound = _Bound(owner, self.flow, self.items)
+            bound = self._bound = _Bound(owner, owner._modules, self.flow, self.items)
         if tensors is not None and (
             torch.compiler.is_compiling() or not any(bound.container_hooks)
         ):
@@ -115,18 +116,30 @@ class CapturedForward:
             return args
         return flow_arguments(flow, self.__signature__, args, kwargs)
 
-    # ---- copies: the owner is a module that is copied or pickled at the same time ---------------------------
+    # ---- copies: the owner is a module that is copied or pickled at the same time. Its children are complete by
+    # then, it is not; so their table comes along, and no first call has anything left to find out.
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedForward:
         owner = self.owner()
-        return CapturedForward(memo.get(id(owner), owner), self.flow, self.items)
+        twin = CapturedForward(memo.get(id(owner), owner), self.flow, self.items)
+        children = memo.get(id(owner._modules))
+        if children is not None:
+            twin._bound = _Bound(twin.owner(), children, self.flow, self.items)
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"owner": self.owner(), "flow": self.flow, "items": self.items}
+        owner = self.owner()
+        return {
+            "owner": owner,
+            "children": owner._modules,
+            "flow": self.flow,
+            "items": self.items,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.flow, self.items, self._bound = state["flow"], state["items"], None
+        self.flow, self.items = state["flow"], state["items"]
         self._attach(state["owner"])
+        self._bound = _Bound(state["owner"], state["children"], self.flow, self.items)
 
     def __repr__(self) -> str:
         regions = sum(isinstance(item, Region) for item in self.items)
@@ -136,9 +149,15 @@ class CapturedForward:
 
 
 class _Bound:
-    """Flow and items with the modules of one owner."""
+    """Flow and items with the modules of one owner, whose table of children is given."""
 
-    def __init__(self, owner: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> None:
+    def __init__(
+        self,
+        owner: nn.Module,
+        children: dict[str, nn.Module | None],
+        flow: Flow,
+        items: tuple[Region | Step, ...],
+    ) -> None:
         self._prefix = f"{flow.path}." if flow.path else ""
         self._modules: dict[str, nn.Module] = {"": owner, flow.path: owner}
         links: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
@@ -150,14 +169,16 @@ class _Bound:
         for name in [*_modules_of(flow.steps), *in_regions]:
             if name in self._modules:
                 continue
-            parent, path = owner, name.removeprefix(self._prefix).split(".")
+            table, path = children, name.removeprefix(self._prefix).split(".")
             for depth, part in enumerate(path):
-                child = parent.get_submodule(part)
-                links.append((parent._modules, part, child))
+                child = table.get(part)
+                if child is None:
+                    raise AttributeError(f"module {name!r}: expected it in the model, got none.")
+                links.append((table, part, child))
                 if depth + 1 < len(path):
                     containers[id(child)] = child
-                parent = child
-            self._modules[name] = parent
+                table = child._modules
+            self._modules[name] = child
         ran = {name for item in items if isinstance(item, Step) for name in _modules_of((item,))}
         for name, child in self._modules.items():
             if name in in_regions:
