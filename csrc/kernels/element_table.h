@@ -82,8 +82,8 @@ struct ElementTable {
   /// The same for each of at most kMinMaxColumns columns of a matrix.
   void (*minmax_columns_f32)(const float* x, int64_t rows, int64_t row_stride, int64_t columns,
                              float* min, float* max, int64_t* non_finite);
-  /// Adds counts of floor(x / 2^exponent) - first; values outside go to the end bins, exponent in
-  /// [-800, 800].
+  /// Adds counts of floor(x / 2^exponent) - first; values outside go to the end bins, values that
+  /// are not finite nowhere. exponent in [-800, 800], bin_count < 2^31.
   void (*histogram_f32)(const float* x, int64_t count, int32_t exponent, int64_t first,
                         int64_t bin_count, int64_t* bins);
 

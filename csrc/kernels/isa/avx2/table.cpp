@@ -3,6 +3,20 @@
 
 namespace octavo::avx2 {
 
-void fill(KernelTable&) {}
+void fill_gemm(GemmTable& table);
+void fill_depthwise(GemmTable& table);
+void fill_quantize(ElementTable& table);
+void fill_minmax(ElementTable& table);
+void fill_elementwise(ElementTable& table);
+void fill_pool(ElementTable& table);
+
+void fill(KernelTable& table) {
+  fill_gemm(table.gemm);
+  fill_depthwise(table.gemm);
+  fill_quantize(table.element);
+  fill_minmax(table.element);
+  fill_elementwise(table.element);
+  fill_pool(table.element);
+}
 
 }  // namespace octavo::avx2

@@ -92,12 +92,12 @@ void minmax_columns_f32(const float* x, int64_t rows, int64_t row_stride, int64_
   }
 }
 
-// Bins of eight doubles; exact as in the scalar kernel.
-inline __m512i bin_of(__m256 x, __m512d factor, __m512d first, __m512d last) {
+// Bins of eight doubles; exact as in the scalar kernel. Fewer than 2^31 bins.
+inline __m256i bin_of(__m256 x, __m512d factor, __m512d first, __m512d last) {
   const __m512d scaled = _mm512_mul_pd(_mm512_cvtps_pd(x), factor);
   const __m512d floored = _mm512_roundscale_pd(scaled, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   const __m512d bin = _mm512_sub_pd(floored, first);
-  return _mm512_cvttpd_epi64(_mm512_min_pd(_mm512_max_pd(bin, _mm512_setzero_pd()), last));
+  return _mm512_cvttpd_epi32(_mm512_min_pd(_mm512_max_pd(bin, _mm512_setzero_pd()), last));
 }
 
 void histogram_f32(const float* x, int64_t count, int32_t exponent, int64_t first,
@@ -105,18 +105,26 @@ void histogram_f32(const float* x, int64_t count, int32_t exponent, int64_t firs
   const __m512d factor = _mm512_set1_pd(__builtin_ldexp(1.0, -exponent));
   const __m512d vfirst = _mm512_set1_pd(static_cast<double>(first));
   const __m512d vlast = _mm512_set1_pd(static_cast<double>(bin_count - 1));
-  alignas(64) int64_t index[16];
-  for (int64_t i = 0; i < count; i += 16) {
-    const __mmask16 mask = first_lanes(count - i);
-    const __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
-    unsigned use = finite(v) & mask;
-    _mm512_store_si512(index, bin_of(_mm512_castps512_ps256(v), factor, vfirst, vlast));
-    _mm512_store_si512(index + 8, bin_of(_mm512_extractf32x8_ps(v, 1), factor, vfirst, vlast));
-    if (use == 0xffff) {
-      for (int k = 0; k < 16; ++k) ++bins[index[k]];
-    } else {
-      for (; use != 0; use &= use - 1) ++bins[index[__builtin_ctz(use)]];
+  // Indices of a block go through memory: extracting them from registers costs more than all the
+  // rest.
+  constexpr int64_t kBlock = 256;
+  alignas(64) uint32_t index[kBlock];
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t size = count - begin < kBlock ? count - begin : kBlock;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < size; i += 16) {
+      const __mmask16 mask = first_lanes(size - i);
+      const __m512 v = _mm512_maskz_loadu_ps(mask, x + begin + i);
+      const auto use = static_cast<__mmask16>(finite(v) & mask);
+      const __m256i lo = bin_of(_mm512_castps512_ps256(v), factor, vfirst, vlast);
+      const __m256i hi = bin_of(_mm512_extractf32x8_ps(v, 1), factor, vfirst, vlast);
+      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(lo), hi, 1);
+      // kept <= i, so the 16 lanes stay within the block.
+      _mm512_storeu_si512(index + kept, _mm512_maskz_compress_epi32(use, both));
+      kept += __builtin_popcount(use);
     }
+    __asm__ volatile("" : : "r"(index) : "memory");
+    for (int64_t i = 0; i < kept; ++i) ++bins[index[i]];
   }
 }
 

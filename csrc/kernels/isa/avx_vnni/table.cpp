@@ -4,6 +4,12 @@
 
 namespace octavo::avx_vnni {
 
-void fill(KernelTable&) {}
+void fill_gemm(GemmTable& table);
+void fill_depthwise(GemmTable& table);
+
+void fill(KernelTable& table) {
+  fill_gemm(table.gemm);
+  fill_depthwise(table.gemm);
+}
 
 }  // namespace octavo::avx_vnni
