@@ -86,7 +86,9 @@ def capture(model: nn.Module, example: Example = None) -> Capture:
         with torch.no_grad():
             while _watch_once(model, example, names, flows, untraced, calls):
                 pass
-    return Capture(_sites(model, None if example is None else calls), tuple(flows.values()), untraced)
+    return Capture(
+        _sites(model, None if example is None else calls), tuple(flows.values()), untraced
+    )
 
 
 def _run_example(model: nn.Module, example: Example) -> None:
@@ -98,7 +100,11 @@ def _run_example(model: nn.Module, example: Example) -> None:
 
 
 def _trace_down(
-    model: nn.Module, path: str, names: Mapping[int, str], flows: dict[str, Flow], untraced: dict[str, str]
+    model: nn.Module,
+    path: str,
+    names: Mapping[int, str],
+    flows: dict[str, Flow],
+    untraced: dict[str, str],
 ) -> None:
     module = model.get_submodule(path)
     if is_leaf(module) or names[id(module)] != path:
@@ -157,7 +163,9 @@ def _watch_once(
                 watch.idle = False
         watch.inside.append(path)
 
-    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def leave(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         del args, kwargs
         path = names[id(module)]
         if watch.idle or is_leaf(module) or not watch.inside or watch.inside[-1] != path:
@@ -177,7 +185,9 @@ def _watch_once(
 
 
 @contextmanager
-def _hooked(model: nn.Module, enter: Callable[..., None], leave: Callable[..., None]) -> Iterator[None]:
+def _hooked(
+    model: nn.Module, enter: Callable[..., None], leave: Callable[..., None]
+) -> Iterator[None]:
     handles: list[Any] = []
     try:
         for module in model.modules():
@@ -192,7 +202,11 @@ def _hooked(model: nn.Module, enter: Callable[..., None], leave: Callable[..., N
 
 
 def _attempt(
-    model: nn.Module, path: str, names: Mapping[int, str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    path: str,
+    names: Mapping[int, str],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[Flow, Any]:
     """The flow of one module and what it returns for these inputs; Untraceable if there is none."""
     module = model.get_submodule(path)
@@ -216,7 +230,9 @@ def _attempt(
         result = walk(flow, model, tuple(copies), observe)
         flow = recognise(flow, model, values)
     except Exception as error:  # Functions of torch on whatever the trace recorded.
-        raise Untraceable(f"its traced form fails ({type(error).__name__}: {str(error)[:120]})") from None
+        raise Untraceable(
+            f"its traced form fails ({type(error).__name__}: {str(error)[:120]})"
+        ) from None
     return flow, _detached(result)
 
 
@@ -274,5 +290,3 @@ def _sites(model: nn.Module, calls: Mapping[str, int] | None) -> tuple[Site, ...
         order = {name: position for position, name in enumerate(calls)}
         sites.sort(key=lambda site: order.get(site.name, len(order)))
     return tuple(sites)
-
-

@@ -16,7 +16,18 @@ from torch import nn
 
 from octavo.functions import FUNCTIONS
 
-__all__ = ["Flow", "Ref", "Step", "evaluate", "from_data", "refs", "run", "substitute", "to_data", "walk"]
+__all__ = [
+    "Flow",
+    "Ref",
+    "Step",
+    "evaluate",
+    "from_data",
+    "refs",
+    "run",
+    "substitute",
+    "to_data",
+    "walk",
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,9 @@ class Flow:
     def __str__(self) -> str:
         lines = [f"flow {self.path or '(root)'}({', '.join(self.parameters)})"]
         for step in self.steps:
-            what = step.module or step.function or "+".join(s.module or s.function for s in step.fused)
+            what = (
+                step.module or step.function or "+".join(s.module or s.function for s in step.fused)
+            )
             lines.append(f"  {step.output} = {step.kind}({', '.join(step.inputs)})  {what}")
         return "\n".join([*lines, f"  return {substitute(self.output, lambda ref: ref.name)}"])
 
@@ -125,7 +138,9 @@ def evaluate(step: Step, module_of: Callable[[str], nn.Module], values: dict[str
         result = getattr(module_of(owner), name)
     else:
         args = substitute(step.args, lambda ref: values[ref.name])
-        kwargs = {key: substitute(value, lambda ref: values[ref.name]) for key, value in step.kwargs}
+        kwargs = {
+            key: substitute(value, lambda ref: values[ref.name]) for key, value in step.kwargs
+        }
         if step.function:
             result = FUNCTIONS[step.function](*args, **kwargs)
         elif args or kwargs:
@@ -159,7 +174,9 @@ def run(
     return walk(flow, model, args, tensors_only)
 
 
-def walk(flow: Flow, model: nn.Module, args: tuple[Any, ...], define: Callable[[str, Any], None]) -> Any:
+def walk(
+    flow: Flow, model: nn.Module, args: tuple[Any, ...], define: Callable[[str, Any], None]
+) -> Any:
     """Like `run`; ``define(name, value)`` is called for every value, tensor or not. Values are dropped after their last use."""
     values: dict[str, Any] = {}
     last_use: dict[str, int] = {}
@@ -213,7 +230,11 @@ def to_data(value: Any) -> Any:
         return {"dict": [[to_data(key), to_data(item)] for key, item in value.items()]}
     if isinstance(value, (Step, Flow)):
         name = "step" if isinstance(value, Step) else "flow"
-        return {name: {key: to_data(item) for key, item in vars(value).items() if item or key != "fused"}}
+        return {
+            name: {
+                key: to_data(item) for key, item in vars(value).items() if item or key != "fused"
+            }
+        }
     raise TypeError(f"flow: plain data expected, got {type(value).__name__}.")
 
 
@@ -237,12 +258,16 @@ def from_data(data: Any) -> Any:
     if tag == "torch":
         constant = getattr(torch, content, None)
         if not isinstance(constant, (torch.dtype, torch.memory_format, torch.layout)):
-            raise ValueError(f"flow: a torch dtype, layout or memory format expected, got {content!r}.")
+            raise ValueError(
+                f"flow: a torch dtype, layout or memory format expected, got {content!r}."
+            )
         return constant
     if tag == "device":
         return torch.device(content)
     if tag == "dict":
         return {from_data(key): from_data(item) for key, item in content}
     if tag in ("step", "flow"):
-        return (Step if tag == "step" else Flow)(**{key: from_data(item) for key, item in content.items()})
+        return (Step if tag == "step" else Flow)(
+            **{key: from_data(item) for key, item in content.items()}
+        )
     raise ValueError(f"flow: a known tag expected, got {tag!r}.")

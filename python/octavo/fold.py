@@ -64,7 +64,9 @@ def _materialise(model: nn.Module) -> Iterator[str]:
                 yield f"{name}.{tensor}" if name else tensor
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, (WeightNorm, SpectralNorm)):
-                remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
+                remove = (
+                    remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
+                )
                 remove(module, hook.name)
                 yield f"{name}.{hook.name}" if name else hook.name
 
@@ -78,11 +80,19 @@ def _pairs(model: nn.Module, found: Capture) -> Iterator[tuple[str, str]]:
     for flow in found.flows:
         producer = {step.output: step for step in flow.steps}
         readers: dict[str, int] = {}
-        for value in [*refs(flow.output), *(v for step in flow.steps for v in dict.fromkeys(step.inputs))]:
+        for value in [
+            *refs(flow.output),
+            *(v for step in flow.steps for v in dict.fromkeys(step.inputs)),
+        ]:
             readers[value] = readers.get(value, 0) + 1
         for step in flow.steps:
             layer = producer.get(step.inputs[0]) if step.inputs else None
-            if step.kind != "affine" or not step.module or layer is None or readers[layer.output] != 1:
+            if (
+                step.kind != "affine"
+                or not step.module
+                or layer is None
+                or readers[layer.output] != 1
+            ):
                 continue
             names = (step.module, layer.module)
             once = all(uses[name] == 1 and calls.get(name) in (None, 1) for name in names)
@@ -92,7 +102,10 @@ def _pairs(model: nn.Module, found: Capture) -> Iterator[tuple[str, str]]:
 
 def _fits(model: nn.Module, flow: Flow, step: Step, layer: Step) -> bool:
     norm, source = model.get_submodule(step.module), model.get_submodule(layer.module or "")
-    if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or layer.kind not in ("conv", "linear"):
+    if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or layer.kind not in (
+        "conv",
+        "linear",
+    ):
         return False
     if not isinstance(source, (nn.Linear, nn.Conv1d, nn.Conv2d)) or source._forward_hooks:
         return False
@@ -131,7 +144,9 @@ def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     multiplier = gamma / sqrt(var + eps), offset = beta - mean * multiplier.
     """
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("affine_of: a BatchNorm with running statistics expected, got one without.")
+        raise ValueError(
+            "affine_of: a BatchNorm with running statistics expected, got one without."
+        )
     multiplier = 1.0 / torch.sqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:
         multiplier = multiplier * norm.weight.double()
@@ -143,5 +158,3 @@ def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _parameter(value: Tensor, like: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(value.to(like.dtype), requires_grad=like.requires_grad)
-
-

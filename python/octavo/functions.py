@@ -72,7 +72,9 @@ _ATTRIBUTES = frozenset(("shape", "dtype", "device", "ndim", "T", "mT", "is_cuda
 
 def _attribute(value: Any, name: str) -> Any:
     if name not in _ATTRIBUTES:
-        raise AttributeError(f"functions: an attribute among {sorted(_ATTRIBUTES)} expected, got {name!r}.")
+        raise AttributeError(
+            f"functions: an attribute among {sorted(_ATTRIBUTES)} expected, got {name!r}."
+        )
     return getattr(value, name)
 
 
@@ -124,7 +126,18 @@ for _name, _function in FUNCTIONS.items():
     if not _name.startswith("Tensor."):
         _ROWS.setdefault(_function, _name)
 _ROWS[builtins.getattr] = "getattr"
-for _name in ("relu_", "sigmoid_", "tanh_", "clamp_", "threshold_", "elu_", "hardtanh_", "leaky_relu_", "celu_", "selu_"):
+for _name in (
+    "relu_",
+    "sigmoid_",
+    "tanh_",
+    "clamp_",
+    "threshold_",
+    "elu_",
+    "hardtanh_",
+    "leaky_relu_",
+    "celu_",
+    "selu_",
+):
     for _prefix, _module in (("F", F), ("torch", torch)):
         if hasattr(_module, _name) and f"{_prefix}.{_name[:-1]}" in FUNCTIONS:
             _ROWS.setdefault(getattr(_module, _name), f"{_prefix}.{_name[:-1]}")
@@ -153,7 +166,11 @@ def is_in_place(target: Any, kwargs: dict[str, Any]) -> bool:
     """Whether the traced call writes into its first argument."""
     if isinstance(target, str):
         return target in _IN_PLACE
-    return target in _IN_PLACE_OPERATORS or target in _FUNCTIONAL_IN_PLACE or bool(kwargs.get("inplace", False))
+    return (
+        target in _IN_PLACE_OPERATORS
+        or target in _FUNCTIONAL_IN_PLACE
+        or bool(kwargs.get("inplace", False))
+    )
 
 
 def operation(row: str) -> str:

@@ -20,6 +20,8 @@ _INF = math.inf
 _Params = dict[str, Any]
 # How far back a layout change made of several calls is looked for.
 _LAYOUT_CALLS = 12
+# How many calls may stand between parameters and a number a channel (FrozenBatchNorm2d has nine).
+_CONSTANT_CALLS = 16
 
 _ACTIVATIONS = (
     nn.ReLU,
@@ -44,9 +46,24 @@ _ACTIVATIONS = (
     nn.Tanhshrink,
     nn.Threshold,
 )
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 _PARAMETERS = {
-    "max_pool": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"),
+    "max_pool": (
+        "input",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "ceil_mode",
+        "return_indices",
+    ),
     "avg_pool": (
         "input",
         "kernel_size",
@@ -184,14 +201,28 @@ class _Recogniser:
         ndim = len(shape) if shape is not None else None
         if isinstance(module, nn.Linear):
             channels = module.out_features
-            return None if ndim is not None and ndim < 2 else self._as(step, "linear", [x], channels=channels)
+            return (
+                None
+                if ndim is not None and ndim < 2
+                else self._as(step, "linear", [x], channels=channels)
+            )
         if isinstance(module, (nn.Conv1d, nn.Conv2d)):
             params = _conv_params(module)
-            return self._as(step, "conv", [x], **params) if ndim in (None, params["dims"] + 2) else None
+            return (
+                self._as(step, "conv", [x], **params)
+                if ndim in (None, params["dims"] + 2)
+                else None
+            )
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            frozen = not module.training and module.running_mean is not None and module.running_var is not None
+            frozen = (
+                not module.training
+                and module.running_mean is not None
+                and module.running_var is not None
+            )
             layout = {2: "rows", 3: "image1d", 4: "image", None: ""}.get(ndim)
-            return self._as(step, "affine", [x], layout=layout) if frozen and layout is not None else None
+            if not frozen or layout is None:
+                return None
+            return self._as(step, "affine", [x], layout=layout, channels=module.num_features)
         if isinstance(module, _DROPOUTS):
             return None if module.training else self._as(step, "identity", [x])
         if isinstance(module, nn.Identity):
@@ -263,29 +294,41 @@ class _Recogniser:
         if name == "pad":
             given = self.given(step, "pad")
             value = given.get("value") or 0.0
-            return self._pad(step, step.inputs[0], given["pad"], given.get("mode", "constant"), value)
+            return self._pad(
+                step, step.inputs[0], given["pad"], given.get("mode", "constant"), value
+            )
         if name == "channel_shuffle":
-            return self._shuffle(step, step.inputs[0], self.given(step, "channel_shuffle")["groups"])
+            return self._shuffle(
+                step, step.inputs[0], self.given(step, "channel_shuffle")["groups"]
+            )
         if name in LAYOUT:
             return self._layout_calls(step)
         return None
 
-    def _parameter(self, value: str) -> Tensor | None:
-        step = self.producer.get(value)
-        if step is None or step.function != "get_attr":
+    def _constant(self, value: str) -> Tensor | None:
+        """A value that depends on parameters and buffers only."""
+        if self.shape(value) is None:
             return None
-        owner, _, name = step.args[0].rpartition(".")
-        result = getattr(self.model.get_submodule(owner), name)
+        steps = self.between(value, [])
+        if steps is None or len(steps) > _CONSTANT_CALLS:
+            return None
+        values: dict[str, Any] = {}
+        for step in steps:
+            evaluate(step, self.model.get_submodule, values)
+        result = values[value]
         return result if isinstance(result, Tensor) else None
 
     def _binary(self, step: Step, name: str) -> Step | None:
-        if dict(step.kwargs).get("alpha", 1) != 1 or dict(step.kwargs).get("rounding_mode") is not None:
+        if (
+            dict(step.kwargs).get("alpha", 1) != 1
+            or dict(step.kwargs).get("rounding_mode") is not None
+        ):
             return None
         operands = [*step.args, *(v for k, v in step.kwargs if k == "other")]
         if len(operands) != 2:
             return None
         values = [operand.name for operand in operands if isinstance(operand, Ref)]
-        constants = [v for v in values if self._parameter(v) is not None]
+        constants = [v for v in values if self._constant(v) is not None]
         tensors = [v for v in values if v not in constants]
         if len(tensors) == 1 and not constants and len(values) == 1:
             numeric = all(isinstance(o, (int, float, Ref)) for o in operands)
@@ -311,21 +354,29 @@ class _Recogniser:
                     return self._as(step, "mul", [big, small])
         return None
 
-    def _with_parameter(self, step: Step, name: str, x: str, constant: str, operands: list[Any]) -> Step | None:
+    def _with_parameter(
+        self, step: Step, name: str, x: str, constant: str, operands: list[Any]
+    ) -> Step | None:
         """x op parameter: a table for one number, a per-channel affine for one number a channel."""
-        parameter, shape = self._parameter(constant), self.shape(x)
+        parameter, shape = self._constant(constant), self.shape(x)
         first = isinstance(operands[0], Ref) and operands[0].name == x
-        if parameter is None or shape is None or (name in ("sub", "div") and not first) or name == "rsub":
+        if (
+            parameter is None
+            or shape is None
+            or (name in ("sub", "div") and not first)
+            or name == "rsub"
+        ):
             return None
         if parameter.numel() == 1 and parameter.dim() <= len(shape):
             return self._as(step, "unary", [x])
         size = [1] * (len(shape) - parameter.dim()) + list(parameter.shape)
-        layouts = {2: ("rows",), 3: ("image1d", "rows"), 4: ("image", "rows")}.get(len(shape), ("rows",))
+        layouts = {2: ("rows",), 3: ("image1d", "rows"), 4: ("image", "rows")}.get(
+            len(shape), ("rows",)
+        )
         for layout in layouts:
             axis = len(shape) - 1 if layout == "rows" else 1
             if size == [shape[i] if i == axis else 1 for i in range(len(shape))]:
-                attribute = self.producer[constant].args[0]
-                return self._as(step, "affine", [x], layout=layout, operation=name, parameter=attribute)
+                return self._as(step, "affine", [x], layout=layout, channels=shape[axis])
         return None
 
     def _chain(self, value: str) -> list[str]:
@@ -347,9 +398,13 @@ class _Recogniser:
         if first is None or any(s is None or len(s) != len(first) for s in shapes):
             return None
         dim = given.get("dim", 0) % len(first)
-        layout = {(4, 1): "image", (3, 1): "image1d", (4, 3): "rows", (3, 2): "rows", (2, 1): "rows"}.get(
-            (len(first), dim)
-        )
+        layout = {
+            (4, 1): "image",
+            (3, 1): "image1d",
+            (4, 3): "rows",
+            (3, 2): "rows",
+            (2, 1): "rows",
+        }.get((len(first), dim))
         return self._as(step, "concat", tensors, layout=layout) if layout else None
 
     def _max_pool(self, step: Step, x: str, given: Mapping[str, Any]) -> Step | None:
@@ -388,11 +443,17 @@ class _Recogniser:
             divisor=int(given.get("divisor_override") or 0),
         )
 
-    def _global_avg_pool(self, step: Step, x: str, size: Any, given: Mapping[str, Any]) -> Step | None:
+    def _global_avg_pool(
+        self, step: Step, x: str, size: Any, given: Mapping[str, Any]
+    ) -> Step | None:
         """avg_pool2d(x, x.size()[2:]) and the like: the window is the image, whatever its size."""
         shape = self.shapes[x]
         known = [self.values.get(name) for name in refs(size)]
-        concrete = tuple(known[0]) if len(known) == 1 and isinstance(known[0], (tuple, list)) else tuple(known)
+        concrete = (
+            tuple(known[0])
+            if len(known) == 1 and isinstance(known[0], (tuple, list))
+            else tuple(known)
+        )
         window = concrete * len(shape[2:]) if len(concrete) == 1 else concrete
         if window != shape[2:] or given.get("padding", 0) or given.get("divisor_override"):
             return None
@@ -413,12 +474,21 @@ class _Recogniser:
             return None
         shape, keep = self.shapes[x], bool(given.get("keepdim", False))
         before = self.producer.get(x)
-        if len(shape) == 3 and not keep and before is not None and operation(before.function) == "mean":
+        if (
+            len(shape) == 3
+            and not keep
+            and before is not None
+            and operation(before.function) == "mean"
+        ):
             # x.mean(3).mean(2)
             earlier = self.given(before, "mean")
             whole = self.shapes[before.inputs[0]]
             dims = (_dims_of(earlier, len(whole)), _dims_of(given, 3))
-            if len(whole) == 4 and not earlier.get("keepdim", False) and dims in (([3], [2]), ([2], [2])):
+            if (
+                len(whole) == 4
+                and not earlier.get("keepdim", False)
+                and dims in (([3], [2]), ([2], [2]))
+            ):
                 return self._as(step, "adaptive_avg_pool", before.inputs, size=[1, 1], flatten=True)
         spatial = list(range(2, len(shape)))
         if spatial and len(shape) in (3, 4) and _dims_of(given, len(shape)) == spatial:
@@ -434,7 +504,11 @@ class _Recogniser:
             return None
         factors = [1.0, 1.0]
         if factor is not None:
-            numbers = [float(factor)] * dims if isinstance(factor, (int, float)) else [float(f) for f in factor]
+            numbers = (
+                [float(factor)] * dims
+                if isinstance(factor, (int, float))
+                else [float(f) for f in factor]
+            )
             factors = [1.0, *numbers] if dims == 1 else numbers
         sizes = _pair(size, dims) if size is not None else [0, 0]
         return self._as(step, "upsample_nearest", [x], size=sizes, scale=factors)
@@ -448,7 +522,11 @@ class _Recogniser:
         dims = self._dims(x)
         amounts = [int(p) for p in padding]
         amounts += [0] * (2 * (dims + 2) - len(amounts))
-        spatial, channel, batch = amounts[: 2 * dims], amounts[2 * dims : 2 * dims + 2], amounts[2 * dims + 2 :]
+        spatial, channel, batch = (
+            amounts[: 2 * dims],
+            amounts[2 * dims : 2 * dims + 2],
+            amounts[2 * dims + 2 :],
+        )
         if min(amounts) < 0 or any(batch) or (mode == "constant" and value != 0):
             return None
         if any(channel):
@@ -467,9 +545,18 @@ class _Recogniser:
         value = step.output
         for _ in range(_LAYOUT_CALLS):
             producer = self.producer.get(value)
-            if producer is None or not producer.inputs or operation(producer.function) not in LAYOUT:
+            if (
+                producer is None
+                or not producer.inputs
+                or operation(producer.function) not in LAYOUT
+            ):
                 return None
-            literal = literal and operation(producer.function) in ("view", "reshape", "unflatten", "squeeze")
+            literal = literal and operation(producer.function) in (
+                "view",
+                "reshape",
+                "unflatten",
+                "squeeze",
+            )
             literal = literal and len(producer.inputs) == 1
             value = producer.inputs[0]
             if self.shape(value) is None:
@@ -479,7 +566,9 @@ class _Recogniser:
             if parts is None or not self._only_layout(parts):
                 continue
 
-            def attempt(probe: Tensor, source: str = source, parts: tuple[Step, ...] = parts) -> Tensor:
+            def attempt(
+                probe: Tensor, source: str = source, parts: tuple[Step, ...] = parts
+            ) -> Tensor:
                 values: dict[str, Any] = {source: probe}
                 for part in parts:
                     evaluate(part, self.model.get_submodule, values)
@@ -501,7 +590,9 @@ class _Recogniser:
             for p in parts
         )
 
-    def _layout(self, step: Step, x: str, attempt: Callable[[Tensor], Tensor], literal: bool) -> Step | None:
+    def _layout(
+        self, step: Step, x: str, attempt: Callable[[Tensor], Tensor], literal: bool
+    ) -> Step | None:
         """literal: the sizes are written out, so other image sizes need not work."""
         shape = self.shapes[x]
         result = _map_of(_numbered((2, *shape[1:])), attempt)
@@ -536,7 +627,12 @@ def _map_of(x: Tensor, attempt: Callable[[Tensor], Tensor]) -> tuple[str, _Param
         return None
     if y.shape == x.shape and torch.equal(x, y):
         return "identity", {}
-    if x.dim() in (3, 4) and y.dim() == 2 and y.shape[0] == x.shape[0] and torch.equal(y, x.flatten(1)):
+    if (
+        x.dim() in (3, 4)
+        and y.dim() == 2
+        and y.shape[0] == x.shape[0]
+        and torch.equal(y, x.flatten(1))
+    ):
         return "flatten", {}
     if x.dim() == 2 and y.dim() == 4 and y.shape[0] == x.shape[0] and torch.equal(y.flatten(1), x):
         return "unflatten", {"size": list(y.shape[1:])}
@@ -548,7 +644,11 @@ def _map_of(x: Tensor, attempt: Callable[[Tensor], Tensor]) -> tuple[str, _Param
     if x.dim() in (3, 4) and y.dim() == x.dim() and y.numel() and y.shape[0] == x.shape[0]:
         if y.shape[2:] == x.shape[2:]:
             index = (y[0].flatten(1)[:, 0] / math.prod(x.shape[2:])).long()
-            if int(index.min()) >= 0 and int(index.max()) < x.shape[1] and torch.equal(y, x[:, index]):
+            if (
+                int(index.min()) >= 0
+                and int(index.max()) < x.shape[1]
+                and torch.equal(y, x[:, index])
+            ):
                 return "gather_channels", {"index": index.tolist()}
         elif x.dim() == 4 and y.shape[1] == x.shape[1]:
             return "slice", {}
@@ -569,7 +669,11 @@ def _slice_params(step: Step, ndim: int) -> _Params | None:
     for name, part in zip("hw", index[2:], strict=True):
         if not isinstance(part, slice) or any(True for _ in refs(part)):
             return None
-        start, stop, stride = part.start or 0, -1 if part.stop is None else part.stop, part.step or 1
+        start, stop, stride = (
+            part.start or 0,
+            -1 if part.stop is None else part.stop,
+            part.step or 1,
+        )
         if start < 0 or stride < 1 or (part.stop is not None and stop < 0):
             return None
         params[name] = [start, stop, stride]
@@ -647,5 +751,3 @@ def _function_clamp(name: str, step: Step) -> _Params:
     }.get(name, (given.get("min"), given.get("max")))
     limits = {"lo": -_INF if lo is None else float(lo), "hi": _INF if hi is None else float(hi)}
     return limits
-
-

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from octavo.flow import Step, evaluate
-from octavo.fold import affine_of
 from octavo.regions import RegionPlan
 from octavo.scheme import QParams
 
@@ -51,7 +50,9 @@ def lower(region: RegionPlan, params: Mapping[str, QParams], model: nn.Module) -
     """
     missing = sorted(set(region.params_of.values()) - set(params))
     if missing:
-        raise ValueError(f"lower: parameters of every value of region {region.name} expected, got none for {missing}.")
+        raise ValueError(
+            f"lower: parameters of every value of region {region.name} expected, got none for {missing}."
+        )
     return _Lowering(region, params, model).program()
 
 
@@ -75,6 +76,7 @@ class _Lowering:
         self.ids: dict[str, int] = {}
         self.lines: list[str] = []
         self.panels: list[str | Tensor] = []
+        self.layer_panels: dict[str, int] = {}
 
     def program(self) -> Program:
         for position, value in enumerate(self.region.inputs):
@@ -82,7 +84,11 @@ class _Lowering:
             self.add(value, "quantize", f"in={position} layout={layout} {self.params(value)}")
         for step in self.region.steps:
             getattr(self, f"_{step.kind.removesuffix('_f32')}")(step)
-        lines = ["octavo.region 1", *self.lines, *(f"out {self.ids[value]}" for value in self.region.outputs)]
+        lines = [
+            "octavo.region 1",
+            *self.lines,
+            *(f"out {self.ids[value]}" for value in self.region.outputs),
+        ]
         text = "".join(f"{line}\n" for line in lines)
         return Program(text, tuple(self.panels), self.region.inputs, self.region.outputs, self.ids)
 
@@ -99,8 +105,10 @@ class _Lowering:
         return f"s={_float(p.scale)} z={p.zero_point} max={p.qmax}"
 
     def panel(self, source: str | Tensor) -> int:
-        if isinstance(source, str) and source in self.panels:
-            return self.panels.index(source)
+        if isinstance(source, str):
+            if source in self.layer_panels:
+                return self.layer_panels[source]
+            self.layer_panels[source] = len(self.panels)
         self.panels.append(source)
         return len(self.panels) - 1
 
@@ -127,7 +135,11 @@ class _Lowering:
         x, pad = self.ids[step.inputs[0]], p["pad"]
         if p["mode"] != "zeros":
             if any(pad):
-                x = self.add(f"{step.output}.pad", "pad", f"x={x} pad={_list(pad)} mode={p['mode']} value={_float(0.0)}")
+                x = self.add(
+                    f"{step.output}.pad",
+                    "pad",
+                    f"x={x} pad={_list(pad)} mode={p['mode']} value={_float(0.0)}",
+                )
             pad = [0, 0, 0, 0]
         keys = (
             f"x={x} panel={self.panel(step.module)} channels={p['channels']} kernel={_list(p['kernel'])} "
@@ -137,18 +149,26 @@ class _Lowering:
 
     def _linear(self, step: Step) -> None:
         x = self.ids[step.inputs[0]]
-        self._product(step, f"x={x} panel={self.panel(step.module)} channels={step.params['channels']}")
+        self._product(
+            step, f"x={x} panel={self.panel(step.module)} channels={step.params['channels']}"
+        )
 
     def _product(self, step: Step, keys: str) -> None:
         if step.kind.endswith("_f32"):
             self.add(step.output, step.kind, f"{keys} {self.reals(step)}")
             return
         residual = f" r={self.ids[step.inputs[1]]}" if len(step.inputs) == 2 else ""
-        self.add(step.output, step.kind, f"{keys} {self.params(step.output)} {self.codes(step)}{residual}")
+        self.add(
+            step.output,
+            step.kind,
+            f"{keys} {self.params(step.output)} {self.codes(step)}{residual}",
+        )
 
     def _add(self, step: Step) -> None:
         x, y = (self.ids[value] for value in step.inputs)
-        self.add(step.output, step.kind, f"x={x} y={y} {self.params(step.output)} {self.codes(step)}")
+        self.add(
+            step.output, step.kind, f"x={x} y={y} {self.params(step.output)} {self.codes(step)}"
+        )
 
     _mul = _add
 
@@ -158,7 +178,11 @@ class _Lowering:
 
     def _affine(self, step: Step) -> None:
         x, panel = self.ids[step.inputs[0]], self.panel(self._factors(step))
-        self.add(step.output, "affine", f"x={x} panel={panel} {self.params(step.output)} {self.codes(step)}")
+        self.add(
+            step.output,
+            "affine",
+            f"x={x} panel={panel} {self.params(step.output)} {self.codes(step)}",
+        )
 
     def _unary(self, step: Step) -> None:
         x, panel = self.ids[step.inputs[0]], self.panel(self._table(step))
@@ -258,20 +282,25 @@ class _Lowering:
         assert isinstance(module, nn.PReLU)
         reals = self._reals_of(step.inputs[0])
         slopes = module.weight.detach().double()
-        return self._codes_of(reals.clamp(min=0) + slopes[:, None] * reals.clamp(max=0), step.output)
+        return self._codes_of(
+            reals.clamp(min=0) + slopes[:, None] * reals.clamp(max=0), step.output
+        )
 
     def _factors(self, step: Step) -> Tensor:
-        """float32 [2, C]: real multiplier and offset of each channel."""
-        if "parameter" not in step.params:
-            module = self.model.get_submodule(_module_of(step))
-            assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
+        """float32 [2, C]: real multiplier and offset of each channel: the step's results at 0 and 1."""
+        channels = step.params["channels"]
+        shape = {"image": (1, channels, 1, 1), "image1d": (1, channels, 1)}.get(
+            step.params["layout"], (1, channels)
+        )
+        results = []
+        for number in (0.0, 1.0):
+            values: dict[str, Any] = {
+                step.inputs[0]: torch.full(shape, number, dtype=torch.float64)
+            }
             with torch.no_grad():
-                return torch.stack(affine_of(module)).float()
-        owner, _, name = step.params["parameter"].rpartition(".")
-        number = getattr(self.model.get_submodule(owner), name).detach().double().flatten()
-        one, zero = torch.ones_like(number), torch.zeros_like(number)
-        pairs = {"mul": (number, zero), "div": (1 / number, zero), "add": (one, number), "sub": (one, -number)}
-        return torch.stack(pairs[step.params["operation"]]).float()
+                results.append(evaluate(step, self._double, values).double().flatten())
+        offset, at_one = results
+        return torch.stack([at_one - offset, offset]).float()
 
 
 def _module_of(step: Step) -> str:
@@ -312,7 +341,9 @@ def region_output_shapes(
         keys = dict(pair.split("=", 1) for pair in pairs)
         in_rows = keys.get("layout") == "rows" if "in" in keys else rows[_ints(keys["x"])[0]]
         shapes.append(_shape_after(kind, keys, shapes, input_shapes, panel_shapes, in_rows))
-        rows.append(kind in ("flatten", "to_rows") or (in_rows and kind not in ("unflatten", "to_image")))
+        rows.append(
+            kind in ("flatten", "to_rows") or (in_rows and kind not in ("unflatten", "to_image"))
+        )
     return outputs
 
 
@@ -350,11 +381,17 @@ def _shape_after(
     if kind == "gather_channels":
         return (x[0], panels[int(keys["panel"])][0], *x[2:])
     if kind == "slice":
-        return (*x[:2], *(_sliced(n, *_ints(keys[axis])) for n, axis in zip(x[2:], "hw", strict=True)))
+        return (
+            *x[:2],
+            *(_sliced(n, *_ints(keys[axis])) for n, axis in zip(x[2:], "hw", strict=True)),
+        )
     if kind == "upsample_nearest":
         sizes = _ints(keys["size"])[4 - len(x) :]
         factors = [float.fromhex(f) for f in keys["scale"].split(",")][4 - len(x) :]
-        return (*x[:2], *(s or _scaled(n, f) for n, s, f in zip(x[2:], sizes, factors, strict=True)))
+        return (
+            *x[:2],
+            *(s or _scaled(n, f) for n, s, f in zip(x[2:], sizes, factors, strict=True)),
+        )
     if kind == "pad":
         top, left, bottom, right = _ints(keys["pad"])
         added = [top + bottom, left + right][4 - len(x) :]
@@ -397,5 +434,3 @@ def _sliced(size: Any, start: int, stop: int, step: int) -> Any:
 def _scaled(size: Any, factor: float) -> Any:
     """floor(size * factor), exactly for whole factors, so that symbolic sizes stay integers."""
     return size * int(factor) if factor == int(factor) else int(math.floor(float(size) * factor))
-
-

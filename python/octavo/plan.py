@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from octavo.capture import Capture
+from octavo.errors import describe
 from octavo.flow import Flow, Step, from_data, to_data
 from octavo.regions import FlowPlan, RegionPlan, cut
 from octavo.scheme import Activations, Scheme
+
+_FORMAT = "octavo.plan 1"
 
 __all__ = ["FlowPlan", "Plan", "RegionPlan", "SitePlan", "plan"]
 
@@ -58,20 +61,17 @@ class Plan:
             )
         for flow in self.flows:
             for item in flow.items:
-                lines.append(str(item) if isinstance(item, RegionPlan) else f"float step {item.output}")
+                lines.append(
+                    str(item) if isinstance(item, RegionPlan) else f"float step {item.output}"
+                )
         return "\n".join(lines)
 
     def to_json(self) -> str:
         """The plan as JSON text."""
-        return json.dumps(
-            {
-                "format": "octavo.plan 1",
-                "sites": [_site_to_data(site) for site in self.sites],
-                "flows": [_flow_plan_to_data(flow) for flow in self.flows],
-            },
-            allow_nan=False,
-            indent=1,
-        )
+        sites = [_site_to_data(site) for site in self.sites]
+        flows = [_flow_plan_to_data(flow) for flow in self.flows]
+        parts = [f'"format": "{_FORMAT}"', f'"sites": {_lines(sites)}', f'"flows": {_lines(flows)}']
+        return "{" + ",\n".join(parts) + "}\n"
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -79,17 +79,24 @@ class Plan:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"Plan: JSON text expected, got {text[:40]!r} ({error}).") from None
-        if not isinstance(data, dict) or data.get("format") != "octavo.plan 1":
+            raise ValueError(
+                f"Plan: expected JSON text, got {describe(text)} ({error}). Use what Plan.to_json wrote."
+            ) from None
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"Plan: format 'octavo.plan 1' expected, got {found!r}.")
+            raise ValueError(
+                f"Plan: expected format {_FORMAT!r}, got {found!r}. Use what Plan.to_json wrote."
+            )
         try:
             return cls(
                 tuple(_site_from_data(site) for site in data["sites"]),
                 tuple(_flow_plan_from_data(flow) for flow in data["flows"]),
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"Plan: all fields of a plan expected, got a plan without {error}.") from None
+            raise ValueError(
+                f"Plan: expected all fields of a plan, got one that fails at {error}. "
+                "Use what Plan.to_json wrote."
+            ) from None
 
 
 def plan(
@@ -121,7 +128,9 @@ def plan(
             sites[site.name] = SitePlan(site.name, site.type, asked, activations, bits)
     flows: list[FlowPlan] = []
     if activations == "static":
-        static = {name: site.activation_bits for name, site in sites.items() if site.scheme is not None}
+        static = {
+            name: site.activation_bits for name, site in sites.items() if site.scheme is not None
+        }
         for flow in capture.flows:
             flow_plan = cut(flow, static)
             if flow_plan is None:
@@ -134,6 +143,12 @@ def plan(
                     why = "no weight to quantize: computed in integers as a step of the region"
                     sites[name] = replace(sites[name], region=region.name, reason=why)
     return Plan(tuple(sites.values()), tuple(flows))
+
+
+def _lines(items: list[dict[str, Any]]) -> str:
+    """A JSON list with one item a line, for people who edit it."""
+    texts = [json.dumps(item, allow_nan=False) for item in items]
+    return "[\n" + ",\n".join(texts) + "\n]" if texts else "[]"
 
 
 def _site_to_data(site: SitePlan) -> dict[str, Any]:
@@ -162,7 +177,9 @@ def _flow_plan_from_data(data: dict[str, Any]) -> FlowPlan:
     items: list[RegionPlan | Step] = []
     for item in data["items"]:
         if "region" in item:
-            items.append(RegionPlan(**{key: from_data(value) for key, value in item["region"].items()}))
+            items.append(
+                RegionPlan(**{key: from_data(value) for key, value in item["region"].items()})
+            )
         else:
             items.append(from_data(item))
     if not isinstance(flow, Flow):

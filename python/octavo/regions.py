@@ -18,7 +18,9 @@ PASSING = frozenset(
 _PRODUCTS = frozenset(("conv", "linear"))
 # At the end of a region these are better done in float, on the float result of the layer before them.
 _POINTWISE = frozenset(("unary", "channel_table", "affine", "mul"))
-_MOVING = frozenset("gather_channels slice upsample_nearest pad flatten unflatten to_rows to_image".split())
+_MOVING = frozenset(
+    "gather_channels slice upsample_nearest pad flatten unflatten to_rows to_image".split()
+)
 _IMAGE_ONLY = frozenset(
     "conv max_pool avg_pool adaptive_avg_pool adaptive_max_pool gather_channels slice upsample_nearest pad".split()
 )
@@ -51,18 +53,29 @@ class RegionPlan:
     @property
     def factors(self) -> tuple[str, ...]:
         """Names of the modules without a quantized class that run in it all the same (lone BatchNorm, PReLU)."""
-        parts = [part for step in self.steps if step.kind in ("affine", "channel_table") for part in _parts(step)[:1]]
+        parts = [
+            part
+            for step in self.steps
+            if step.kind in ("affine", "channel_table")
+            for part in _parts(step)[:1]
+        ]
         return tuple(dict.fromkeys(part.module for part in parts if part.module))
 
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that run in it, each once."""
-        return tuple(dict.fromkeys(s.module for s in self.steps if s.kind.split("_")[0] in _PRODUCTS))
+        return tuple(
+            dict.fromkeys(s.module for s in self.steps if s.kind.split("_")[0] in _PRODUCTS)
+        )
 
     def __str__(self) -> str:
         lines = [f"region {self.name}: {', '.join(self.inputs)} -> {', '.join(self.outputs)}"]
         for step in self.steps:
-            what = "+".join(part.module or part.function for part in step.fused) or step.module or step.function
+            what = (
+                "+".join(part.module or part.function for part in step.fused)
+                or step.module
+                or step.function
+            )
             shared = self.params_of.get(step.output, step.output)
             shares = f"  range of {shared}" if shared != step.output else ""
             lines.append(f"  {step.output} = {step.kind}({', '.join(step.inputs)})  {what}{shares}")
@@ -111,7 +124,8 @@ class _Cutter:
         self.candidates = {
             node
             for node, step in enumerate(self.steps)
-            if step.kind not in ("float", "identity") and (step.kind not in _PRODUCTS or step.module in static)
+            if step.kind not in ("float", "identity")
+            and (step.kind not in _PRODUCTS or step.module in static)
         }
         self.layouts: dict[str, str] = {}
 
@@ -128,7 +142,9 @@ class _Cutter:
             if source in at and readers[source] == 1 and source not in self.outputs:
                 node = at.pop(source)
                 before = steps[node]
-                steps[node] = replace(before, output=step.output, fused=_parts(before) + _parts(step))
+                steps[node] = replace(
+                    before, output=step.output, fused=_parts(before) + _parts(step)
+                )
                 at[step.output] = node
             else:
                 if step.kind not in ("float", "identity"):
@@ -209,7 +225,9 @@ class _Cutter:
                     elif layout and self.layouts[value] != layout:
                         bad.add(node)
                         return bad
-        return {n for n in self.candidates if not all(self.layouts.get(v) for v in self._touched(n))}
+        return {
+            n for n in self.candidates if not all(self.layouts.get(v) for v in self._touched(n))
+        }
 
     def _touched(self, node: int) -> tuple[str, ...]:
         return (*self.reads(node), self.steps[node].output)
@@ -231,7 +249,9 @@ class _Cutter:
             return {values[0]: image, step.output: "rows"} if image else None
         if step.kind in ("unflatten", "to_image"):
             return {values[0]: "rows", step.output: "image"}
-        fixed = step.params.get("layout", "") or next(filter(None, map(self.layouts.get, self._touched(node))), "")
+        fixed = step.params.get("layout", "") or next(
+            filter(None, map(self.layouts.get, self._touched(node))), ""
+        )
         if not fixed and rank == 2:
             fixed = "rows"
         return dict.fromkeys(self._touched(node), str(fixed))
@@ -243,7 +263,10 @@ class _Cutter:
             step = self.steps[node]
             if step.kind in ("add", "mul") and (
                 self.layouts[step.output] == "rows"
-                or (step.kind == "add" and not any(from_conv.get(v, False) for v in self.reads(node)))
+                or (
+                    step.kind == "add"
+                    and not any(from_conv.get(v, False) for v in self.reads(node))
+                )
             ):
                 self.candidates.discard(node)
                 continue
@@ -251,6 +274,13 @@ class _Cutter:
             from_conv[step.output] = origin and step.kind != "linear"
 
     def _trim(self) -> None:
+        """Drops what is better done in float: before the first and after the last rounding."""
+        for node in sorted(self.candidates):
+            sources = [self.producer.get(value, -1) for value in self.reads(node)]
+            if self.steps[node].kind in _POINTWISE and not any(
+                source < 0 or source in self.candidates for source in sources
+            ):
+                self.candidates.discard(node)
         changed = True
         while changed:
             changed = False
@@ -278,7 +308,11 @@ class _Cutter:
         (value,) = self.reads(node)
         source = self.producer.get(value, -1)
         kinds = ("conv", "linear", "add")
-        return source in self.candidates and self.steps[source].kind in kinds and readers[value] == [node]
+        return (
+            source in self.candidates
+            and self.steps[source].kind in kinds
+            and readers[value] == [node]
+        )
 
     # ---- which of them form one region
 
@@ -289,7 +323,12 @@ class _Cutter:
         readers = self.readers()
 
         def after(group: int) -> set[int]:
-            found = {leader[r] for n in members[group] for r in readers.get(self.steps[n].output, ()) if r >= 0}
+            found = {
+                leader[r]
+                for n in members[group]
+                for r in readers.get(self.steps[n].output, ())
+                if r >= 0
+            }
             return found - {group}
 
         def reaches_around(start: int, goal: int) -> bool:
@@ -347,7 +386,9 @@ class _Cutter:
         while len(done) < len(units):
             unit = min(u for u in units if u not in done and needs[u] <= done)
             done.add(unit)
-            items.append(self._region(next(names), groups[unit]) if unit in groups else self.steps[unit])
+            items.append(
+                self._region(next(names), groups[unit]) if unit in groups else self.steps[unit]
+            )
         return FlowPlan(self.flow, tuple(items))
 
     # ---- one region
@@ -392,7 +433,9 @@ def _joined(first: Step, second: Step, **changes: object) -> Step:
     )
 
 
-def _fused(steps: list[Step], outside: set[str], shapes: Mapping[str, tuple[int, ...]]) -> list[Step]:
+def _fused(
+    steps: list[Step], outside: set[str], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Step]:
     """Residual sums and clamps fused into what computes their operand, tables in a row made one, float results."""
     steps = _fuse_sums(steps, outside, shapes)
     steps = _fuse_next(steps, outside, _fuse_clamp)
@@ -414,7 +457,9 @@ def _read_counts(steps: Iterable[Step]) -> dict[str, int]:
     return counts
 
 
-def _fuse_sums(steps: list[Step], outside: set[str], shapes: Mapping[str, tuple[int, ...]]) -> list[Step]:
+def _fuse_sums(
+    steps: list[Step], outside: set[str], shapes: Mapping[str, tuple[int, ...]]
+) -> list[Step]:
     result: list[Step | None] = list(steps)
     at = {step.output: position for position, step in enumerate(steps)}
     read = _read_counts(steps)
@@ -465,9 +510,11 @@ def _fuse_clamp(first: Step, second: Step) -> Step | None:
 
 
 def _fuse_tables(first: Step, second: Step) -> Step | None:
-    if first.kind != "unary" or second.kind != "unary":
-        return None
-    return replace(_joined(first, second), params={})
+    if first.kind == "unary" and second.kind == "unary":
+        return replace(_joined(first, second), params={})
+    if first.kind == "affine" and second.kind == "affine" and "lo" not in first.params:
+        return _joined(first, second, params=second.params)
+    return None
 
 
 def _shared_params(steps: list[Step], inputs: tuple[str, ...], outside: set[str]) -> dict[str, str]:
@@ -505,7 +552,9 @@ def _with_bits(
         for position, value in enumerate(step.inputs):
             root = region.params_of[value]
             if not (step.kind in PASSING and region.params_of[step.output] == root):
-                asked.setdefault(root, set()).add(static[step.module] if product and position == 0 else 8)
+                asked.setdefault(root, set()).add(
+                    static[step.module] if product and position == 0 else 8
+                )
     for value in outside:
         if value in region.params_of:
             asked.setdefault(region.params_of[value], set()).add(8)
@@ -522,10 +571,14 @@ def _with_bits(
         if step.kind.split("_")[0] in _PRODUCTS:
             value, wanted = step.inputs[0], static[step.module]
             root = region.params_of[value]
-            if wanted != bits.get(root, 8) and region.params_of[value] not in _own(region, own_inputs):
+            if wanted != bits.get(root, 8) and region.params_of[value] not in _own(
+                region, own_inputs
+            ):
                 narrow = f"{value}@{wanted}"
                 if narrow not in params_of:
-                    steps.append(Step("unary", (value,), narrow, function="identity", args=(Ref(value),)))
+                    steps.append(
+                        Step("unary", (value,), narrow, function="identity", args=(Ref(value),))
+                    )
                     params_of[narrow] = narrow
                     bits[narrow] = wanted
                 step = replace(step, inputs=(narrow, *step.inputs[1:]))

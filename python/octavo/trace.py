@@ -43,7 +43,9 @@ def _unharmed(model: nn.Module) -> Iterator[None]:
     saved: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
     for module in model.modules():
         containers = [
-            (value, value.copy()) for value in vars(module).values() if isinstance(value, (list, dict, set))
+            (value, value.copy())
+            for value in vars(module).values()
+            if isinstance(value, (list, dict, set))
         ]
         saved.append((module, dict(vars(module)), containers))
     try:
@@ -99,8 +101,10 @@ def bind(
 class _Tracer(fx.Tracer):
     """Leaf modules carry their qualified name from the root model; hooks of the others do not run."""
 
-    def __init__(self, names: Mapping[int, str], constants: Mapping[str, Any], tensors: list[str]) -> None:
-        super().__init__(param_shapes_constant=True)
+    def __init__(
+        self, names: Mapping[int, str], constants: Mapping[str, Any], tensors: list[str]
+    ) -> None:
+        super().__init__()
         self.proxy_buffer_attributes = True
         self._names = names
         self._constants = constants
@@ -123,10 +127,17 @@ class _Tracer(fx.Tracer):
             ]
             return forward(*positional, **given)
 
-        return call, [self.root, *(self.create_proxy("placeholder", n, (), {}) for n in self._tensors)]
+        return call, [
+            self.root,
+            *(self.create_proxy("placeholder", n, (), {}) for n in self._tensors),
+        ]
 
     def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         del forward
         if not is_leaf(m):
@@ -139,18 +150,27 @@ class _Tracer(fx.Tracer):
 def _attribute_names(root: nn.Module, prefix: str) -> dict[str, str]:
     """Names of parameters and buffers as the tracer says them, to those from the root model."""
     start = f"{prefix}." if prefix else ""
-    named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
+    named = [
+        *root.named_parameters(remove_duplicate=False),
+        *root.named_buffers(remove_duplicate=False),
+    ]
     return {name: start + name for name, _ in named}
 
 
 def trace(
-    model: nn.Module, path: str, tensors: list[str], constants: Mapping[str, Any], names: Mapping[int, str]
+    model: nn.Module,
+    path: str,
+    tensors: list[str],
+    constants: Mapping[str, Any],
+    names: Mapping[int, str],
 ) -> Flow:
     """The forward of the module at ``path`` as raw steps: kind "float", one a call, out of place.
 
     names: id of each module to its qualified name from ``model``. Raises Untraceable.
     """
     module = model.get_submodule(path)
+    if "forward" in vars(module):
+        raise Untraceable("its forward is replaced on the instance")
     with _unharmed(module):
         tracer = _Tracer(names, constants, tensors)
         try:
@@ -158,7 +178,9 @@ def trace(
         except Untraceable:
             raise
         except Exception as error:  # Any code may run here, so any error may come out.
-            raise Untraceable(f"it cannot be traced ({type(error).__name__}: {_first_line(error)})") from None
+            raise Untraceable(
+                f"it cannot be traced ({type(error).__name__}: {_first_line(error)})"
+            ) from None
     return _convert(graph, module, model, path, tensors, constants)
 
 
@@ -166,7 +188,18 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:120]
 
 
-_PLAIN = (type(None), bool, int, float, str, type(...), torch.dtype, torch.device, torch.memory_format, torch.layout)
+_PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    str,
+    type(...),
+    torch.dtype,
+    torch.device,
+    torch.memory_format,
+    torch.layout,
+)
 
 
 def _convert(
