@@ -8,6 +8,7 @@ void fill_depthwise(GemmTable& table);
 void fill_quantize(ElementTable& table);
 void fill_minmax(ElementTable& table);
 void fill_elementwise(ElementTable& table);
+void fill_elementwise_vbmi(ElementTable& table);
 void fill_pool(ElementTable& table);
 
 void fill(KernelTable& table) {
@@ -16,6 +17,10 @@ void fill(KernelTable& table) {
   fill_quantize(table.element);
   fill_minmax(table.element);
   fill_elementwise(table.element);
+  // Not every CPU of this row has byte permutes. They use no registers beyond the row's own, so the
+  // operating system has been asked already.
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512vbmi")) fill_elementwise_vbmi(table.element);
   fill_pool(table.element);
 }
 
