@@ -90,17 +90,9 @@ void multiply_u8u8_u8(const uint8_t* a, const uint8_t* b, int64_t count, const M
   });
 }
 
-void multiply_pixels_u8u8_u8(const uint8_t* a, const uint8_t* b, const PixelRun& run,
-                             const MultiplyRule& rule, uint8_t* out) {
-  for (int64_t p = 0; p < run.pixels; ++p) {
-    multiply_u8u8_u8(a + p * run.in_step, b, run.channels, rule, out + p * run.out_step);
-  }
-}
-
-inline __m256i affine8(const uint8_t* x, __m256 m, __m256 offset, __m256 lo, __m256 hi) {
+inline __m256 load8(const uint8_t* x) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x));
-  const __m256 v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
-  return clamp_round(_mm256_fmadd_ps(v, m, offset), lo, hi);
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
 }
 
 inline void store8(uint8_t* out, __m256i v) {
@@ -108,34 +100,66 @@ inline void store8(uint8_t* out, __m256i v) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
 }
 
-void affine_pixels_u8_u8(const uint8_t* x, const PixelRun& run, const float* m, const float* offset,
-                         float lo, float hi, uint8_t* out) {
-  const __m256 vlo = _mm256_set1_ps(lo), vhi = _mm256_set1_ps(hi);
-  // Channels outside and pixels inside keep the parameters in registers; 32 pixels at a time stay
-  // in L1.
+// Calls f(channel, channels, block) for blocks of 8 channels; block(apply) runs apply(__m256) ->
+// __m256i over the pixels. Channels outside and pixels inside keep parameters in registers; 32
+// pixels at a time stay in L1.
+template <class F>
+inline void for_each_8(const uint8_t* x, const PixelRun& run, uint8_t* out, F&& f) {
   constexpr int64_t kPixels = 32;
   for (int64_t first = 0; first < run.pixels; first += kPixels) {
     const int64_t last = first + kPixels < run.pixels ? first + kPixels : run.pixels;
-    int64_t c = 0;
-    for (; c + 8 <= run.channels; c += 8) {
-      const __m256 vm = _mm256_loadu_ps(m + c), va = _mm256_loadu_ps(offset + c);
-      for (int64_t p = first; p < last; ++p) {
-        store8(out + p * run.out_step + c, affine8(x + p * run.in_step + c, vm, va, vlo, vhi));
-      }
-    }
-    if (c == run.channels) continue;
-    const auto rest = static_cast<size_t>(run.channels - c);
-    alignas(32) float part_m[8] = {}, part_offset[8] = {};
-    __builtin_memcpy(part_m, m + c, rest * sizeof(float));
-    __builtin_memcpy(part_offset, offset + c, rest * sizeof(float));
-    const __m256 vm = _mm256_load_ps(part_m), va = _mm256_load_ps(part_offset);
-    for (int64_t p = first; p < last; ++p) {
-      alignas(8) uint8_t in[8] = {}, result[8];
-      __builtin_memcpy(in, x + p * run.in_step + c, rest);
-      store8(result, affine8(in, vm, va, vlo, vhi));
-      __builtin_memcpy(out + p * run.out_step + c, result, rest);
+    for (int64_t c = 0; c < run.channels; c += 8) {
+      const int64_t channels = run.channels - c < 8 ? run.channels - c : 8;
+      f(c, channels, [&](auto&& apply) {
+        for (int64_t p = first; p < last; ++p) {
+          const uint8_t* from = x + p * run.in_step + c;
+          uint8_t* to = out + p * run.out_step + c;
+          if (channels == 8) {
+            store8(to, apply(load8(from)));
+          } else {
+            alignas(8) uint8_t in[8] = {}, result[8];
+            __builtin_memcpy(in, from, static_cast<size_t>(channels));
+            store8(result, apply(load8(in)));
+            __builtin_memcpy(to, result, static_cast<size_t>(channels));
+          }
+        }
+      });
     }
   }
+}
+
+template <class T>
+inline void copy_first(T* to, const T* from, int64_t count) {
+  __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
+}
+
+void multiply_pixels_u8u8_u8(const uint8_t* a, const uint8_t* b, const PixelRun& run,
+                             const MultiplyRule& rule, uint8_t* out) {
+  const __m256 za = _mm256_set1_ps(static_cast<float>(rule.za));
+  const __m256 zb = _mm256_set1_ps(static_cast<float>(rule.zb));
+  const __m256 m = _mm256_set1_ps(rule.m), offset = _mm256_set1_ps(rule.offset);
+  const __m256 lo = _mm256_set1_ps(rule.lo), hi = _mm256_set1_ps(rule.hi);
+  for_each_8(a, run, out, [&](int64_t c, int64_t channels, auto&& block) {
+    alignas(8) uint8_t factors[8] = {};
+    copy_first(factors, b + c, channels);
+    const __m256 vb = _mm256_sub_ps(load8(factors), zb);
+    block([&](__m256 va) {
+      const __m256 product = _mm256_mul_ps(_mm256_sub_ps(va, za), vb);
+      return clamp_round(_mm256_fmadd_ps(product, m, offset), lo, hi);
+    });
+  });
+}
+
+void affine_pixels_u8_u8(const uint8_t* x, const PixelRun& run, const float* m, const float* offset,
+                         float lo, float hi, uint8_t* out) {
+  const __m256 vlo = _mm256_set1_ps(lo), vhi = _mm256_set1_ps(hi);
+  for_each_8(x, run, out, [&](int64_t c, int64_t channels, auto&& block) {
+    alignas(32) float part_m[8] = {}, part_offset[8] = {};
+    copy_first(part_m, m + c, channels);
+    copy_first(part_offset, offset + c, channels);
+    const __m256 vm = _mm256_load_ps(part_m), va = _mm256_load_ps(part_offset);
+    block([&](__m256 v) { return clamp_round(_mm256_fmadd_ps(v, vm, va), vlo, vhi); });
+  });
 }
 
 // Shuffle k gives 0 unless the code lies in [16k, 16k + 15]: subtracting 16k and adding 0x70 with

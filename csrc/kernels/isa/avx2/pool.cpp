@@ -83,8 +83,8 @@ struct Sums16 {
   __m256i lo, hi;
 };
 
-// The codes of the 16 channels from c on. kWhole: all 16 exist; else `channels` - c do.
-template <bool kWhole>
+// The codes of kLoaded (16 or 8) channels, or of `rest` channels for kLoaded = 0.
+template <int kLoaded>
 inline __m128i average16(const uint8_t* x, const Window& window, int64_t rest,
                          const AverageRule& rule) {
   // 257 codes of 255 fill 16 bits exactly.
@@ -95,8 +95,10 @@ inline __m128i average16(const uint8_t* x, const Window& window, int64_t rest,
     const uint8_t* tap = x + i * window.row_step;
     for (int64_t j = 0; j < window.cols; ++j, tap += window.col_step) {
       __m128i bytes;
-      if constexpr (kWhole) {
+      if constexpr (kLoaded == 16) {
         bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tap));
+      } else if constexpr (kLoaded == 8) {
+        bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(tap));
       } else {
         alignas(16) uint8_t part[16] = {};
         __builtin_memcpy(part, tap, static_cast<size_t>(rest));
@@ -121,13 +123,17 @@ void average_windows_u8(const uint8_t* x, const Window& window, const PixelRun& 
     int64_t c = 0;
     for (; c + 16 <= run.channels; c += 16) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c),
-                       average16<true>(from + c, window, 16, rule));
+                       average16<16>(from + c, window, 16, rule));
+    }
+    if (c + 8 <= run.channels) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to + c), average16<8>(from + c, window, 8, rule));
+      c += 8;
     }
     if (c < run.channels) {
       const int64_t rest = run.channels - c;
       alignas(16) uint8_t result[16];
       _mm_store_si128(reinterpret_cast<__m128i*>(result),
-                      average16<false>(from + c, window, rest, rule));
+                      average16<0>(from + c, window, rest, rule));
       __builtin_memcpy(to + c, result, static_cast<size_t>(rest));
     }
   }

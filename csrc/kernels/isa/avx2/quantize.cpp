@@ -24,9 +24,9 @@ inline void copy(T* to, const T* from, int64_t count) {
 
 inline __m256 load_first(const float* x, int64_t count) {
   if (count >= 8) return _mm256_loadu_ps(x);
-  alignas(32) float part[8] = {};
-  copy(part, x, count);
-  return _mm256_load_ps(part);
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_maskload_ps(
+      x, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(count)), lane));
 }
 
 // Codes without their zero point. max_ps and min_ps give their second operand for NaN.
