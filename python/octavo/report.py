@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from octavo import isa as isa_names
+from octavo import _C, library
 from octavo.batches import Batches
 from octavo.errors import describe
-from octavo.record import LayerRecord, Record, record_of
+from octavo.fold import fold
+from octavo.measure import bytes_of, decibels
+from octavo.nn.region import captured_forward
+from octavo.record import LayerRecord, record_of
+from octavo.rewrite import copy_model
 
-__all__ = ["Multiplies", "Report", "Row", "count_multiplies", "report", "resident_bytes", "sqnr"]
+__all__ = ["Multiplies", "Report", "Row", "count_multiplies", "report", "resident_bytes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +121,7 @@ def report(model: nn.Module, data: object = None, *, reference: nn.Module | None
     )
     return Report(
         type(model).__name__,
-        isa_names.active(),
+        library.isa(),
         rows,
         record.float_bytes,
         resident_bytes(model),
@@ -127,23 +131,8 @@ def report(model: nn.Module, data: object = None, *, reference: nn.Module | None
     )
 
 
-def sqnr(signal: Tensor, noisy: Tensor) -> float:
-    """10 log10(sum signal^2 / sum (signal - noisy)^2) in dB; infinite where both are equal."""
-    power = float(signal.double().square().sum())
-    noise = float((signal.double() - noisy.double()).square().sum())
-    return _decibels(power, noise)
-
-
-def _decibels(power: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(power / noise) if power else -math.inf
-
-
 def count_multiplies(model: nn.Module, data: object) -> Multiplies:
     """Multiply-adds of the model on the first batch: integer ones as octavo's ops count them, float ones as torch's."""
-    from octavo import _C
-
     batches = data if isinstance(data, Batches) else Batches(data)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         _C.reset_integer_macs()
@@ -159,7 +148,7 @@ def count_multiplies(model: nn.Module, data: object) -> Multiplies:
 
 def resident_bytes(model: nn.Module) -> int:
     """Bytes of memory behind the model's parameters, buffers, panels and region constants, each counted once."""
-    return _bytes_of(_tensors_of(model))
+    return bytes_of(_tensors_of(model))
 
 
 def _layer_bytes(model: nn.Module, name: str) -> int:
@@ -167,12 +156,7 @@ def _layer_bytes(model: nn.Module, name: str) -> int:
         module = model.get_submodule(name)
     except AttributeError:
         return 0
-    return _bytes_of(_own_tensors(module))
-
-
-def _bytes_of(tensors: Iterator[Tensor]) -> int:
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    return bytes_of(_own_tensors(module))
 
 
 def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
@@ -186,65 +170,72 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
     for value in module.__dict__.values():
         if isinstance(value, Tensor):
             yield value
-        elif hasattr(value, "octavo_tensors"):
-            yield from value.octavo_tensors()
+    runtime = captured_forward(module)
+    if runtime is not None:
+        yield from runtime.tensors()
 
 
 def _compare(
     model: nn.Module, reference: nn.Module, batches: Batches, names: list[str]
 ) -> tuple[dict[str, float], float | None]:
-    """SQNR of every named layer's output and of the model's own, over all batches."""
-    power: dict[str, float] = {}
-    noise: dict[str, float] = {}
-    seen: dict[str, list[Tensor]] = {}
+    """SQNR of every named layer's output and of the model's own, over all batches.
+
+    The reference is folded first, as the model was: the output of a convolution is that after its BatchNorm.
+    """
+    reference = copy_model(reference).eval()
+    fold(reference, batches.example(reference))
+    layers = {name: _Noise() for name in names}
+    whole = _Noise()
+    for call in batches.calls(model):
+        with torch.no_grad():
+            with _recorded(reference, names) as wanted:
+                expected = reference(*call.args, **call.kwargs)
+            with _recorded(model, names) as got:
+                model(*call.args, **call.kwargs)
+            output = model(*call.args, **call.kwargs)
+        for name in names:
+            for one, other in zip(wanted[name], got[name], strict=False):
+                layers[name].add(one, other)
+        if isinstance(expected, Tensor):
+            whole.add(expected, output)
+    measured = {name: noise.decibels for name, noise in layers.items()}
+    return {name: ratio for name, ratio in measured.items() if ratio is not None}, whole.decibels
+
+
+class _Noise:
+    """Sums for a signal-to-noise ratio."""
+
+    def __init__(self) -> None:
+        self._power = 0.0
+        self._noise = 0.0
+
+    def add(self, wanted: Tensor, got: Tensor) -> None:
+        if wanted.shape == got.shape:
+            self._power += float(wanted.square().sum(dtype=torch.float64))
+            self._noise += float((wanted - got).square().sum(dtype=torch.float64))
+
+    @property
+    def decibels(self) -> float | None:
+        return decibels(self._power, self._noise)
+
+
+@contextlib.contextmanager
+def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Outputs of the named modules, in the order of calls, while the context lasts."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str) -> Any:
-        return lambda _module, _args, output: seen.setdefault(name, []).append(output.detach())
-
-    def check(name: str) -> Any:
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            wanted = seen[name].pop(0)
-            power[name] = power.get(name, 0.0) + float(wanted.double().square().sum())
-            error = wanted.double() - output.double()
-            noise[name] = noise.get(name, 0.0) + float(error.square().sum())
+        def hook(_module: nn.Module, _args: object, output: object) -> None:
+            if isinstance(output, Tensor):
+                outputs[name].append(output.detach().clone())  # A later layer may write in place.
 
         return hook
 
-    total: list[tuple[float, float]] = []
-    for call in batches.calls(model):
-        seen.clear()
-        with torch.no_grad():
-            with _hooks(reference, names, keep):
-                wanted = reference(*call.args, **call.kwargs)
-            with _hooks(model, names, check):
-                model(*call.args, **call.kwargs)
-            output = model(*call.args, **call.kwargs)
-        if isinstance(wanted, Tensor):
-            total.append(
-                (
-                    float(wanted.double().square().sum()),
-                    float((wanted.double() - output.double()).square().sum()),
-                )
-            )
-    per_layer = {name: _decibels(power[name], noise[name]) for name in power}
-    if not total:
-        return per_layer, None
-    return per_layer, _decibels(sum(p for p, _ in total), sum(n for _, n in total))
-
-
-class _hooks:  # noqa: N801 - a context manager, used like a function
-    """Forward hooks on the named modules while the context lasts."""
-
-    def __init__(self, model: nn.Module, names: list[str], make: Any) -> None:
-        self._handles = [
-            model.get_submodule(name).register_forward_hook(make(name)) for name in names
-        ]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
             handle.remove()
 
 

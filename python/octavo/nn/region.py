@@ -81,6 +81,14 @@ class CapturedForward:
         owner = self.owner()
         self._bound = _Bound(owner, owner._modules, self.flow, self.items)
 
+    def tensors(self) -> Iterator[Tensor]:
+        """What the regions keep in memory beside the panels of layers: tables, and the constants of each program."""
+        for item in self.items:
+            if isinstance(item, Region):
+                yield from (panel for panel in item.panels if isinstance(panel, Tensor))
+        if self._bound is not None:
+            yield from self._bound.constants()
+
     def owner(self) -> nn.Module:
         """The module whose forward this is."""
         owner = self._owner()
@@ -202,13 +210,19 @@ class _Bound:
             found = self._modules[""].get_submodule(name.removeprefix(self._prefix))
         return found
 
+    def constants(self) -> Iterator[Tensor]:
+        """The constants of the regions that have run."""
+        for item in self._items:
+            if isinstance(item, _BoundRegion) and item.ready is not None:
+                yield item.ready[2]
+
     def is_stale(self) -> bool:
         """Whether a child was replaced since."""
         return any(table.get(name) is not child for table, name, child in self._links)
 
     def run(self, values: dict[str, Any]) -> dict[str, Any] | None:
         """All values that are still needed at the end; None if a region cannot take what reaches it."""
-        hooked = not torch.compiler.is_compiling() and any(self._hooks)
+        hooked = any(self._hooks)
         for item, dead in zip(self._items, self._dead, strict=True):
             if isinstance(item, Step):
                 evaluate(item, self.module_of, values)
@@ -248,7 +262,7 @@ class _BoundRegion:
         self._parsed: Program | None = None
         self._cuts: dict[tuple[str, bool], tuple[str, tuple[int, ...], tuple[str, ...]]] = {}
         self._isa = ""
-        self._ready: tuple[list[Tensor], list[Tensor], Tensor] | None = None
+        self.ready: tuple[list[Tensor], list[Tensor], Tensor] | None = None
         self._entries = self._entry_forms()
         if self._is_whole:
             self._panels()
@@ -280,7 +294,7 @@ class _BoundRegion:
 
     def _panels(self) -> tuple[list[Tensor], Tensor]:
         """The panels of now, and the constants that belong to them."""
-        ready = self._ready
+        ready = self.ready
         if torch.compiler.is_compiling() and ready is not None:
             return ready[1], ready[2]
         isa = ops.active_isa()
@@ -294,7 +308,7 @@ class _BoundRegion:
             panels = [next(own) if isinstance(p, str) else p for p in self.region.panels]
             with torch.inference_mode(False), torch.no_grad():
                 constants = ops.region_constants(panels, self.region.program)
-            self._ready = ready = (current, panels, constants)
+            self.ready = ready = (current, panels, constants)
         return ready[1], ready[2]
 
     def _inputs(self, values: dict[str, Any]) -> list[Tensor] | None:
@@ -517,5 +531,7 @@ def _call_with_hooks(
 
 
 def _versions(values: tuple[Any, ...]) -> list[int]:
-    """How often each tensor was written to in place (inference tensors do not count)."""
+    """How often each tensor was written to in place. Inference tensors do not count, nor does a graph being traced."""
+    if torch.compiler.is_compiling():
+        return []
     return [v._version for v in values if isinstance(v, Tensor) and not v.is_inference()]
