@@ -1,16 +1,21 @@
-// Times of the kernels that are not products, at the sizes of real networks, on one thread: best of
-// many, beside the time that memcpy of the same bytes takes. Called by main.cpp.
+// Times the kernels that are not products at the sizes of real networks, on one thread, beside what
+// memcpy takes for the same traffic: best of many.
+//
+//   element_bench [isa ...]     default: the best ISA of this machine
+#include <omp.h>
+
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "dispatch.h"
 #include "kernels.h"
 
-namespace octavo::bench {
+namespace octavo {
 namespace {
 
 double best_microseconds(const std::function<void()>& f) {
@@ -66,9 +71,7 @@ void report(const char* name, int64_t bytes_in, int64_t bytes_out, const std::fu
               static_cast<double>(bytes_in + bytes_out) / took / 1e3, copied);
 }
 
-}  // namespace
-
-void bench_elements() {
+void bench() {
   const QuantParams p{0.02f, 114, 255};
   {
     Reals x(1, 224, 224, 3, false), last(1, 224, 224, 3, true);
@@ -173,4 +176,21 @@ void bench_elements() {
   }
 }
 
-}  // namespace octavo::bench
+}  // namespace
+}  // namespace octavo
+
+int main(int argc, char** argv) {
+  omp_set_num_threads(1);
+  std::vector<std::string> names(argv + 1, argv + argc);
+  if (names.empty()) names.push_back(octavo::active_isa());
+  for (const std::string& name : names) {
+    if (octavo::set_isa(name.c_str()) != octavo::SetIsa::kOk) {
+      std::fprintf(stderr, "element_bench: expected an ISA of this machine, got %s\n",
+                   name.c_str());
+      return 1;
+    }
+    std::printf("\n%s\n", name.c_str());
+    octavo::bench();
+  }
+  return 0;
+}
