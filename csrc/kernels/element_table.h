@@ -50,6 +50,18 @@ struct AverageRule {
 /// Largest number of taps of average_window_u8: 255 * 2^23 < 2^31, so sums are exact in int32.
 inline constexpr int64_t kMaxAverageTaps = int64_t{1} << 23;
 
+/// 16 output channels of a gather, each from one of up to kGatherWindows windows of 16 input
+/// channels.
+inline constexpr int64_t kGatherWindows = 8;
+struct GatherBlock {
+  int64_t to;                         // first output channel
+  int64_t windows;                    // how many are used
+  int64_t first[kGatherWindows];      // first input channel of each
+  uint8_t index[kGatherWindows][16];  // channel within the window, or kNotHere
+  uint8_t fill[16];                   // the code where no window gives one, else 0
+  static constexpr uint8_t kNotHere = 0x80;
+};
+
 /// Columns that minmax_columns_f32 takes at once.
 inline constexpr int64_t kMinMaxColumns = 256;
 
@@ -102,6 +114,11 @@ struct ElementTable {
   /// out[c] = table[256 * c + x[c]] for every pixel.
   void (*channel_table_u8_u8)(const uint8_t* x, const PixelRun& run, const uint8_t* table,
                               uint8_t* out);
+
+  // ---- layout ----
+  /// Every pixel's channels as the blocks say. run.channels is not used; x and out do not overlap.
+  void (*gather_pixels_u8)(const uint8_t* x, const PixelRun& run, const GatherBlock* blocks,
+                           int64_t block_count, uint8_t* out);
 
   // ---- pool: window i of the run starts at x + i * in_step; no tap gives code 0 (max) or sum 0
   // ----

@@ -2,9 +2,11 @@
 // by the region; calls memcpy.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "dispatch.h"
 #include "image_rows.h"
+#include "kernel_table.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -64,6 +66,48 @@ void transpose(const uint8_t* from, int64_t pitch, int64_t rows, int64_t columns
   }
 }
 
+// Fills a block for output channels from block->to on. Windows start at the smallest source not yet
+// covered, which needs the fewest. False where kGatherWindows are too few.
+bool plan_block(const int32_t* index, uint8_t code, int64_t in_channels, GatherBlock* block) {
+  block->windows = 0;
+  int32_t sources[16];
+  for (int64_t i = 0; i < 16; ++i) {
+    sources[i] = index[block->to + i];
+    block->fill[i] = sources[i] < 0 ? code : 0;
+  }
+  while (true) {
+    int64_t smallest = -1;
+    for (const int32_t source : sources) {
+      if (source >= 0 && (smallest < 0 || source < smallest)) smallest = source;
+    }
+    if (smallest < 0) return true;
+    if (block->windows == kGatherWindows) return false;
+    const int64_t first = std::min(smallest, in_channels - 16);
+    for (int64_t i = 0; i < 16; ++i) {
+      uint8_t& at = block->index[block->windows][i];
+      at = GatherBlock::kNotHere;
+      if (sources[i] < 0 || sources[i] >= first + 16) continue;
+      at = static_cast<uint8_t>(sources[i] - first);
+      sources[i] = -1;
+    }
+    block->first[block->windows++] = first;
+  }
+}
+
+// Blocks of 16 channels, the last one ending with the image's; empty where the gather does not fit
+// that form.
+std::vector<GatherBlock> plan_gather(const int32_t* index, uint8_t code, int64_t in_channels,
+                                     int64_t out_channels) {
+  std::vector<GatherBlock> blocks;
+  if (in_channels < 16 || out_channels < 16) return blocks;
+  blocks.resize(static_cast<size_t>((out_channels + 15) / 16));
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    blocks[b].to = std::min(static_cast<int64_t>(16 * b), out_channels - 16);
+    if (!plan_block(index, code, in_channels, &blocks[b])) return {};
+  }
+  return blocks;
+}
+
 }  // namespace
 
 void copy(const Image& x, const Image& out) {
@@ -75,15 +119,22 @@ void copy(const Image& x, const Image& out) {
 }
 
 void gather_channels(const Image& x, const int32_t* index, uint8_t code, const Image& out) {
-  for_each_run(out.n, out.h, out.w, std::min(joined(x), joined(out)), pixel_grain(out) / 8,
-               [&](int64_t n, int64_t row, int64_t column, int64_t pixels) {
-                 const uint8_t* from = pixel(x, n, row, column);
-                 uint8_t* to = pixel(out, n, row, column);
-                 for (int64_t p = 0; p < pixels;
-                      ++p, from += x.pixel_pitch, to += out.pixel_pitch) {
-                   for (int64_t c = 0; c < out.c; ++c) to[c] = index[c] < 0 ? code : from[index[c]];
-                 }
-               });
+  const ElementTable& t = active_table().element;
+  const std::vector<GatherBlock> blocks = plan_gather(index, code, x.c, out.c);
+  for_each_run(
+      out.n, out.h, out.w, std::min(joined(x), joined(out)), pixel_grain(out) / 4,
+      [&](int64_t n, int64_t row, int64_t column, int64_t pixels) {
+        const uint8_t* from = pixel(x, n, row, column);
+        uint8_t* to = pixel(out, n, row, column);
+        if (!blocks.empty()) {
+          const PixelRun run{pixels, out.c, x.pixel_pitch, out.pixel_pitch};
+          t.gather_pixels_u8(from, run, blocks.data(), static_cast<int64_t>(blocks.size()), to);
+          return;
+        }
+        for (int64_t p = 0; p < pixels; ++p, from += x.pixel_pitch, to += out.pixel_pitch) {
+          for (int64_t c = 0; c < out.c; ++c) to[c] = index[c] < 0 ? code : from[index[c]];
+        }
+      });
 }
 
 void slice(const Image& x, int64_t start_h, int64_t step_h, int64_t start_w, int64_t step_w,

@@ -9,6 +9,7 @@ void fill_quantize(ElementTable& table);
 void fill_minmax(ElementTable& table);
 void fill_elementwise(ElementTable& table);
 void fill_pool(ElementTable& table);
+void fill_layout(ElementTable& table);
 
 void fill(KernelTable& table) {
   fill_gemm(table.gemm);
@@ -17,6 +18,7 @@ void fill(KernelTable& table) {
   fill_minmax(table.element);
   fill_elementwise(table.element);
   fill_pool(table.element);
+  fill_layout(table.element);
 }
 
 }  // namespace octavo::avx2

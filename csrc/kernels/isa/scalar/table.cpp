@@ -10,6 +10,7 @@ void fill_quantize(ElementTable& table);
 void fill_minmax(ElementTable& table);
 void fill_elementwise(ElementTable& table);
 void fill_pool(ElementTable& table);
+void fill_layout(ElementTable& table);
 
 void fill(KernelTable& table) {
   fill_gemm(table.gemm);
@@ -18,6 +19,7 @@ void fill(KernelTable& table) {
   fill_minmax(table.element);
   fill_elementwise(table.element);
   fill_pool(table.element);
+  fill_layout(table.element);
 }
 
 }  // namespace octavo::scalar
