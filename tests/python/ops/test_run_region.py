@@ -1,0 +1,108 @@
+"""region_constants, run_region and the shapes that the fake kernel derives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo import _C, ops
+from octavo.ops.region_shapes import region_output_shapes
+
+G3 = "kernel=3,3 stride=2,1 pad=1,0,1,2 dilation=1,2"
+Q = "s=0x1p-5 z=128 max=255"
+IMAGE = f"octavo.region 1\n0 = quantize in=0 layout=image {Q}\n"
+PROGRAMS = {
+    "conv": f"{IMAGE}1 = conv x=0 panel=0 channels=6 {G3} {Q} lo=0 hi=255\nout 1\n",
+    "conv_f32": f"{IMAGE}1 = conv_f32 x=0 panel=0 channels=6 {G3} lo=-inf hi=inf\nout 1\n",
+    "conv_dynamic": "octavo.region 1\n0 = quantize_dynamic in=0 layout=image max=255\n"
+    f"1 = conv_dynamic x=0 panel=0 channels=6 {G3}\nout 1\n",
+    "two results": f"{IMAGE}1 = add x=0 y=0 {Q} lo=0 hi=255\n2 = to_rows x=1\nout 2\nout 0\n",
+    "max_pool": f"{IMAGE}1 = max_pool x=0 kernel=3,2 stride=2,2 pad=1,1,1,1 dilation=1,1 ceil=1\nout 1\n",
+    "avg_pool": f"{IMAGE}1 = avg_pool x=0 kernel=2,3 stride=2,2 pad=0,1,0,1 ceil=1 include_pad=0 divisor=0 {Q}\n"
+    "out 1\n",
+    "adaptive": f"{IMAGE}1 = adaptive_avg_pool x=0 size=0,2 {Q}\n2 = adaptive_max_pool x=1 size=1,1\nout 2\nout 1\n",
+    "concat": f"{IMAGE}1 = concat x=0,0,0 {Q}\nout 1\n",
+    "slice": f"{IMAGE}1 = slice x=0 h=1,-1,2 w=0,5,1\nout 1\n",
+    "upsample": f"{IMAGE}1 = upsample_nearest x=0 size=0,0 scale=0x1p+1,0x1.8p+0\nout 1\n",
+    "upsample to a size": f"{IMAGE}1 = upsample_nearest x=0 size=5,9 scale=0x0p+0,0x0p+0\nout 1\n",
+    "pad": f"{IMAGE}1 = pad x=0 pad=1,2,3,0 mode=reflect value=0x0p+0\nout 1\n",
+    "flatten": f"{IMAGE}1 = flatten x=0\n2 = unflatten x=1 size=4,7,8\nout 1\nout 2\n",
+    "rows": f"octavo.region 1\n0 = quantize in=0 layout=rows {Q}\n1 = to_image x=0\nout 1\n",
+}
+
+
+def panels() -> list[Tensor]:
+    codes = torch.randint(-127, 128, (6, 4, 3, 3), dtype=torch.int8)
+    return [ops.pack_weight(codes, torch.rand(6) + 0.1, torch.randn(6), 1, 8)]
+
+
+def call(program: str, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    used = panels() if "panel=" in program else []
+    constants = ops.region_constants(used, program)
+    return ops.run_region([x], used, constants, program), used, constants
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
+def test_shapes_are_those_of_the_real_kernel(program: str) -> None:
+    x = torch.randn(2, 4, 7, 8)
+    results, used, _ = call(program, x)
+    real = [tuple(y.shape) for y in results]
+    counts = [p.numel() for p in used]
+    assert [shape for shape, _ in region_output_shapes(program, [x.shape], counts)] == real
+    assert [tuple(s) for s in _C.region_shapes(program, [list(x.shape)], counts)] == real
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
+def test_opcheck(program: str) -> None:
+    for x in (
+        torch.randn(2, 4, 7, 8),
+        torch.randn(2, 4, 7, 8).contiguous(memory_format=torch.channels_last),
+        torch.randn(1, 4, 7, 8).contiguous(memory_format=torch.channels_last),
+        torch.randn(7, 8, 4, 2).permute(3, 2, 0, 1),
+    ):
+        _, used, constants = call(program, x)
+        # Sizes that stay symbolic: the static checks are enough where a program fixes sizes.
+        torch.library.opcheck(torch.ops.octavo.run_region.default, ([x], used, constants, program))
+    if used:
+        torch.library.opcheck(torch.ops.octavo.region_constants.default, (used, program))
+
+
+def test_results_follow_the_memory_format_of_the_first_input() -> None:
+    program = PROGRAMS["conv"]
+    x = torch.randn(2, 4, 7, 8)
+    (plain,), *_ = call(program, x)
+    (last,), *_ = call(program, x.contiguous(memory_format=torch.channels_last))
+    assert plain.is_contiguous() and last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradients_are_refused_not_lost() -> None:
+    program = PROGRAMS["conv"]
+    x = torch.randn(2, 4, 7, 8, requires_grad=True)
+    (y,), *_ = call(program, x)
+    with pytest.raises(RuntimeError, match=r"inference only.*qat=True"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.replace("octavo.region 1", "octavo.region 2"),
+        lambda p: p.replace("panel=0", "panel=1"),
+        lambda p: p.replace("channels=6", "channels=7"),
+        lambda p: p.replace("x=0", "x=1"),
+        lambda p: p.replace("out 1", "out 2"),
+        lambda p: p.replace("in=0", "in=1"),
+        lambda p: p.replace("kernel=3,3", "kernel=3,4"),
+        lambda p: p.replace("z=128", "z=300"),
+        lambda p: p[:-1],
+        lambda p: "",
+    ],
+    ids=["version", "panel", "channels", "value", "out", "input", "kernel", "zero point", "cut", "empty"],
+)  # fmt: skip
+def test_programs_that_do_not_fit_are_refused(change: object) -> None:
+    x, used = torch.randn(2, 4, 7, 8), panels()
+    constants = ops.region_constants(used, PROGRAMS["conv"])
+    bad = change(PROGRAMS["conv"])  # type: ignore[operator]
+    with pytest.raises(RuntimeError):
+        ops.run_region([x], used, constants, bad)
