@@ -53,6 +53,8 @@ class Arena {
 /// Stride between rows of an input read as [rows, C]; false where there is no single one.
 bool row_stride(const RegionInput& input, int64_t* stride) {
   *stride = input.sizes.empty() ? 0 : input.sizes.back();
+  // Of an empty tensor nothing is read, whatever its strides.
+  if (std::find(input.sizes.begin(), input.sizes.end(), 0) != input.sizes.end()) return true;
   bool first = true;
   int64_t expected = 0;
   for (size_t d = input.sizes.size() - 1; d-- > 0;) {

@@ -170,6 +170,8 @@ def _check_weights(model: nn.Module) -> None:
     """Weights of the layers that may be quantized: real floats, all finite."""
     doubles, flat = [], []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # Stays float; its parameter table is not a dictionary.
         weight = module._parameters.get("weight")
         layer = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
         if weight is None or not (layer or hasattr(module, "in_features")):
