@@ -1,6 +1,7 @@
-// Dense products by AMX tiles: 16 pixels x 16 columns a tile, 64 of K a step. Filled into the row amx_int8 by
-// table.cpp; called by conv.cpp. tile.h wraps the instructions. A block is the pixels x columns whose sums are
-// in tile registers at one time; the AVX-512 epilogue of one block runs between the K steps of the next.
+// Dense products by AMX tiles: 16 pixels x 16 columns a tile, 64 of K a step. Filled into the row
+// amx_int8 by table.cpp; called by conv.cpp. tile.h wraps the instructions. A block is the pixels x
+// columns whose sums are in tile registers at one time; the AVX-512 epilogue of one block runs
+// between the K steps of the next.
 #include <immintrin.h>
 
 #include "../../kernel_table.h"
@@ -13,14 +14,16 @@ namespace {
 
 constexpr int64_t kPanelColumns = 64;  // at most
 
-// ---- what a job needs beside its GemmJob -----------------------------------------------------------------
+// ---- what a job needs beside its GemmJob
+// -----------------------------------------------------------------
 
-/// The job's parameters padded to a whole panel, and where pixels that must not be stored go instead.
+/// The job's parameters padded to a whole panel, and where pixels that must not be stored go
+/// instead.
 struct Work {
   const GemmJob* job;
-  int64_t tile_rows;     // pixels of a tile: 16, or fewer where the grid has no more in a line
-  int64_t steps;         // of K
-  uint8_t lo;            // gemm_u8s8_u8: the lower clamp as a code
+  int64_t tile_rows;  // pixels of a tile: 16, or fewer where the grid has no more in a line
+  int64_t steps;      // of K
+  uint8_t lo;         // gemm_u8s8_u8: the lower clamp as a code
   alignas(64) int32_t start[64];
   alignas(64) float scale[64];
   alignas(64) float offset[64];
@@ -29,8 +32,8 @@ struct Work {
   alignas(64) uint8_t zeros[64];
 };
 
-/// A block whose sums are in tiles or, after them, in pieces. Tile (i, j) is 16 pixels x 16 columns and lies in
-/// register and piece i * nt + j.
+/// A block whose sums are in tiles or, after them, in pieces. Tile (i, j) is 16 pixels x 16 columns
+/// and lies in register and piece i * nt + j.
 struct Block {
   int tiles = 0;  // in registers; 0: none
   int64_t chunks = 0;
@@ -45,10 +48,11 @@ struct Block {
   TilePiece piece[4];
 };
 
-/// Walks over the grid in tiles of at most 16 pixels whose activations have one pitch. Either the whole grid is one
-/// line, because a row's pitch is a multiple of a pixel's (pixels between two rows are computed and not stored),
-/// or every row is a line. The last tile of a line is moved back so that it ends with the line: what it computes
-/// twice is stored once, and nothing beyond the line is read.
+/// Walks over the grid in tiles of at most 16 pixels whose activations have one pitch. Either the
+/// whole grid is one line, because a row's pitch is a multiple of a pixel's (pixels between two
+/// rows are computed and not stored), or every row is a line. The last tile of a line is moved back
+/// so that it ends with the line: what it computes twice is stored once, and nothing beyond the
+/// line is read.
 class Walk {
  public:
   explicit Walk(const GemmJob& job, bool f32) : w_(job.w), h_(job.h) {
@@ -84,7 +88,8 @@ class Walk {
 
   void restart() { line_ = tile_ = x_ = y_ = 0; }
 
-  /// Tile row `i` of `block` becomes the next tile; returns where its activations begin. `element` is the size of a result.
+  /// Tile row `i` of `block` becomes the next tile; returns where its activations begin. `element`
+  /// is the size of a result.
   const uint8_t* next(Work& work, Block& block, int i, int64_t element) {
     const int64_t moved_back = tile_ == tiles_in_line_ - 1 ? tiles_in_line_ * 16 - length_ : 0;
     const int64_t skip = length_ < 16 ? 0 : moved_back;
@@ -143,7 +148,8 @@ class Walk {
   int64_t line_ = 0, tile_ = 0, x_ = 0, y_ = 0;
 };
 
-// ---- epilogues: 256 outputs a call, so that parameters stay in registers for sixteen vectors ------------------
+// ---- epilogues: 256 outputs a call, so that parameters stay in registers for sixteen vectors
+// ------------------
 
 /// Four vectors of 16 codes in [.., 255] become 64 bytes in order; negative ones become 0.
 OCTAVO_INLINE __m512i pack_codes(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
@@ -185,8 +191,8 @@ OCTAVO_INLINE void store_codes(__m512i codes, uint8_t* const* out, const Block& 
   }
 }
 
-/// The clamp to lo happens on bytes: rounding is monotone, the pack turns negative codes and NaN (INT_MIN after the
-/// conversion) into 0, and minps(hi, v) returns v where v is NaN.
+/// The clamp to lo happens on bytes: rounding is monotone, the pack turns negative codes and NaN
+/// (INT_MIN after the conversion) into 0, and minps(hi, v) returns v where v is NaN.
 template <int NT, bool kResidual>
 void finish_u8(const Work& work, const Block& block, int64_t chunk) {
   constexpr int kPixels = 16 / NT;
@@ -224,7 +230,8 @@ void finish_u8(const Work& work, const Block& block, int64_t chunk) {
   }
 }
 
-/// Loop of the epilogues with float results: value(vector of sums, place in the grid's row, column) is stored.
+/// Loop of the epilogues with float results: value(vector of sums, place in the grid's row, column)
+/// is stored.
 template <int NT, class Value>
 OCTAVO_INLINE void finish_float(const Work& work, const Block& block, int64_t chunk, Value value) {
   constexpr int kPixels = 16 / NT;
@@ -243,16 +250,15 @@ OCTAVO_INLINE void finish_float(const Work& work, const Block& block, int64_t ch
   }
 }
 
-/// maxps and minps return their second operand where one is NaN or both are zero: lo for a NaN, as the
-/// specification.
+/// maxps and minps return their second operand where one is NaN or both are zero: lo for a NaN, as
+/// the specification.
 OCTAVO_INLINE __m512 clamp(__m512 v, __m512 lo, __m512 hi) {
   return _mm512_min_ps(_mm512_max_ps(v, lo), hi);
 }
 
 OCTAVO_INLINE __m512 value_f32(const Work& work, __m512i sum, int64_t column) {
-  const __m512 v =
-      _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(work.scale + column),
-                      _mm512_load_ps(work.offset + column));
+  const __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(work.scale + column),
+                                   _mm512_load_ps(work.offset + column));
   return clamp(v, _mm512_set1_ps(work.job->lo), _mm512_set1_ps(work.job->hi));
 }
 
@@ -279,7 +285,8 @@ void finish_rows(const Work& work, const Block& block, int64_t chunk) {
   });
 }
 
-// ---- products ---------------------------------------------------------------------------------------------
+// ---- products
+// ---------------------------------------------------------------------------------------------
 
 /// Activations and weights of one block.
 struct Operands {
@@ -304,7 +311,8 @@ OCTAVO_INLINE void store_from(Block& before) {
   }
 }
 
-/// Products C and following of one K step. A tiles alternate between registers 4 and 5, B tiles between 6 and 7.
+/// Products C and following of one K step. A tiles alternate between registers 4 and 5, B tiles
+/// between 6 and 7.
 template <int MT, int NT, bool kFirst, int C = 0>
 OCTAVO_INLINE void step(const uint8_t* const (&a)[MT], int64_t at, int64_t pitch, const int8_t* b,
                         Block& before, const int32_t* start) {
@@ -324,8 +332,8 @@ OCTAVO_INLINE void start_all(Block& before, const int32_t* start) {
 
 /// Leaves a block's sums in registers 0 .. MT * NT - 1 and meanwhile finishes the block before it.
 template <int MT, int NT>
-void multiply(const Work& work, const Operands& operands, int64_t pitch,
-              const int32_t* start, Block& before) {
+void multiply(const Work& work, const Operands& operands, int64_t pitch, const int32_t* start,
+              Block& before) {
   // Four steps ahead; further lines would leave L1 again, nearer ones come too late from L3.
   constexpr int64_t kLead = 4;
   const GemmJob& job = *work.job;
@@ -336,8 +344,7 @@ void multiply(const Work& work, const Operands& operands, int64_t pitch,
   const bool prefetch = operands.prefetch;
   const int64_t run_bytes = job.run_bytes;
   const int64_t chunks = before.chunks;
-  const int64_t chunks_a_step =
-      chunks <= work.steps ? 1 : work.steps == 1 ? 4 : 2;  // chunks <= 4
+  const int64_t chunks_a_step = chunks <= work.steps ? 1 : work.steps == 1 ? 4 : 2;  // chunks <= 4
   int64_t chunk = 0;
 
   store_from<MT * NT>(before);
@@ -412,11 +419,14 @@ Finish finish_of(const GemmJob& job) {
   }
 }
 
-// ---- one or two pixels: AVX-512 VNNI over the same panels -------------------------------------------------
+// ---- one or two pixels: AVX-512 VNNI over the same panels
+// -------------------------------------------------
 
-// A product of one tile row costs as much as one of sixteen, and the configuration some 50-100 ns more.
+// A product of one tile row costs as much as one of sixteen, and the configuration some 50-100 ns
+// more.
 
-/// sum += four products of each dword. Assembly: with the intrinsic GCC 12 spills accumulators in nested loops.
+/// sum += four products of each dword. Assembly: with the intrinsic GCC 12 spills accumulators in
+/// nested loops.
 OCTAVO_INLINE void dot(__m512i& sum, __m512i a_u8, const int8_t* b_s8) {
   __asm__("vpdpbusd %2, %1, %0"
           : "+v"(sum)
@@ -438,16 +448,17 @@ OCTAVO_INLINE void store_pixel(const Work& work, __m512i sum, int64_t x, int64_t
     v = clamp(v, _mm512_set1_ps(job.lo), _mm512_set1_ps(job.hi));
     _mm512_mask_cvtusepi32_storeu_epi8(out + column, mask, _mm512_cvtps_epi32(v));
   } else {
-    const __m512 v = kKind == Kind::kF32 ? value_f32(work, sum, column)
-                                         : value_rows(work, sum, x, column);
+    const __m512 v =
+        kKind == Kind::kF32 ? value_f32(work, sum, column) : value_rows(work, sum, x, column);
     _mm512_mask_storeu_ps(reinterpret_cast<float*>(out) + column, mask, v);
   }
 }
 
 /// R pixels times NT tiles of columns from `column` on; 4 * NT independent sums in all.
 template <Kind kKind, int R, int NT>
-__attribute__((noinline)) void multiply_pixels(const Work& work, const uint8_t* const (&a)[2], int64_t column,
-                     uint8_t* const (&out)[2], const uint8_t* const (&residual)[2]) {
+__attribute__((noinline)) void multiply_pixels(const Work& work, const uint8_t* const (&a)[2],
+                                               int64_t column, uint8_t* const (&out)[2],
+                                               const uint8_t* const (&residual)[2]) {
   constexpr int kPhases = 4 / R;
   const GemmJob& job = *work.job;
   const int8_t* b = job.b + column * 64;
@@ -459,8 +470,8 @@ __attribute__((noinline)) void multiply_pixels(const Work& work, const uint8_t* 
     for (int phase = 0; phase < kPhases; ++phase) {
 #pragma GCC unroll 4
       for (int j = 0; j < NT; ++j) {
-        sum[r][phase][j] = phase == 0 ? _mm512_load_si512(work.start + column + 16 * j)
-                                      : _mm512_setzero_si512();
+        sum[r][phase][j] =
+            phase == 0 ? _mm512_load_si512(work.start + column + 16 * j) : _mm512_setzero_si512();
       }
     }
   }
@@ -523,8 +534,8 @@ void multiply_few(const GemmJob& job) {
     }
   } else {
     out[0] = reinterpret_cast<uint8_t*>(job.out_f32);
-    out[1] = reinterpret_cast<uint8_t*>(job.out_f32 + x * job.f32_pixel_pitch +
-                                        y * job.f32_row_pitch);
+    out[1] =
+        reinterpret_cast<uint8_t*>(job.out_f32 + x * job.f32_pixel_pitch + y * job.f32_row_pitch);
   }
   if (job.width == 64) {
     multiply_pixels<kKind, R, 4>(work, a, 0, out, residual);
@@ -535,15 +546,17 @@ void multiply_few(const GemmJob& job) {
   }
 }
 
-// ---- a job -------------------------------------------------------------------------------------------------
+// ---- a job
+// -------------------------------------------------------------------------------------------------
 
 /// Columns of tiles and the most tile rows of the blocks of a sweep.
 struct Shape {
   int nt, mt;
 };
 
-/// Shapes by measurement on an Intel server core: 1x4 where K is short (whole rows of 64 are stored and the weights
-/// stay in L1), 4x1 where few pixels meet weights that come from L3 (each is loaded once), else 2x2.
+/// Shapes by measurement on an Intel server core: 1x4 where K is short (whole rows of 64 are stored
+/// and the weights stay in L1), 4x1 where few pixels meet weights that come from L3 (each is loaded
+/// once), else 2x2.
 Shape choose(const Work& work, int64_t tiles, int64_t columns_left) {
   constexpr int64_t kShort = 4, kDeep = 24;  // steps
   if (columns_left >= 64 && (work.steps <= kShort || tiles == 1)) return {4, 1};

@@ -1,5 +1,6 @@
 // All micro-kernels of the row amx_int8: dense products by tiles; the rest is avx512_vnni's (its
-// depthwise order is shared by the AMX panel). Compiled a second time as amx_emulated for the tests.
+// depthwise order is shared by the AMX panel). Compiled a second time as amx_emulated for the
+// tests.
 #include "../../kernel_table.h"
 #include "tile.h"
 

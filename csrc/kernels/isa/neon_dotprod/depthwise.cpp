@@ -1,5 +1,6 @@
-// Depthwise convolutions by widening multiply-adds: 16 channels of one pixel at a time, 8 x 8 bits to 16, then to 32.
-// Filled into the row neon_dotprod by table.cpp; called by conv.cpp. Panels: kNeon, [tap][64 channels].
+// Depthwise convolutions by widening multiply-adds: 16 channels of one pixel at a time, 8 x 8 bits
+// to 16, then to 32. Filled into the row neon_dotprod by table.cpp; called by conv.cpp. Panels:
+// kNeon, [tap][64 channels].
 #include <arm_neon.h>
 
 #include "../../kernel_table.h"
@@ -20,8 +21,9 @@ inline float32x4_t clamp(float32x4_t v, float32x4_t lo, float32x4_t hi) {
   return vbslq_f32(vcltq_f32(v, hi), v, hi);
 }
 
-/// Adds the window of output (y, x) for channels c .. c + 15. Activations beyond the last channel are slack, weights there
-/// are zero. |u8 x s8| <= 32,640 fits 16 bits, so the widening multiply-adds are exact.
+/// Adds the window of output (y, x) for channels c .. c + 15. Activations beyond the last channel
+/// are slack, weights there are zero. |u8 x s8| <= 32,640 fits 16 bits, so the widening
+/// multiply-adds are exact.
 inline void add_window(const DepthwiseJob& job, int64_t y, int64_t x, int64_t c, Sums& sums) {
   const int8_t* weights =
       job.weights + c / kChunk * kChunk * job.kernel_h * job.kernel_w + c % kChunk;
@@ -64,15 +66,15 @@ inline void add_residual(const uint8_t* residual, float scale, float32x4_t (&v)[
   const uint8x16_t r = vld1q_u8(residual);  // past the channels that exist: slack
   const uint16x8_t low = vmovl_u8(vget_low_u8(r)), high = vmovl_u8(vget_high_u8(r));
   const uint32x4_t wide[kVectors] = {vmovl_u16(vget_low_u16(low)), vmovl_u16(vget_high_u16(low)),
-                                     vmovl_u16(vget_low_u16(high)),
-                                     vmovl_u16(vget_high_u16(high))};
+                                     vmovl_u16(vget_low_u16(high)), vmovl_u16(vget_high_u16(high))};
   for (int i = 0; i < kVectors; ++i) {
     v[i] = vfmaq_f32(v[i], vcvtq_f32_u32(wide[i]), vdupq_n_f32(scale));
   }
 }
 
 inline uint8x16_t pack_codes(const float32x4_t (&v)[kVectors]) {
-  const int16x8_t low = vcombine_s16(vmovn_s32(vcvtnq_s32_f32(v[0])), vmovn_s32(vcvtnq_s32_f32(v[1])));
+  const int16x8_t low =
+      vcombine_s16(vmovn_s32(vcvtnq_s32_f32(v[0])), vmovn_s32(vcvtnq_s32_f32(v[1])));
   const int16x8_t high =
       vcombine_s16(vmovn_s32(vcvtnq_s32_f32(v[2])), vmovn_s32(vcvtnq_s32_f32(v[3])));
   return vcombine_u8(vqmovun_s16(low), vqmovun_s16(high));
@@ -96,8 +98,9 @@ void multiply_job(const DepthwiseJob& job) {
         }
         if constexpr (kCodes) {
           if (job.residual != nullptr) {
-            add_residual(job.residual + y * job.residual_row_pitch + x * job.residual_pixel_pitch + c,
-                         job.residual_scale, v);
+            add_residual(
+                job.residual + y * job.residual_row_pitch + x * job.residual_pixel_pitch + c,
+                job.residual_scale, v);
           }
         }
         for (int i = 0; i < kVectors; ++i) v[i] = clamp(v[i], lo, hi);

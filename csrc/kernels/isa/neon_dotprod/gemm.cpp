@@ -1,6 +1,6 @@
-// Dense products by sdot: tiles of 4 pixels x 16 columns. Filled into the row neon_dotprod by table.cpp; called by
-// conv.cpp. sdot takes s8 on both sides, so activations are flipped to s8 by XOR 128 and every sum begins with
-// 128 times its weights' column sum, which is exact.
+// Dense products by sdot: tiles of 4 pixels x 16 columns. Filled into the row neon_dotprod by
+// table.cpp; called by conv.cpp. sdot takes s8 on both sides, so activations are flipped to s8 by
+// XOR 128 and every sum begins with 128 times its weights' column sum, which is exact.
 #include <arm_neon.h>
 
 #include "../../kernel_table.h"
@@ -47,10 +47,12 @@ inline int8x16_t flip(uint8x16_t codes) {
   return vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(128)));
 }
 
-/// Sums of M pixels x 16 columns: `a` holds the pixels' addresses, b is the first quad of the first column.
+/// Sums of M pixels x 16 columns: `a` holds the pixels' addresses, b is the first quad of the first
+/// column.
 template <int M>
 inline __attribute__((always_inline)) void sum_products(const GemmJob& job, const uint8_t* const* a,
-                                                        const int8_t* b, int32x4_t (&sum)[M][kVectors]) {
+                                                        const int8_t* b,
+                                                        int32x4_t (&sum)[M][kVectors]) {
   const int64_t step = job.width * 4;
   for (int64_t r = 0; r < job.runs; ++r) {
     const int64_t end = job.run_offset[r] + job.run_bytes;
@@ -103,7 +105,8 @@ struct Codes {
     float32x4_t v[kVectors];
     for (int i = 0; i < kVectors; ++i) {
       const int64_t c = column + 4 * i;
-      v[i] = vfmaq_f32(vld1q_f32(work.offset + c), vcvtq_f32_s32(sum[i]), vld1q_f32(work.scale + c));
+      v[i] =
+          vfmaq_f32(vld1q_f32(work.offset + c), vcvtq_f32_s32(sum[i]), vld1q_f32(work.scale + c));
     }
     if (job.residual != nullptr) {
       const uint8_t* residual =
@@ -152,7 +155,8 @@ struct Floats {
     float32x4_t v[kVectors];
     for (int i = 0; i < kVectors; ++i) {
       const int64_t c = column + 4 * i;
-      v[i] = vfmaq_f32(vld1q_f32(work.offset + c), vcvtq_f32_s32(sum[i]), vld1q_f32(work.scale + c));
+      v[i] =
+          vfmaq_f32(vld1q_f32(work.offset + c), vcvtq_f32_s32(sum[i]), vld1q_f32(work.scale + c));
       v[i] = clamp(v[i], lo, hi);
     }
     store_floats(job, v, y, x, column);
