@@ -84,7 +84,7 @@ def quantize(
         NothingQuantizedError: no layer was left to quantize.
         CalibrationError: no batches, or no layer was reached by them.
     """
-    checks.check_unknown(unknown, quantize.__kwdefaults__)
+    checks.check_unknown(unknown, ["model", "bits", "data", *(quantize.__kwdefaults__ or {})])
     checks.check_choices(
         grid=grid, group_size=group_size, rounding=rounding, ranges=ranges, effort=effort,
         evaluate=evaluate, max_drop=max_drop, qat=qat, method=method,

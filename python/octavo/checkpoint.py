@@ -378,6 +378,9 @@ class _Loader:
                 raise self.fail(
                     f"{name}.bias: float32 [{shape[0]}]", f"{bias.dtype} {list(bias.shape)}"
                 )
+            if not bool(bias.isfinite().all()):
+                index = int((~bias.isfinite()).nonzero()[0])
+                raise self.fail(f"{name}.bias: finite numbers", f"{float(bias[index])} at index {index}")
         return quantized.from_float(
             module,
             codes,

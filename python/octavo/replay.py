@@ -47,6 +47,7 @@ def _stand_in(
         tensors = flow_arguments(flow, signature, args, kwargs)
         return original(*args, **kwargs) if tensors is None else handle(flow, tensors)
 
+    forward.__signature__ = signature  # type: ignore[attr-defined]  # whoever asks what the model takes
     return forward
 
 
