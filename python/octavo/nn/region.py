@@ -28,6 +28,7 @@ from octavo.replay import flow_arguments
 __all__ = ["CapturedForward", "Region", "captured_forward"]
 
 _FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
+_GONE = "forward: expected the module that it belongs to, got one that is gone. Keep the module itself."
 _GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
 
 
@@ -167,7 +168,9 @@ class _Bound:
         items: tuple[Region | Step, ...],
     ) -> None:
         self._prefix = f"{flow.path}." if flow.path else ""
-        self._modules: dict[str, nn.Module] = {"": owner, flow.path: owner}
+        # The owner holds this through its forward: a reference back would keep both alive.
+        self._owner = weakref.ref(owner)
+        self._modules: dict[str, nn.Module] = {}
         links: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
         covered: dict[int, nn.Module] = {}
         containers: dict[int, nn.Module] = {}
@@ -175,7 +178,7 @@ class _Bound:
             name for item in items if isinstance(item, Region) for name in _modules_of(item.steps)
         }
         for name in [*_modules_of(flow.steps), *in_regions]:
-            if name in self._modules:
+            if name in self._modules or name in ("", flow.path):
                 continue
             table, path = children, name.removeprefix(self._prefix).split(".")
             for depth, part in enumerate(path):
@@ -191,7 +194,7 @@ class _Bound:
         for name, child in self._modules.items():
             if name in in_regions:
                 covered[id(child)] = child
-            elif child is not owner and name not in ran:
+            elif name not in ran:
                 containers[id(child)] = child  # An identity that no step stands for.
         self.aliases = {s.output: s.inputs[0] for s in flow.steps if s.kind == "identity"}
         self._links = links
@@ -207,7 +210,11 @@ class _Bound:
         """The module of a qualified name (from the root model)."""
         found = self._modules.get(name)
         if found is None:
-            found = self._modules[""].get_submodule(name.removeprefix(self._prefix))
+            owner = self._owner()
+            if owner is None:
+                raise RuntimeError(_GONE)
+            inside = name.startswith(self._prefix) and name != self._prefix[:-1]
+            found = owner.get_submodule(name.removeprefix(self._prefix)) if inside else owner
         return found
 
     def constants(self) -> Iterator[Tensor]:
