@@ -268,13 +268,13 @@ def _sites(model: nn.Module, calls: Mapping[str, int] | None) -> tuple[Site, ...
     reasons = float_reasons(model)
     modules = dict(model.named_modules())
     for name in reasons:
-        weight = modules[name]._parameters.get("weight")
+        weight = dict(modules[name].named_parameters(recurse=False)).get("weight")
         if weight is not None:
             weights.setdefault(id(weight), []).append(name)
     sites = []
     for name, reason in reasons.items():
         module = modules[name]
-        weight = module._parameters.get("weight")
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
         tied = [other for other in weights.get(id(weight), []) if other != name]
         sites.append(
             Site(

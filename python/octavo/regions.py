@@ -276,10 +276,8 @@ class _Cutter:
     def _trim(self) -> None:
         """Drops what is better done in float: before the first and after the last rounding."""
         for node in sorted(self.candidates):
-            sources = [self.producer.get(value, -1) for value in self.reads(node)]
-            if self.steps[node].kind in _POINTWISE and not any(
-                source < 0 or source in self.candidates for source in sources
-            ):
+            sources = {self.producer.get(value, -1) for value in self.reads(node)}
+            if self.steps[node].kind in _POINTWISE and not sources & self.candidates:
                 self.candidates.discard(node)
         changed = True
         while changed:
