@@ -1,5 +1,6 @@
-// Depthwise convolutions on AVX2: rows are interleaved as pairs of 16-bit values (rows 0 and 2, rows 1 and 3) and
-// multiplied by vpmaddwd, exact for all codes. Filled into the row by table.cpp; called by conv.cpp.
+// Depthwise convolutions on AVX2: rows are interleaved as pairs of 16-bit values (rows 0 and 2,
+// rows 1 and 3) and multiplied by vpmaddwd, exact for all codes. Filled into the row by table.cpp;
+// called by conv.cpp.
 #include "ymm_depthwise.h"
 
 namespace octavo::avx2 {
@@ -28,8 +29,8 @@ struct WideningTaps {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       sum[j] = _mm256_add_epi32(sum[j], _mm256_madd_epi16(at(column + 32 * j), at(w + 32 * j)));
-      sum[j] = _mm256_add_epi32(
-          sum[j], _mm256_madd_epi16(at(column + 128 + 32 * j), at(w + 128 + 32 * j)));
+      sum[j] = _mm256_add_epi32(sum[j],
+                                _mm256_madd_epi16(at(column + 128 + 32 * j), at(w + 128 + 32 * j)));
     }
   }
 

@@ -1,6 +1,7 @@
-// Dense products on AVX2 without dot-product instructions, exact for all codes: even and odd bytes are widened to 16
-// bits and multiplied in pairs by vpmaddwd. (vpmaddubsw would save a third, but adds pairs of u8 x s8 products with
-// saturation at 32,767, and 255 * 127 * 2 is more.) Filled into the row by table.cpp; called by conv.cpp.
+// Dense products on AVX2 without dot-product instructions, exact for all codes: even and odd bytes
+// are widened to 16 bits and multiplied in pairs by vpmaddwd. (vpmaddubsw would save a third, but
+// adds pairs of u8 x s8 products with saturation at 32,767, and 255 * 127 * 2 is more.) Filled into
+// the row by table.cpp; called by conv.cpp.
 #include "ymm_gemm.h"
 
 namespace octavo::avx2 {

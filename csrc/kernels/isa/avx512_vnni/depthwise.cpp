@@ -1,6 +1,7 @@
-// Depthwise convolutions by vpdpbusd: four kernel rows are interleaved byte by byte into dwords (four taps of one
-// channel), a stretch of an image row at a time, then every kernel column is one dot product per 16 channels. Filled into
-// the row by table.cpp; called by conv.cpp. Weight order: panel.h, depthwise_offset.
+// Depthwise convolutions by vpdpbusd: four kernel rows are interleaved byte by byte into dwords
+// (four taps of one channel), a stretch of an image row at a time, then every kernel column is one
+// dot product per 16 channels. Filled into the row by table.cpp; called by conv.cpp. Weight order:
+// panel.h, depthwise_offset.
 #include <immintrin.h>
 
 #include "../../kernel_table.h"
@@ -16,8 +17,8 @@ inline __attribute__((always_inline)) void dot(__m512i& sum, __m512i a_u8, __m51
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a_u8), "v"(b_s8));
 }
 
-/// Four registers in channel order to the order of interleaved channels (register j, lane l: channels 16 l + 4 j ..), and
-/// back: a transposition of 128-bit lanes.
+/// Four registers in channel order to the order of interleaved channels (register j, lane l:
+/// channels 16 l + 4 j ..), and back: a transposition of 128-bit lanes.
 inline __attribute__((always_inline)) void transpose_lanes(__m512i (&v)[4]) {
   const __m512i t0 = _mm512_shuffle_i32x4(v[0], v[1], 0x44);
   const __m512i t1 = _mm512_shuffle_i32x4(v[0], v[1], 0xee);
@@ -40,16 +41,18 @@ struct Parameters {
   __m512 scale[4], offset[4];
 };
 
-inline __attribute__((always_inline)) void load(const void* from, int64_t channels, __m512i (&v)[4]) {
+inline __attribute__((always_inline)) void load(const void* from, int64_t channels,
+                                                __m512i (&v)[4]) {
   for (int i = 0; i < 4; ++i) {
     v[i] = _mm512_maskz_loadu_epi32(lanes(channels, i), static_cast<const int32_t*>(from) + 16 * i);
   }
   transpose_lanes(v);
 }
 
-/// Interleaves kernel rows 4 g .. 4 g + 3 of `columns` input columns. A row that the kernel lacks repeats the last
-/// one: its weights are zero.
-void interleave(const DepthwiseJob& job, const uint8_t* a, int64_t g, int64_t columns, uint8_t* out) {
+/// Interleaves kernel rows 4 g .. 4 g + 3 of `columns` input columns. A row that the kernel lacks
+/// repeats the last one: its weights are zero.
+void interleave(const DepthwiseJob& job, const uint8_t* a, int64_t g, int64_t columns,
+                uint8_t* out) {
   const uint8_t* row[4];
   for (int64_t i = 0; i < 4; ++i) {
     const int64_t k = 4 * g + i < job.kernel_h ? 4 * g + i : job.kernel_h - 1;
@@ -107,7 +110,8 @@ inline __attribute__((always_inline)) void finish(const DepthwiseJob& job, const
     }
   } else {
     // In-lane packs undo the interleaving; values lie in [0, 255], so nothing saturates.
-    const __m512i codes = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+    const __m512i codes =
+        _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
     uint8_t* out = job.out + y * job.out_row_pitch + x * job.out_pixel_pitch;
     if (job.channels >= 64) {
       _mm512_storeu_si512(out, codes);
@@ -117,11 +121,11 @@ inline __attribute__((always_inline)) void finish(const DepthwiseJob& job, const
   }
 }
 
-/// Output pixels [x0, x1) of row y from interleaved columns. kTaps: row groups times kernel columns if few
-/// enough for registers, else 0.
+/// Output pixels [x0, x1) of row y from interleaved columns. kTaps: row groups times kernel columns
+/// if few enough for registers, else 0.
 template <int kTaps, Result kResult>
-void row(const DepthwiseJob& job, const Parameters& p, const uint8_t* taps, int64_t columns, int64_t y,
-         int64_t x0, int64_t x1) {
+void row(const DepthwiseJob& job, const Parameters& p, const uint8_t* taps, int64_t columns,
+         int64_t y, int64_t x0, int64_t x1) {
   const int64_t step = job.stride_w * kColumnBytes, tap = job.dilation_w * kColumnBytes;
   if constexpr (kTaps > 0) {
     __m512i w[kTaps][4];
@@ -135,7 +139,8 @@ void row(const DepthwiseJob& job, const Parameters& p, const uint8_t* taps, int6
 #pragma GCC unroll 16
       for (int j = 0; j < kTaps; ++j) {
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) dot(sum[v], _mm512_load_si512(taps + j * tap + 64 * v), w[j][v]);
+        for (int v = 0; v < 4; ++v)
+          dot(sum[v], _mm512_load_si512(taps + j * tap + 64 * v), w[j][v]);
       }
       finish<kResult>(job, p, sum, y, x);
     }

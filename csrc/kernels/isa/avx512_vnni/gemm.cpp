@@ -28,10 +28,36 @@ struct Place {
   int64_t columns;  // that exist from there
 };
 
-inline __m512i broadcast4(const uint8_t* p) {
-  int32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return _mm512_set1_epi32(v);
+/// Four activations at p + kTimes * pitch in every dword. Inline assembly, because GCC would keep
+/// the address of every row in a register of its own, run out of them, and fetch some from a vector
+/// register inside the loop (3 %).
+template <int kTimes>
+inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* p, int64_t pitch) {
+  __m512i v;
+  if constexpr (kTimes == 0) {
+    __asm__("vpbroadcastd (%1), %0" : "=v"(v) : "r"(p));
+  } else if constexpr (kTimes == 1) {
+    __asm__("vpbroadcastd (%1,%2), %0" : "=v"(v) : "r"(p), "r"(pitch));
+  } else {
+    __asm__("vpbroadcastd (%1,%2,2), %0" : "=v"(v) : "r"(p), "r"(pitch));
+  }
+  return v;
+}
+
+/// Products of row kRow and those after it. Row r of a stretch is addressed from base r / 3.
+template <int kRow, int M0, int M, int V>
+inline __attribute__((always_inline)) void multiply_rows(__m512i (&sum)[M][V],
+                                                         const __m512i (&w)[V],
+                                                         const uint8_t* const* base,
+                                                         int64_t pitch) {
+  if constexpr (kRow < M) {
+    constexpr int kInStretch = kRow < M0 ? kRow : kRow - M0;
+    constexpr int kBase = (kRow < M0 ? 0 : (M0 + 2) / 3) + kInStretch / 3;
+    const __m512i a = broadcast4<kInStretch % 3>(base[kBase], pitch);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) dot(sum[kRow][v], a, w[v]);
+    multiply_rows<kRow + 1, M0, M, V>(sum, w, base, pitch);
+  }
 }
 
 inline __mmask16 lanes(int64_t columns, int v) {
@@ -206,21 +232,22 @@ __attribute__((noinline)) void tile(const GemmJob& job, const Place& place) {
   const int64_t pitch = job.a_pixel_pitch;
   const int64_t b_step = job.width * 4;
   const int8_t* b = job.b + place.column * 4;
+  constexpr int kFirst = (M0 + 2) / 3, kBases = kFirst + (M1 + 2) / 3;
   for (int64_t r = 0; r < job.runs; ++r) {
-    const uint8_t* a0 = place.a[0] + job.run_offset[r];
-    const uint8_t* a1 = M1 > 0 ? place.a[1] + job.run_offset[r] : nullptr;
+    const int64_t run = job.run_offset[r];
+    const uint8_t* base[kBases];
+#pragma GCC unroll 8
+    for (int i = 0; i < kBases; ++i) {
+      base[i] =
+          (i < kFirst ? place.a[0] + 3 * i * pitch : place.a[1] + 3 * (i - kFirst) * pitch) + run;
+    }
     for (int64_t k = job.run_bytes; k > 0; k -= 4) {
       __m512i w[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) w[v] = _mm512_loadu_si512(b + 64 * v);
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-        const __m512i a = broadcast4(i < M0 ? a0 + i * pitch : a1 + (i - M0) * pitch);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) dot(sum[i][v], a, w[v]);
-      }
-      a0 += 4;
-      if constexpr (M1 > 0) a1 += 4;
+      multiply_rows<0, M0, M, V>(sum, w, base, pitch);
+#pragma GCC unroll 8
+      for (int i = 0; i < kBases; ++i) base[i] += 4;
       b += b_step;
     }
   }
