@@ -230,7 +230,14 @@ TEST(RegionCall, SurvivesDamagedPrograms) {
   for (uint64_t seed = 0; seed < 4000; ++seed) {
     RegionBuilder dice(seed);
     std::string text = kValid;
-    for (int64_t edits = dice.pick(1, 3); edits > 0; --edits) {
+    if (seed % 2 == 0) {  // another digit for one: often still a program
+      size_t at = 0;
+      do {
+        at = static_cast<size_t>(dice.pick(16, static_cast<int64_t>(text.size()) - 1));
+      } while (text[at] < '0' || text[at] > '9');
+      text[at] = static_cast<char>('0' + dice.pick(0, 9));
+    }
+    for (int64_t edits = seed % 2 == 0 ? 0 : dice.pick(1, 3); edits > 0; --edits) {
       const auto at = static_cast<size_t>(dice.pick(0, static_cast<int64_t>(text.size()) - 1));
       const char letter = kLetters[dice.pick(0, sizeof(kLetters) - 2)];
       switch (dice.pick(0, 2)) {
@@ -362,7 +369,7 @@ TEST(RegionShapes, FollowTorch) {
   const auto shape = [](const std::string& step, const std::vector<int64_t>& sizes) {
     return region_output_shapes(
         "octavo.region 1\n0 = quantize in=0 layout=image s=0x1p-6 z=0 max=255\n" + step + "\nout 1\n",
-        {sizes}, {5})[0];
+        {sizes}, std::vector<int64_t>(step.find("panel") != std::string::npos ? 1 : 0, 5))[0];
   };
   using Sizes = std::vector<int64_t>;
   EXPECT_EQ(shape("1 = max_pool x=0 kernel=3,3 stride=2,2 pad=0,0,0,0 dilation=1,1 ceil=1", {1, 2, 6, 8}), (Sizes{1, 2, 3, 4}));
