@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from octavo import ops, safetensors_file
 from octavo.errors import CheckpointError, describe
+from octavo.fold import materialise
 from octavo.flow import Flow, Step, from_data, to_data
 from octavo.functions import FUNCTIONS
 from octavo.grids import GRIDS
@@ -217,7 +218,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     content = _content(metadata, tensors, where)
     with torch.inference_mode(False), torch.no_grad():
         try:
-            return _Loader(content, tensors, model, where).result()
+            return _Loader(content, tensors, _plain(model), where).result()
         except CheckpointError:
             raise
         except _BAD_DATA as error:
@@ -380,7 +381,9 @@ class _Loader:
                 )
             if not bool(bias.isfinite().all()):
                 index = int((~bias.isfinite()).nonzero()[0])
-                raise self.fail(f"{name}.bias: finite numbers", f"{float(bias[index])} at index {index}")
+                raise self.fail(
+                    f"{name}.bias: finite numbers", f"{float(bias[index])} at index {index}"
+                )
         return quantized.from_float(
             module,
             codes,

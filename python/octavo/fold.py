@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from octavo.capture import Capture, Example, capture
 from octavo.flow import Flow, Step, refs
 
-__all__ = ["Folded", "fold"]
+__all__ = ["Folded", "fold", "materialise"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def fold(model: nn.Module, example: Example = None) -> Folded:
             which dimension of its input holds the channels.
     """
     with torch.no_grad(), torch.inference_mode(False):
-        materialised = tuple(_materialise(model))
+        materialised = tuple(materialise(model))
         found = capture(model, example)
         pairs = tuple(_pairs(model, found))
         for norm_name, layer_name in pairs:
@@ -56,7 +56,8 @@ def fold(model: nn.Module, example: Example = None) -> Folded:
     return Folded(model, pairs, materialised)
 
 
-def _materialise(model: nn.Module) -> Iterator[str]:
+def materialise(model: nn.Module) -> Iterator[str]:
+    """Turns weight_norm, spectral_norm and parametrizations into plain weights, in place; names what it changed."""
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             for tensor in list(module.parametrizations):  # type: ignore[arg-type,union-attr]

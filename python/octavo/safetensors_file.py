@@ -25,6 +25,11 @@ from torch import Tensor
 
 from octavo.errors import CheckpointError, describe
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["read", "write"]
 
 _HARD_LIMIT = 100_000_000  # Of the safetensors format itself.
@@ -48,6 +53,7 @@ _DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BAD_NAME = re.compile(r"[\x00-\x1f\x7f/\\]|\.\.")
 _DIGEST = "sha256"
+_TEMPORARY = re.compile(r"[0-9a-f]{16}\.tmp")
 _STRANGERS = (
     (b"PK\x03\x04", "a zip archive (torch.save): octavo does not open pickles"),
     (b"\x80\x02", "a pickle: octavo does not open pickles"),
@@ -380,24 +386,61 @@ def _replacing(path: str | os.PathLike[str], where: str) -> Iterator[int]:
                 f"{where}: expected a file that may be written, got a read-only one."
             )
     folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}.tmp")
+    prefix = f".{name[:100]}."
+    try:
+        temporary, descriptor = _create(folder, prefix)
+        try:
+            try:
+                yield descriptor
+                os.fsync(descriptor)
+                os.replace(temporary, target)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _remove_abandoned(folder, prefix)
+        if hasattr(os, "O_DIRECTORY"):
+            parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(parent)
+            finally:
+                os.close(parent)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = target
+        raise
+
+
+def _create(folder: str, prefix: str) -> tuple[str, int]:
+    """A new temporary file, locked for as long as its descriptor is open."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(temporary, flags, 0o666)
-    try:
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, target)
-    except BaseException:
+    while True:
+        path = os.path.join(folder, f"{prefix}{secrets.token_hex(8)}.tmp")
+        descriptor = os.open(path, flags, 0o666)
+        if fcntl is None:
+            return path, descriptor
+        with contextlib.suppress(
+            OSError
+        ):  # A file system without locks: then nothing is removed either.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)  # Another writer took it for an abandoned one before it was locked.
+
+
+def _remove_abandoned(folder: str, prefix: str) -> None:
+    """Removes the temporary files of writers that were killed: nobody holds their lock."""
+    for name in os.listdir(folder) if fcntl is not None else ():
+        if not (name.startswith(prefix) and _TEMPORARY.fullmatch(name[len(prefix) :])):
+            continue
+        path = os.path.join(folder, name)
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    if hasattr(os, "O_DIRECTORY"):
-        parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(descriptor)

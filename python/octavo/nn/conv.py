@@ -47,7 +47,9 @@ class _QConv(QLayer):
             # Copies of values have the range of the values: padding before quantizing gives the same codes.
             sides = [side for pair in reversed(pads) for side in pair]
             last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-            keep = torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
+            keep = (
+                torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
+            )
             x = F.pad(x, sides, self.padding_mode).contiguous(memory_format=keep)
         panel, program, constants = self.prepare()
         y = ops.run_region([x], [panel], constants, program)[0]

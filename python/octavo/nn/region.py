@@ -28,7 +28,9 @@ from octavo.replay import flow_arguments
 __all__ = ["CapturedForward", "Region", "captured_forward"]
 
 _FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64})
-_GONE = "forward: expected the module that it belongs to, got one that is gone. Keep the module itself."
+_GONE = (
+    "forward: expected the module that it belongs to, got one that is gone. Keep the module itself."
+)
 _GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
 
 

@@ -19,7 +19,9 @@ from octavo.scheme import QParams, Scheme
 RANGE = QParams(float(torch.tensor(0.03)), 128)
 
 
-def quantized(module: nn.Module, params: QParams | None = None, bits: int = 8, path: str = "net.0") -> Any:
+def quantized(
+    module: nn.Module, params: QParams | None = None, bits: int = 8, path: str = "net.0"
+) -> Any:
     """``module`` as its quantized class, rounded to nearest."""
     cls, reason = quantized_class(module)
     assert cls is not None, reason

@@ -55,9 +55,16 @@ def integer_convolution(layer: Any, codes: Tensor, zero_point: Tensor | int) -> 
 def test_static_is_exact_integers(case: Any, isa: str) -> None:
     module, x = case
     layer = quantized(module, RANGE)
-    sums = integer_convolution(layer, ops.quantize(x, RANGE.scale, RANGE.zero_point), RANGE.zero_point)
+    sums = integer_convolution(
+        layer, ops.quantize(x, RANGE.scale, RANGE.zero_point), RANGE.zero_point
+    )
     shape = (-1,) + (1,) * len(layer.kernel_size)
-    step = (torch.tensor(RANGE.scale).double() * layer.weight_scale.double()).float().double().view(shape)
+    step = (
+        (torch.tensor(RANGE.scale).double() * layer.weight_scale.double())
+        .float()
+        .double()
+        .view(shape)
+    )
     bias = 0.0 if layer.bias is None else layer.bias.double().view(shape)
     assert torch.equal(layer(x), (sums * step + bias).float())
 

@@ -71,11 +71,16 @@ def test_load_state_dict(case: Any, params: Any, assign: bool, bits: int) -> Non
     source = quantized(module, params, bits)
     y = source(x)
     assert not torch.equal(layer(x), y)
-    assert str(other.load_state_dict(source.state_dict(), assign=assign)) == "<All keys matched successfully>"
+    assert (
+        str(other.load_state_dict(source.state_dict(), assign=assign))
+        == "<All keys matched successfully>"
+    )
     assert torch.equal(other(x), y)
     assert not any(p.requires_grad for p in other.parameters())
     with pytest.raises(RuntimeError, match="Missing key.*weight_packed"):
-        other.load_state_dict({k: v for k, v in source.state_dict().items() if k != "weight_packed"})
+        other.load_state_dict(
+            {k: v for k, v in source.state_dict().items() if k != "weight_packed"}
+        )
 
 
 def test_a_float_state_dict_is_refused_with_a_remedy() -> None:

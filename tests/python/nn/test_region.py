@@ -71,7 +71,9 @@ def test_the_owner_is_not_kept_alive(model: nn.Module) -> None:
 def test_hooks_on_leaves_see_floats_and_change_nothing(model: nn.Module, x: Tensor) -> None:
     y, seen = model(x), {}
     handles = [
-        module.register_forward_hook(lambda m, args, out, name=name: seen.setdefault(name, []).append(out))
+        module.register_forward_hook(
+            lambda m, args, out, name=name: seen.setdefault(name, []).append(out)
+        )
         for name, module in model.named_modules()
         if not any(True for _ in module.children())
     ]
@@ -106,7 +108,9 @@ def test_hooks_on_containers_fire(model: nn.Module, x: Tensor) -> None:
     assert len(seen) == 1 and seen[0][0].shape == seen[0][1].shape == (3, 8, 8, 8)
 
 
-@pytest.mark.parametrize("name", ["stem.0", "stem.1", "pool", "layer1.0.relu", "layer1.1.conv2", "fc"])
+@pytest.mark.parametrize(
+    "name", ["stem.0", "stem.1", "pool", "layer1.0.relu", "layer1.1.conv2", "fc"]
+)
 def test_changed_outputs_are_honoured(model: nn.Module, x: Tensor, name: str) -> None:
     y, net = model(x), copy.deepcopy(model.float_model[0])
     for target in (model, net):
@@ -136,7 +140,9 @@ def test_changed_inputs_are_honoured(model: nn.Module, x: Tensor) -> None:
 
 def test_hooks_on_everything_at_once(model: nn.Module, x: Tensor) -> None:
     y, count = model(x), []
-    handle = nn.modules.module.register_module_forward_hook(lambda m, args, out: count.append(type(m)))
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda m, args, out: count.append(type(m))
+    )
     try:
         assert torch.equal(model(x), y)
     finally:
@@ -145,7 +151,9 @@ def test_hooks_on_everything_at_once(model: nn.Module, x: Tensor) -> None:
 
 
 def test_calls_that_do_not_fit_run_the_class(model: nn.Module, x: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"layer 'stem\.0' \(QConv2d\).*\[N, 3, H, W\].*got \[2, 4, 32, 32\]"):
+    with pytest.raises(
+        ValueError, match=r"layer 'stem\.0' \(QConv2d\).*\[N, 3, H, W\].*got \[2, 4, 32, 32\]"
+    ):
         model(torch.randn(2, 4, 32, 32))
     with pytest.raises(TypeError, match=r"layer 'stem\.0'.*torch.int64.*\.float\(\)"):
         model(torch.ones(2, 3, 32, 32).long())
@@ -163,7 +171,11 @@ class _Tracer(fx.Tracer):
 
 def test_a_proxy_sees_the_class(model: nn.Module) -> None:
     graph = _Tracer().trace(copy.deepcopy(model))
-    assert {n.target for n in graph.nodes if n.op == "call_module"} >= {"stem.0", "layer1.1.conv2", "fc"}
+    assert {n.target for n in graph.nodes if n.op == "call_module"} >= {
+        "stem.0",
+        "layer1.1.conv2",
+        "fc",
+    }
 
 
 def test_sizes_types_and_layouts(model: nn.Module, x: Tensor) -> None:
@@ -266,7 +278,9 @@ def test_float_steps_between_regions() -> None:
     x = data[0]
     expected, result = net(x), small(x)
     assert set(result) == {"maps", "logits"} and type(result["maps"]) is tuple
-    for y, z in zip((*expected["maps"], expected["logits"]), (*result["maps"], result["logits"]), strict=True):
+    for y, z in zip(
+        (*expected["maps"], expected["logits"]), (*result["maps"], result["logits"]), strict=True
+    ):
         assert error_of(z, y) < 1e-3
     other = small(x, scale=2.0)  # Not what was captured: the class runs over the layers.
     assert error_of(other["logits"], net(x, scale=2.0)["logits"]) < 1e-2

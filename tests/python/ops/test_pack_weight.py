@@ -40,7 +40,9 @@ def test_panels_give_their_codes_back(isa: str, shape: tuple[int, ...], bits: in
     panel = ops.pack_weight(codes, scale, bias, 1, bits)
     assert torch.equal(ops.unpack_weight(panel, shape), codes)
     assert ops.panel_is_current(panel)
-    assert torch.equal(panel, ops.pack_weight(codes, scale, bias, 1, bits)), "panels are reproducible"
+    assert torch.equal(panel, ops.pack_weight(codes, scale, bias, 1, bits)), (
+        "panels are reproducible"
+    )
     transposed = codes.transpose(0, 1).contiguous().transpose(0, 1)
     assert torch.equal(panel, ops.pack_weight(transposed, scale, bias, 1, bits))
 

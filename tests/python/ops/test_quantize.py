@@ -9,7 +9,20 @@ from torch import Tensor
 
 from octavo import ops
 
-HARD = [0.0, -0.0, 1e30, -1e30, float("inf"), float("-inf"), float("nan"), 1e-45, 0.5, 1.5, 2.5, -0.5]
+HARD = [
+    0.0,
+    -0.0,
+    1e30,
+    -1e30,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    1e-45,
+    0.5,
+    1.5,
+    2.5,
+    -0.5,
+]
 
 
 def reference(x: Tensor, scale: float, zero_point: int, max_code: int) -> Tensor:
