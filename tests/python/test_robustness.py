@@ -124,7 +124,7 @@ def test_p24_soak(tmp_path: Path) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
     path = tmp_path / "net.safetensors"
-    cycles, warm = (500, 100) if FULL else (50, 15)
+    cycles, warm = (500, 100) if FULL else (20, 8)
     start = after = 0
     for i in range(cycles):
         with torch.no_grad():
