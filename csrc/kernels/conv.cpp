@@ -28,7 +28,7 @@ constexpr int64_t kDepthwiseGrain = int64_t{1} << 20;
 constexpr int64_t kBandBytes = 384 << 10;
 
 /// Rows of dynamic linear layers quantized at a time.
-constexpr int64_t kRowsBytes = 256 << 10;
+constexpr int64_t kRowsBytes = 640 << 10;
 
 std::atomic<int64_t> macs_done{0};
 

@@ -202,6 +202,9 @@ inline __attribute__((always_inline)) void finish_floats(const GemmJob& job, con
   }
 }
 
+/// Weights are asked for so many bytes ahead.
+constexpr int64_t kAhead = 4096;
+
 /// M0 pixels of the first stretch and M1 of the second x 16 V channels.
 template <int M0, int M1, int V, Result kResult>
 __attribute__((noinline)) void tile(const GemmJob& job, const Place& place) {
@@ -244,7 +247,10 @@ __attribute__((noinline)) void tile(const GemmJob& job, const Place& place) {
     for (int64_t k = job.run_bytes; k > 0; k -= 4) {
       __m512i w[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) w[v] = _mm512_loadu_si512(b + 64 * v);
+      for (int v = 0; v < V; ++v) {
+        w[v] = _mm512_loadu_si512(b + 64 * v);
+        _mm_prefetch(b + 64 * v + kAhead, _MM_HINT_T0);
+      }
       multiply_rows<0, M0, M, V>(sum, w, base, pitch);
 #pragma GCC unroll 8
       for (int i = 0; i < kBases; ++i) base[i] += 4;
