@@ -163,6 +163,188 @@ void row(const DepthwiseJob& job, const Parameters& p, const uint8_t* taps, int6
   }
 }
 
+/// Kernels of up to 4 x 3 taps to codes: each input column is interleaved once, in registers, and
+/// added to the three (stride 1) or two (stride 2) outputs that it touches. kTwoRows: at most 32
+/// channels; the upper half of every register works on the next output row.
+template <int kStride, bool kTwoRows>
+class Rolling {
+ public:
+  explicit Rolling(const DepthwiseJob& job) : job_(job) {
+    __m512i v[4];
+    load_parameters(job.start, start_);
+    load_parameters(job.scale, v);
+    for (int i = 0; i < 4; ++i) scale_[i] = _mm512_castsi512_ps(v[i]);
+    load_parameters(job.offset, v);
+    for (int i = 0; i < 4; ++i) offset_[i] = _mm512_castsi512_ps(v[i]);
+  }
+
+  void run() {
+    for (int64_t y = 0; y < job_.h; y += kTwoRows ? 2 : 1) {
+      // An odd last row is computed twice.
+      row(y, kTwoRows && y + 1 < job_.h ? 1 : 0);
+    }
+  }
+
+ private:
+  void load_parameters(const void* from, __m512i (&v)[4]) {
+    load(from, job_.channels, v);
+    if constexpr (kTwoRows) {
+      for (int i = 0; i < 4; ++i) v[i] = _mm512_shuffle_i64x2(v[i], v[i], 0x44);
+    }
+  }
+
+  void row(int64_t y, int64_t second) {
+    __m512i w[3][4];
+#pragma GCC unroll 3
+    for (int j = 0; j < 3; ++j) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        const __m512i taps = _mm512_loadu_si512(job_.weights + (j * 4 + v) * 64);
+        w[j][v] = kTwoRows ? _mm512_shuffle_i64x2(taps, taps, 0x44) : taps;
+      }
+    }
+    const uint8_t* a[4];
+    for (int64_t i = 0; i < 4; ++i) {
+      const int64_t k = i < job_.kernel_h ? i : job_.kernel_h - 1;
+      a[i] = job_.a + (y * job_.stride_h + k * job_.dilation_h) * job_.a_row_pitch;
+    }
+    const int64_t next_row = second * job_.stride_h * job_.a_row_pitch;
+    const int64_t pitch = job_.a_pixel_pitch;
+    uint8_t* out = job_.out + y * job_.out_row_pitch;
+    const int64_t out_next = second * job_.out_row_pitch, out_pitch = job_.out_pixel_pitch;
+    const __m512 hi = _mm512_set1_ps(job_.hi);
+    const __m512i lo = _mm512_set1_epi8(static_cast<char>(_mm_cvtss_si32(_mm_set_ss(job_.lo))));
+    const int64_t channels = job_.channels;
+
+    // One interleaved column, and on to the next.
+    __m512i t[4];
+    const auto column = [&]() __attribute__((always_inline)) {
+      __m512i r[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (kTwoRows) {
+          r[i] = _mm512_inserti64x4(
+              _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a[i]))),
+              _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a[i] + next_row)), 1);
+        } else {
+          r[i] = _mm512_loadu_si512(a[i]);
+        }
+        a[i] += pitch;
+      }
+      const __m512i low01 = _mm512_unpacklo_epi8(r[0], r[1]);
+      const __m512i high01 = _mm512_unpackhi_epi8(r[0], r[1]);
+      const __m512i low23 = _mm512_unpacklo_epi8(r[2], r[3]);
+      const __m512i high23 = _mm512_unpackhi_epi8(r[2], r[3]);
+      t[0] = _mm512_unpacklo_epi16(low01, low23);
+      t[1] = _mm512_unpackhi_epi16(low01, low23);
+      t[2] = _mm512_unpacklo_epi16(high01, high23);
+      t[3] = _mm512_unpackhi_epi16(high01, high23);
+    };
+    const auto begin = [&](__m512i(&sum)[4]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        sum[v] = start_[v];
+        dot(sum[v], t[v], w[0][v]);
+      }
+    };
+    const auto add = [&](__m512i(&sum)[4], const __m512i(&taps)[4]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) dot(sum[v], t[v], taps[v]);
+    };
+    const auto end = [&](__m512i(&sum)[4]) __attribute__((always_inline)) {
+      __m512i q[4];
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        const __m512 f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[v]), scale_[v], offset_[v]);
+        // Too small and NaN become INT_MIN and then 0, as in gemm.cpp.
+        q[v] = _mm512_cvtps_epi32(_mm512_min_ps(hi, f));
+      }
+      const __m512i codes = _mm512_max_epu8(
+          _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3])), lo);
+      if constexpr (kTwoRows) {
+        const __m256i first = _mm512_castsi512_si256(codes),
+                      last = _mm512_extracti64x4_epi64(codes, 1);
+        if (channels == 32) {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), first);
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + out_next), last);
+        } else {
+          const auto mask = static_cast<__mmask32>((uint64_t{1} << channels) - 1);
+          _mm256_mask_storeu_epi8(out, mask, first);
+          _mm256_mask_storeu_epi8(out + out_next, mask, last);
+        }
+      } else if (channels >= 64) {
+        _mm512_storeu_si512(out, codes);
+      } else {
+        _mm512_mask_storeu_epi8(out, (__mmask64{1} << channels) - 1, codes);
+      }
+      out += out_pitch;
+    };
+
+    __m512i sum0[4], sum1[4];
+    int64_t x = job_.w;
+    if constexpr (kStride == 1) {
+      __m512i sum2[4];
+      column();
+      begin(sum0);
+      column();
+      add(sum0, w[1]);
+      begin(sum1);
+      for (;;) {
+        column();
+        add(sum0, w[2]);
+        end(sum0);
+        if (--x == 0) break;
+        add(sum1, w[1]);
+        begin(sum2);
+        column();
+        add(sum1, w[2]);
+        end(sum1);
+        if (--x == 0) break;
+        add(sum2, w[1]);
+        begin(sum0);
+        column();
+        add(sum2, w[2]);
+        end(sum2);
+        if (--x == 0) break;
+        add(sum0, w[1]);
+        begin(sum1);
+      }
+    } else {
+      column();
+      begin(sum0);
+      for (;;) {
+        column();
+        add(sum0, w[1]);
+        column();
+        add(sum0, w[2]);
+        begin(sum1);
+        end(sum0);
+        if (--x == 0) break;
+        column();
+        add(sum1, w[1]);
+        column();
+        add(sum1, w[2]);
+        begin(sum0);
+        end(sum1);
+        if (--x == 0) break;
+      }
+    }
+  }
+
+  const DepthwiseJob& job_;
+  __m512i start_[4];
+  __m512 scale_[4], offset_[4];
+};
+
+template <int kStride>
+void roll(const DepthwiseJob& job) {
+  if (job.channels <= 32) {
+    Rolling<kStride, true>(job).run();
+  } else {
+    Rolling<kStride, false>(job).run();
+  }
+}
+
 template <Result kResult>
 void sweep(const DepthwiseJob& job) {
   Parameters p;
@@ -196,8 +378,14 @@ void sweep(const DepthwiseJob& job) {
 }
 
 void depthwise_u8s8_u8(const DepthwiseJob& job) {
+  if (job.w == 0) return;
+  const bool three = job.kernel_w == 3 && job.kernel_h <= 4 && job.dilation_w == 1;
   if (job.residual != nullptr) {
     sweep<Result::kCodesResidual>(job);
+  } else if (three && job.stride_w == 1) {
+    roll<1>(job);
+  } else if (three && job.stride_w == 2) {
+    roll<2>(job);
   } else {
     sweep<Result::kCodes>(job);
   }
