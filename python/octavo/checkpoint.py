@@ -228,6 +228,20 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             ) from error
 
 
+def _plain(model: nn.Module) -> nn.Module:
+    """``model``, or a copy of it whose weights are plain tensors as those of every quantized model are."""
+    for module in model.modules():
+        hooks = module._forward_pre_hooks.values()
+        if hasattr(module, "parametrizations") or any(
+            type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in hooks
+        ):
+            copied = copy_model(model)
+            for _ in materialise(copied):
+                pass
+            return copied
+    return model
+
+
 def _content(
     metadata: Mapping[str, str], tensors: Mapping[str, Tensor], where: str
 ) -> dict[str, Any]:
