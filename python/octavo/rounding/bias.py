@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo import ops
 from octavo.batches import Batches
 from octavo.measure import decibels
 from octavo.flow import Flow, Step, evaluate, refs, substitute
@@ -74,10 +75,8 @@ def correct_bias(
 
 
 def fake_quantize(x: Tensor, p: QParams) -> Tensor:
-    """What the integers stand for: scale * (q - zero_point) of the nearest code, as `octavo::quantize` forms it."""
-    inverse = float(1.0 / torch.tensor(p.scale, dtype=torch.float32))
-    q = (x.to(torch.float32) * inverse).clamp(-p.zero_point, p.qmax - p.zero_point).round()
-    return q * p.scale
+    """What the integers stand for: scale * (q - zero_point) of the nearest code, formed by octavo's own operators."""
+    return ops.dequantize(ops.quantize(x, p.scale, p.zero_point, p.qmax), p.scale, p.zero_point)
 
 
 class _Mean:
@@ -195,18 +194,16 @@ class _Lockstep:
         code = self.codes[name]
         bias = self.batch_bias.get(name, code.bias)
         y = _apply(module, x.to(torch.float32), code.dequantize(), bias)
-        channels = 1 if isinstance(module, nn.modules.conv._ConvNd) and y.dim() > 2 else y.dim() - 1
-        if isinstance(module, nn.modules.conv._ConvNd):
-            channels = y.dim() - len(module.kernel_size) - 1
-        over = [d for d in range(y.dim()) if d != channels]
+        convolution = isinstance(module, nn.modules.conv._ConvNd)
+        channels = y.dim() - 1 - (len(module.kernel_size) if convolution else 0)
         positions = y.numel() // max(y.shape[channels], 1)
         if positions == 0:
             return y
         difference = wanted - y
-        error = difference.mean(over, dtype=torch.float64) if over else difference.double()
+        error = _channel_mean(difference, channels)
         mean = self.means.setdefault(name, _Mean())
-        mean.power += float(wanted.square().sum(dtype=torch.float64))
-        mean.noise += float(difference.square().sum(dtype=torch.float64))
+        mean.power += float(torch.linalg.vector_norm(wanted)) ** 2
+        mean.noise += float(torch.linalg.vector_norm(difference)) ** 2
         before = torch.zeros_like(error) if code.bias is None else code.bias.double()
         start = before if bias is None else bias.double()
         corrected = start + error
@@ -215,7 +212,7 @@ class _Lockstep:
             self.batch_bias[name] = corrected.float()
         shape = [1] * y.dim()
         shape[channels] = -1
-        return y + error.float().view(shape)
+        return y.add_(error.float().view(shape))
 
     def result(self) -> Correction:
         """The averaged corrections, applied."""
@@ -229,6 +226,14 @@ class _Lockstep:
             if ratio is not None:
                 sqnr[name] = ratio
         return Correction(codes, sqnr)
+
+
+def _channel_mean(x: Tensor, channels: int) -> Tensor:
+    """float64 [C]: means over all other dimensions; short float32 sums first, then double."""
+    rows = x.movedim(channels, 0)
+    while rows.dim() > 2:
+        rows = rows.mean(-1)
+    return rows.mean(1, dtype=torch.float64) if rows.dim() > 1 else rows.double()
 
 
 def _apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
