@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from octavo.flow import Flow, Step
 from octavo.lower import lower
@@ -181,6 +182,11 @@ def copy_model(model: nn.Module, replaced: Mapping[int, nn.Module] | None = None
         for name, value in layer.__dict__.items():
             if name not in _OWN:
                 layer.__dict__[name] = copy.deepcopy(value, memo)
+    for module in result.modules():
+        if parametrize.is_parametrized(module):
+            # Its class was made for one module, and removing the parametrization changes the class.
+            own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
+            module.__class__ = type(type(module).__name__, type(module).__bases__, own)
     return result
 
 
