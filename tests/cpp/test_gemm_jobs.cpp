@@ -32,7 +32,8 @@ struct Shape {
 /// One job's memory, and the job for any layout.
 class Case {
  public:
-  Case(const Shape& shape, Random& random) : s_(shape) {
+  Case(const Shape& shape, Random& random)
+      : s_(shape), row_zero_(shape.h * shape.w), row_scale_(shape.h * shape.w) {
     pixel_ = s_.channels + random.below(3) * 7;
     row_ = s_.gap >= 0 ? (s_.w + s_.gap) * pixel_ : s_.w * pixel_ + random.in(1, 5);
     for (int64_t r = 0; r < s_.runs; ++r) offsets_.push_back(r * row_ + random.below(2) * pixel_);
@@ -57,8 +58,8 @@ class Case {
     residual_.resize(out_size_ + kSlack);
     for (auto& r : residual_) r = random.code();
     for (int64_t i = 0; i < s_.h * s_.w; ++i) {
-      row_scale_.push_back(0.5f + 0.4f * random.real());
-      row_zero_.push_back(static_cast<int32_t>(random.below(256)));
+      row_scale_[i] = 0.5f + 0.4f * random.real();
+      row_zero_[i] = static_cast<int32_t>(random.below(256));
     }
     lo_ = random.below(2) == 0 ? 0.0f : static_cast<float>(random.in(0, 60));
     hi_ = random.below(2) == 0 ? 255.0f : static_cast<float>(random.in(150, 255));
@@ -141,8 +142,10 @@ class Case {
   std::vector<int64_t> offsets_;
   std::vector<uint8_t> activations_, residual_;
   std::vector<int8_t> codes_;
-  std::vector<int32_t> start_, colsum_, row_zero_;
-  std::vector<float> scale_, offset_, row_scale_;
+  std::vector<int32_t> start_, colsum_;
+  std::vector<float> scale_, offset_;
+  mutable Guarded<int32_t> row_zero_;
+  mutable Guarded<float> row_scale_;
   float lo_, hi_;
 };
 

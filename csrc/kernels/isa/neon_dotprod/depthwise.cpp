@@ -1,9 +1,8 @@
 // Depthwise convolutions by widening multiply-adds: 16 channels of one pixel at a time, 8 x 8 bits
 // to 16, then to 32. Filled into the row neon_dotprod by table.cpp; called by conv.cpp. Panels:
 // kNeon, [tap][64 channels].
-#include <arm_neon.h>
-
 #include "../../kernel_table.h"
+#include "codes.h"
 
 namespace octavo::neon_dotprod {
 namespace {
@@ -14,12 +13,6 @@ constexpr int kVectors = 4;  // of 4 channels
 struct Sums {
   int32x4_t v[kVectors];
 };
-
-/// Compare and select, so that NaN gives lo and signed zeros come out as the specification's.
-inline float32x4_t clamp(float32x4_t v, float32x4_t lo, float32x4_t hi) {
-  v = vbslq_f32(vcgtq_f32(v, lo), v, lo);
-  return vbslq_f32(vcltq_f32(v, hi), v, hi);
-}
 
 /// Adds the window of output (y, x) for channels c .. c + 15. Activations beyond the last channel
 /// are slack, weights there are zero. |u8 x s8| <= 32,640 fits 16 bits, so the widening
@@ -62,63 +55,36 @@ struct Parameters {
   }
 };
 
-inline void add_residual(const uint8_t* residual, float scale, float32x4_t (&v)[kVectors]) {
-  const uint8x16_t r = vld1q_u8(residual);  // past the channels that exist: slack
-  const uint16x8_t low = vmovl_u8(vget_low_u8(r)), high = vmovl_u8(vget_high_u8(r));
-  const uint32x4_t wide[kVectors] = {vmovl_u16(vget_low_u16(low)), vmovl_u16(vget_high_u16(low)),
-                                     vmovl_u16(vget_low_u16(high)), vmovl_u16(vget_high_u16(high))};
-  for (int i = 0; i < kVectors; ++i) {
-    v[i] = vfmaq_f32(v[i], vcvtq_f32_u32(wide[i]), vdupq_n_f32(scale));
-  }
-}
-
-inline uint8x16_t pack_codes(const float32x4_t (&v)[kVectors]) {
-  const int16x8_t low =
-      vcombine_s16(vmovn_s32(vcvtnq_s32_f32(v[0])), vmovn_s32(vcvtnq_s32_f32(v[1])));
-  const int16x8_t high =
-      vcombine_s16(vmovn_s32(vcvtnq_s32_f32(v[2])), vmovn_s32(vcvtnq_s32_f32(v[3])));
-  return vcombine_u8(vqmovun_s16(low), vqmovun_s16(high));
-}
-
 template <bool kCodes>
 void multiply_job(const DepthwiseJob& job) {
   const float32x4_t lo = vdupq_n_f32(job.lo), hi = vdupq_n_f32(job.hi);
   for (int64_t c = 0; c < job.channels; c += 16) {
     const Parameters parameters(job, c);
-    const int64_t count = job.channels - c < 16 ? job.channels - c : 16;
+    const int64_t channels = job.channels - c;
     for (int64_t y = 0; y < job.h; ++y) {
       for (int64_t x = 0; x < job.w; ++x) {
         Sums sums;
         for (int i = 0; i < kVectors; ++i) sums.v[i] = vld1q_s32(parameters.start + 4 * i);
         add_window(job, y, x, c, sums);
-        float32x4_t v[kVectors];
+        Floats f;
         for (int i = 0; i < kVectors; ++i) {
-          v[i] = vfmaq_f32(vld1q_f32(parameters.offset + 4 * i), vcvtq_f32_s32(sums.v[i]),
-                           vld1q_f32(parameters.scale + 4 * i));
+          f.v[i] = vfmaq_f32(vld1q_f32(parameters.offset + 4 * i), vcvtq_f32_s32(sums.v[i]),
+                             vld1q_f32(parameters.scale + 4 * i));
         }
         if constexpr (kCodes) {
           if (job.residual != nullptr) {
-            add_residual(
-                job.residual + y * job.residual_row_pitch + x * job.residual_pixel_pitch + c,
-                job.residual_scale, v);
+            const uint8_t* at =
+                job.residual + y * job.residual_row_pitch + x * job.residual_pixel_pitch + c;
+            const Floats residual = widen(load_codes(at, channels));
+            const float32x4_t by = vdupq_n_f32(job.residual_scale);
+            for (int i = 0; i < kVectors; ++i) f.v[i] = vfmaq_f32(f.v[i], residual.v[i], by);
           }
-        }
-        for (int i = 0; i < kVectors; ++i) v[i] = clamp(v[i], lo, hi);
-        if constexpr (kCodes) {
           uint8_t* out = job.out + y * job.out_row_pitch + x * job.out_pixel_pitch + c;
-          uint8_t some[16];
-          vst1q_u8(count == 16 ? out : some, pack_codes(v));
-          if (count < 16) {
-            for (int64_t i = 0; i < count; ++i) out[i] = some[i];
-          }
+          store_codes(out, narrow(f, lo, hi), channels);
         } else {
-          float* out = job.out_f32 + y * job.f32_row_pitch + x * job.f32_pixel_pitch + c;
-          float some[16];
-          float* to = count == 16 ? out : some;
-          for (int i = 0; i < kVectors; ++i) vst1q_f32(to + 4 * i, v[i]);
-          if (count < 16) {
-            for (int64_t i = 0; i < count; ++i) out[i] = some[i];
-          }
+          for (float32x4_t& v : f.v) v = clamp(v, lo, hi);
+          store_floats(job.out_f32 + y * job.f32_row_pitch + x * job.f32_pixel_pitch + c, f,
+                       channels);
         }
       }
     }

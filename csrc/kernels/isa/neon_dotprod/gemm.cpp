@@ -1,9 +1,8 @@
 // Dense products by sdot: tiles of 4 pixels x 16 columns. Filled into the row neon_dotprod by
 // table.cpp; called by conv.cpp. sdot takes s8 on both sides, so activations are flipped to s8 by
 // XOR 128 and every sum begins with 128 times its weights' column sum, which is exact.
-#include <arm_neon.h>
-
 #include "../../kernel_table.h"
+#include "codes.h"
 
 namespace octavo::neon_dotprod {
 namespace {
@@ -35,12 +34,6 @@ void add_column_sums(const GemmJob& job, int32_t* start) {
       vst1q_s32(at, vaddq_s32(vld1q_s32(at), vshlq_n_s32(sum[v], 7)));
     }
   }
-}
-
-/// Compare and select, so that NaN gives lo and signed zeros come out as the specification's.
-inline float32x4_t clamp(float32x4_t v, float32x4_t lo, float32x4_t hi) {
-  v = vbslq_f32(vcgtq_f32(v, lo), v, lo);
-  return vbslq_f32(vcltq_f32(v, hi), v, hi);
 }
 
 inline int8x16_t flip(uint8x16_t codes) {
@@ -91,75 +84,45 @@ inline __attribute__((always_inline)) void sum_products(const GemmJob& job, cons
   }
 }
 
-/// Copies the first `count` of 16 results.
-template <class T>
-inline void store_some(T* out, const T* results, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) out[i] = results[i];
+/// fmaf(sum, scale, offset) of 16 columns.
+inline Floats scaled(const Work& work, const int32x4_t (&sum)[kVectors], int64_t column) {
+  Floats f;
+  for (int i = 0; i < kVectors; ++i) {
+    const int64_t c = column + 4 * i;
+    f.v[i] =
+        vfmaq_f32(vld1q_f32(work.offset + c), vcvtq_f32_s32(sum[i]), vld1q_f32(work.scale + c));
+  }
+  return f;
+}
+
+inline float* float_place(const GemmJob& job, int64_t y, int64_t x, int64_t column) {
+  return job.out_f32 + y * job.f32_row_pitch + x * job.f32_pixel_pitch + column;
 }
 
 struct Codes {
   static void store(const Work& work, const int32x4_t (&sum)[kVectors], int64_t y, int64_t x,
                     int64_t column) {
     const GemmJob& job = *work.job;
-    const float32x4_t lo = vdupq_n_f32(job.lo), hi = vdupq_n_f32(job.hi);
-    float32x4_t v[kVectors];
-    for (int i = 0; i < kVectors; ++i) {
-      const int64_t c = column + 4 * i;
-      v[i] =
-          vfmaq_f32(vld1q_f32(work.offset + c), vcvtq_f32_s32(sum[i]), vld1q_f32(work.scale + c));
-    }
+    const int64_t columns = job.n - column;
+    Floats f = scaled(work, sum, column);
     if (job.residual != nullptr) {
-      const uint8_t* residual =
-          job.residual + y * job.residual_row_pitch + x * job.residual_pixel_pitch + column;
-      const uint8x16_t r = vld1q_u8(residual);  // past the columns that exist: slack
-      const uint16x8_t low = vmovl_u8(vget_low_u8(r)), high = vmovl_u8(vget_high_u8(r));
-      const uint32x4_t wide[kVectors] = {
-          vmovl_u16(vget_low_u16(low)), vmovl_u16(vget_high_u16(low)),
-          vmovl_u16(vget_low_u16(high)), vmovl_u16(vget_high_u16(high))};
-      const float32x4_t scale = vdupq_n_f32(job.residual_scale);
-      for (int i = 0; i < kVectors; ++i) v[i] = vfmaq_f32(v[i], vcvtq_f32_u32(wide[i]), scale);
+      const uint8_t* at = job.residual + y * job.residual_row_pitch + x * job.residual_pixel_pitch;
+      const Floats residual = widen(load_codes(at + column, columns));
+      const float32x4_t by = vdupq_n_f32(job.residual_scale);
+      for (int i = 0; i < kVectors; ++i) f.v[i] = vfmaq_f32(f.v[i], residual.v[i], by);
     }
-    int32x4_t code[kVectors];
-    for (int i = 0; i < kVectors; ++i) code[i] = vcvtnq_s32_f32(clamp(v[i], lo, hi));
-    const int16x8_t low = vcombine_s16(vmovn_s32(code[0]), vmovn_s32(code[1]));
-    const int16x8_t high = vcombine_s16(vmovn_s32(code[2]), vmovn_s32(code[3]));
-    const uint8x16_t bytes = vcombine_u8(vqmovun_s16(low), vqmovun_s16(high));
     uint8_t* out = job.out + y * job.out_row_pitch + x * job.out_pixel_pitch + column;
-    if (job.n - column >= 16) {
-      vst1q_u8(out, bytes);
-    } else {
-      uint8_t some[16];
-      vst1q_u8(some, bytes);
-      store_some(out, some, job.n - column);
-    }
+    store_codes(out, narrow(f, vdupq_n_f32(job.lo), vdupq_n_f32(job.hi)), columns);
   }
 };
 
-inline void store_floats(const GemmJob& job, const float32x4_t (&v)[kVectors], int64_t y, int64_t x,
-                         int64_t column) {
-  float* out = job.out_f32 + y * job.f32_row_pitch + x * job.f32_pixel_pitch + column;
-  if (job.n - column >= 16) {
-    for (int i = 0; i < kVectors; ++i) vst1q_f32(out + 4 * i, v[i]);
-  } else {
-    float some[16];
-    for (int i = 0; i < kVectors; ++i) vst1q_f32(some + 4 * i, v[i]);
-    store_some(out, some, job.n - column);
-  }
-}
-
-struct Floats {
+struct Reals {
   static void store(const Work& work, const int32x4_t (&sum)[kVectors], int64_t y, int64_t x,
                     int64_t column) {
     const GemmJob& job = *work.job;
-    const float32x4_t lo = vdupq_n_f32(job.lo), hi = vdupq_n_f32(job.hi);
-    float32x4_t v[kVectors];
-    for (int i = 0; i < kVectors; ++i) {
-      const int64_t c = column + 4 * i;
-      v[i] =
-          vfmaq_f32(vld1q_f32(work.offset + c), vcvtq_f32_s32(sum[i]), vld1q_f32(work.scale + c));
-      v[i] = clamp(v[i], lo, hi);
-    }
-    store_floats(job, v, y, x, column);
+    Floats f = scaled(work, sum, column);
+    for (float32x4_t& v : f.v) v = clamp(v, vdupq_n_f32(job.lo), vdupq_n_f32(job.hi));
+    store_floats(float_place(job, y, x, column), f, job.n - column);
   }
 };
 
@@ -169,14 +132,14 @@ struct Rows {
     const GemmJob& job = *work.job;
     const int32x4_t zero = vdupq_n_s32(job.row_zero[x]);
     const float32x4_t row_scale = vdupq_n_f32(job.row_scale[x]);
-    float32x4_t v[kVectors];
+    Floats f;
     for (int i = 0; i < kVectors; ++i) {
       const int64_t c = column + 4 * i;
       const int32x4_t exact = vmlsq_s32(sum[i], zero, vld1q_s32(work.colsum + c));
-      v[i] = vfmaq_f32(vld1q_f32(work.offset + c), vcvtq_f32_s32(exact),
-                       vmulq_f32(row_scale, vld1q_f32(work.scale + c)));
+      f.v[i] = vfmaq_f32(vld1q_f32(work.offset + c), vcvtq_f32_s32(exact),
+                         vmulq_f32(row_scale, vld1q_f32(work.scale + c)));
     }
-    store_floats(job, v, y, x, column);
+    store_floats(float_place(job, y, x, column), f, job.n - column);
   }
 };
 
@@ -221,7 +184,7 @@ void multiply_job(const GemmJob& job, const int32_t* start, const int32_t* colsu
 }
 
 void gemm_u8s8_u8(const GemmJob& job) { multiply_job<Codes>(job, job.start, nullptr); }
-void gemm_u8s8_f32(const GemmJob& job) { multiply_job<Floats>(job, job.start, nullptr); }
+void gemm_u8s8_f32(const GemmJob& job) { multiply_job<Reals>(job, job.start, nullptr); }
 void gemm_u8s8_rows(const GemmJob& job) { multiply_job<Rows>(job, nullptr, job.colsum); }
 
 }  // namespace

@@ -1,14 +1,24 @@
-// All micro-kernels of the row neon_dotprod: products; what is not filled here is scalar's.
+// All micro-kernels of the row neon_dotprod; what is not filled is scalar's.
 #include "../../kernel_table.h"
 
 namespace octavo::neon_dotprod {
 
 void fill_gemm(GemmTable& table);
 void fill_depthwise(GemmTable& table);
+void fill_quantize(ElementTable& table);
+void fill_minmax(ElementTable& table);
+void fill_elementwise(ElementTable& table);
+void fill_pool(ElementTable& table);
+void fill_layout(ElementTable& table);
 
 void fill(KernelTable& table) {
   fill_gemm(table.gemm);
   fill_depthwise(table.gemm);
+  fill_quantize(table.element);
+  fill_minmax(table.element);
+  fill_elementwise(table.element);
+  fill_pool(table.element);
+  fill_layout(table.element);
 }
 
 }  // namespace octavo::neon_dotprod
