@@ -7,8 +7,11 @@
 namespace octavo::avx2 {
 namespace {
 
+alignas(32) constexpr int64_t kEvenBytes[4] = {0x00ff00ff00ff00ff, 0x00ff00ff00ff00ff,
+                                               0x00ff00ff00ff00ff, 0x00ff00ff00ff00ff};
+
 struct WideningDot {
-  static constexpr int kPixels = 4;  // 8 accumulators, 4 weights, 2 activations, 1 mask
+  static constexpr int kPixels = 4;  // 8 accumulators, 4 weights, 2 activations, 1 product
   struct B {
     __m256i even, odd;
   };
@@ -23,7 +26,10 @@ struct WideningDot {
     int32_t bytes;
     __builtin_memcpy(&bytes, p, 4);
     const __m256i v = _mm256_set1_epi32(bytes);
-    return {_mm256_and_si256(v, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(v, 8)};
+    // The mask comes from memory by force: in a register it would be the seventeenth.
+    __m256i even;
+    __asm__("vpand %2, %1, %0" : "=x"(even) : "x"(v), "m"(kEvenBytes));
+    return {even, _mm256_srli_epi16(v, 8)};
   }
   /// Pair sums reach 2 * 255 * 128 = 65,280: exact in 32 bits.
   static inline __attribute__((always_inline)) void add(__m256i& sum, const A& a, const B& b) {

@@ -1,9 +1,9 @@
-// Dense tiles on 256-bit registers, shared by avx2 and avx_vnni: each includes this file in its own unit, compiled
-// with its own flags, and supplies the dot product (everything here is in an unnamed namespace, so no code crosses). A
-// tile is Dot::kPixels pixels x 16 channels; panels: kVnni.
+// Dense tiles on 256-bit registers, shared by avx2 and avx_vnni: each includes this file in its own
+// unit, compiled with its own flags, and supplies the dot product (everything here is in an unnamed
+// namespace, so no code crosses). A tile is Dot::kPixels pixels x 16 channels; panels: kVnni.
 //
-// Dot supplies: B load_b(const int8_t*) for 8 columns x 4 bytes, A broadcast(const uint8_t*) for 4 activations, and
-// add(sum, A, B), exact for all codes.
+// Dot supplies: B load_b(const int8_t*) for 8 columns x 4 bytes, A broadcast(const uint8_t*) for 4
+// activations, and add(sum, A, B), exact for all codes.
 #pragma once
 
 #include <immintrin.h>
@@ -37,8 +37,8 @@ inline __m256 add_residual(__m256 v, __m128i codes, float scale) {
 
 /// Epilogue of one pixel, 16 channels.
 template <Result kResult>
-inline __attribute__((always_inline)) void finish(const GemmJob& job, const Place& place, __m256i s0,
-                                                  __m256i s1, int64_t y, int64_t x) {
+inline __attribute__((always_inline)) void finish(const GemmJob& job, const Place& place,
+                                                  __m256i s0, __m256i s1, int64_t y, int64_t x) {
   __m256 scale0 = _mm256_load_ps(place.scale), scale1 = _mm256_load_ps(place.scale + 8);
   if constexpr (kResult == Result::kRows) {
     const __m256i zero = _mm256_set1_epi32(job.row_zero[x]);
@@ -126,13 +126,17 @@ __attribute__((noinline)) void tile(const GemmJob& job, const Place& place) {
 
 template <class Dot, Result kResult>
 inline void call(int64_t m0, int64_t m1, const GemmJob& job, const Place& place) {
-  if constexpr (Dot::kPixels >= 6) {
-    if (m1 == 3) return tile<Dot, 3, 3, kResult>(job, place);
-    if (m1 == 0 && m0 == 6) return tile<Dot, 6, 0, kResult>(job, place);
-    if (m1 == 0 && m0 == 5) return tile<Dot, 5, 0, kResult>(job, place);
+  if constexpr (kResult != Result::kRows) {  // rows are one stretch
+    if constexpr (Dot::kPixels >= 6) {
+      if (m1 == 3) return tile<Dot, 3, 3, kResult>(job, place);
+    }
+    if (m1 == 2) return tile<Dot, 2, 2, kResult>(job, place);
+    if (m1 == 1) return tile<Dot, 1, 1, kResult>(job, place);
   }
-  if (m1 == 2) return tile<Dot, 2, 2, kResult>(job, place);
-  if (m1 == 1) return tile<Dot, 1, 1, kResult>(job, place);
+  if constexpr (Dot::kPixels >= 6) {
+    if (m0 == 6) return tile<Dot, 6, 0, kResult>(job, place);
+    if (m0 == 5) return tile<Dot, 5, 0, kResult>(job, place);
+  }
   if (m0 == 4) return tile<Dot, 4, 0, kResult>(job, place);
   if (m0 == 3) return tile<Dot, 3, 0, kResult>(job, place);
   if (m0 == 2) return tile<Dot, 2, 0, kResult>(job, place);
@@ -147,7 +151,7 @@ void sweep(const GemmJob& job, Place& place) {
     return job.a + y * job.a_row_pitch + x * job.a_pixel_pitch;
   };
   int64_t y = 0;
-  if (job.w <= kMost / 2) {
+  if (kResult != Result::kRows && job.w <= kMost / 2) {
     for (; y + 2 <= job.h; y += 2) {
       place.a[0] = at(y, 0);
       place.a[1] = at(y + 1, 0);

@@ -176,6 +176,7 @@ class Rolling {
     for (int i = 0; i < 4; ++i) scale_[i] = _mm512_castsi512_ps(v[i]);
     load_parameters(job.offset, v);
     for (int i = 0; i < 4; ++i) offset_[i] = _mm512_castsi512_ps(v[i]);
+    lo_ = _mm512_set1_epi8(static_cast<char>(_mm_cvtss_si32(_mm_set_ss(job.lo))));
   }
 
   void run() {
@@ -213,7 +214,8 @@ class Rolling {
     uint8_t* out = job_.out + y * job_.out_row_pitch;
     const int64_t out_next = second * job_.out_row_pitch, out_pitch = job_.out_pixel_pitch;
     const __m512 hi = _mm512_set1_ps(job_.hi);
-    const __m512i lo = _mm512_set1_epi8(static_cast<char>(_mm_cvtss_si32(_mm_set_ss(job_.lo))));
+    const bool raised =
+        _mm_cvtss_si32(_mm_set_ss(job_.lo)) > 0;  // lo is above what the packs clamp to
     const int64_t channels = job_.channels;
 
     // One interleaved column, and on to the next.
@@ -259,8 +261,9 @@ class Rolling {
         // Too small and NaN become INT_MIN and then 0, as in gemm.cpp.
         q[v] = _mm512_cvtps_epi32(_mm512_min_ps(hi, f));
       }
-      const __m512i codes = _mm512_max_epu8(
-          _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3])), lo);
+      __m512i codes =
+          _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+      if (raised) codes = _mm512_max_epu8(codes, lo_);
       if constexpr (kTwoRows) {
         const __m256i first = _mm512_castsi512_si256(codes),
                       last = _mm512_extracti64x4_epi64(codes, 1);
@@ -289,25 +292,27 @@ class Rolling {
       column();
       add(sum0, w[1]);
       begin(sum1);
+      // The column's other two products come before the epilogue: then the column is dead, and
+      // nothing spills.
       for (;;) {
         column();
         add(sum0, w[2]);
-        end(sum0);
-        if (--x == 0) break;
         add(sum1, w[1]);
         begin(sum2);
+        end(sum0);
+        if (--x == 0) break;
         column();
         add(sum1, w[2]);
-        end(sum1);
-        if (--x == 0) break;
         add(sum2, w[1]);
         begin(sum0);
+        end(sum1);
+        if (--x == 0) break;
         column();
         add(sum2, w[2]);
-        end(sum2);
-        if (--x == 0) break;
         add(sum0, w[1]);
         begin(sum1);
+        end(sum2);
+        if (--x == 0) break;
       }
     } else {
       column();
@@ -316,15 +321,15 @@ class Rolling {
         column();
         add(sum0, w[1]);
         column();
-        add(sum0, w[2]);
         begin(sum1);
+        add(sum0, w[2]);
         end(sum0);
         if (--x == 0) break;
         column();
         add(sum1, w[1]);
         column();
-        add(sum1, w[2]);
         begin(sum0);
+        add(sum1, w[2]);
         end(sum1);
         if (--x == 0) break;
       }
@@ -334,6 +339,7 @@ class Rolling {
   const DepthwiseJob& job_;
   __m512i start_[4];
   __m512 scale_[4], offset_[4];
+  __m512i lo_;
 };
 
 template <int kStride>
