@@ -222,7 +222,7 @@ class _Recogniser:
             layout = {2: "rows", 3: "image1d", 4: "image", None: ""}.get(ndim)
             if not frozen or layout is None:
                 return None
-            return self._as(step, "affine", [x], layout=layout, channels=module.num_features)
+            return self._affine(step, x, layout, module.num_features)
         if isinstance(module, _DROPOUTS):
             return None if module.training else self._as(step, "identity", [x])
         if isinstance(module, nn.Identity):
@@ -376,8 +376,13 @@ class _Recogniser:
         for layout in layouts:
             axis = len(shape) - 1 if layout == "rows" else 1
             if size == [shape[i] if i == axis else 1 for i in range(len(shape))]:
-                return self._as(step, "affine", [x], layout=layout, channels=shape[axis])
+                return self._affine(step, x, layout, shape[axis])
         return None
+
+    def _affine(self, step: Step, x: str, layout: str, channels: int) -> Step:
+        """result: the value before a clamp that may be fused in later."""
+        params = {"layout": layout, "channels": channels, "result": step.output}
+        return self._as(step, "affine", [x], **params)
 
     def _chain(self, value: str) -> list[str]:
         """The value and those that it is computed from element by element, nearest first."""

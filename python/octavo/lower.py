@@ -298,7 +298,8 @@ class _Lowering:
                 step.inputs[0]: torch.full(shape, number, dtype=torch.float64)
             }
             with torch.no_grad():
-                results.append(evaluate(step, self._double, values).double().flatten())
+                evaluate(step, self._double, values)
+            results.append(values[step.params["result"]].double().flatten())
         offset, at_one = results
         return torch.stack([at_one - offset, offset]).float()
 

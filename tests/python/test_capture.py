@@ -120,7 +120,7 @@ class Gated(nn.Module):
 def test_parameters_make_affine_steps() -> None:
     (flow,) = captured(Gated(), torch.randn(IMAGE)).flows
     assert [step.kind for step in flow.steps] == ["conv", "affine", "affine"]
-    assert flow.steps[1].params == {"layout": "image", "channels": 6}
+    assert flow.steps[1].params == {"layout": "image", "channels": 6, "result": "mul"}
 
 
 class InPlace(nn.Module):

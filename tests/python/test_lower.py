@@ -125,11 +125,13 @@ def test_channel_tables() -> None:
         assert torch.equal(table[channel], torch.round(expected / 0.5 + 128).to(torch.uint8))
 
 
-def test_affine_factors() -> None:
+@pytest.mark.parametrize("after", [nn.Identity(), nn.ReLU()], ids=["plain", "clamped"])
+def test_affine_factors(after: nn.Module) -> None:
+    """The clamp fused into an affine step is no part of its factors."""
     norm = nn.BatchNorm2d(6)
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
-    model = chain(nn.MaxPool2d(2), norm)
+    model = chain(nn.MaxPool2d(2), norm, after)
     (factors,) = (p for p in lowered(model, torch.randn(1, 3, 4, 4)).panels if isinstance(p, Tensor))
     multiplier = 1 / (norm.running_var.double() + norm.eps).sqrt()
     expected = torch.stack([multiplier, -norm.running_mean.double() * multiplier]).float()
