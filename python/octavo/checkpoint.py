@@ -1,7 +1,9 @@
-"""Saves a quantized model as one file that describes itself, and installs it in a freshly built float model.
+"""A quantized model as one file that describes itself, installed in a freshly built float model.
 
-The file holds canonical codes, scales and biases, the model's other tensors, and as JSON: the schemes, the programs of the
-regions with their steps, and the paths and types of all modules. Loading traces nothing and decides nothing again:
+The file holds canonical codes, scales and biases, the model's other tensors, and as JSON: the
+schemes, the programs of the
+regions with their steps, and the paths and types of all modules. Loading traces nothing and decides
+nothing again:
 the loaded model gives the bits of the saved one.
 """
 
@@ -18,8 +20,8 @@ from torch import Tensor, nn
 
 from octavo import ops, safetensors_file
 from octavo.errors import CheckpointError, describe
-from octavo.fold import materialise
 from octavo.flow import Flow, Step, from_data, to_data
+from octavo.fold import materialise
 from octavo.functions import FUNCTIONS
 from octavo.grids import GRIDS
 from octavo.nn.layer import QLayer
@@ -44,11 +46,13 @@ _BAD_DATA = (
 )
 
 
-# ---- save ---------------------------------------------------------------------------------------------
+# ---- save ----------------------------------------------------------------------------------------
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes a quantized model to one safetensors file, which replaces what was at ``path`` only when it is complete.
+    """Writes a quantized model to one safetensors file.
+
+    What was at ``path`` is replaced when the file is complete, not before.
 
     Example:
         >>> import torch, octavo
@@ -65,7 +69,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     modules = dict(model.named_modules())
     if not any(isinstance(module, QLayer) for module in modules.values()):
         raise ValueError(
-            "save: expected a quantized model, got one without quantized layers. Use torch.save for float models."
+            "save: expected a quantized model, got one without quantized layers. Use torch.save "
+            "for float models."
         )
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
@@ -74,7 +79,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     for name, module in modules.items():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise ValueError(
-                f"save: expected modules whose state is tensors, got {type(module).__name__} {name!r} with extra state."
+                f"save: expected modules whose state is tensors, got {type(module).__name__} "
+                f"{name!r} with extra state."
             )
         for key, tensor in _tensors_of(module):
             full = _file_name(_join(name, key))
@@ -185,11 +191,11 @@ def _file_name(name: str) -> str:
     return name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
 
 
-# ---- load ---------------------------------------------------------------------------------------------
+# ---- load ----------------------------------------------------------------------------------------
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """The quantized model that ``save`` has written, in eval mode: ``model`` gives class, structure and code.
+    """The quantized model that ``save`` has written, in eval mode. ``model`` gives its code.
 
     Example:
         >>> import octavo
@@ -197,7 +203,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
     Args:
         path: a file that `save` wrote.
-        model: a float model of the architecture that was quantized, with any weights. It stays as it is.
+        model: a float model of the architecture that was quantized, with any weights. It stays as
+        it is.
 
     Raises:
         TypeError: ``model`` is no nn.Module.
@@ -229,7 +236,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """``model``, or a copy of it whose weights are plain tensors as those of every quantized model are."""
+    """``model``, or a copy of it whose weights are plain tensors."""
     for module in model.modules():
         hooks = module._forward_pre_hooks.values()
         if hasattr(module, "parametrizations") or any(
@@ -248,7 +255,8 @@ def _content(
     if metadata.get("format") != "octavo":
         floats = sum(tensor.is_floating_point() for tensor in tensors.values())
         raise CheckpointError(
-            f"{where}: expected a model that octavo.save wrote, got {len(tensors)} tensors ({floats} float) without "
+            f"{where}: expected a model that octavo.save wrote, got {len(tensors)} tensors "
+            f"({floats} float) without "
             "quantization metadata. Load them into the float model and call octavo.quantize."
         )
     version = metadata.get("version", "")
@@ -318,7 +326,7 @@ class _Loader:
     # ---- structure
 
     def replacements(self) -> dict[int, nn.Module]:
-        """id of each module of the float model that the file replaces, to what stands in its place."""
+        """What takes the place of modules of the float model, by their id."""
         there = dict(self.model.named_modules())
         wanted = self.content["modules"]
         self.compare(there, wanted)
@@ -481,7 +489,7 @@ class _Loader:
                     is_parameter = isinstance(old, nn.Parameter)
                     given[source] = nn.Parameter(new, old.requires_grad) if is_parameter else new
                 table: dict[str, Any] = (
-                    module._parameters if key in module._parameters else module._buffers  # type: ignore[assignment]
+                    module._parameters if key in module._parameters else module._buffers
                 )
                 table[key] = given[source]
 

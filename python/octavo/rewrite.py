@@ -1,4 +1,4 @@
-"""The only writer: a float model, a plan and integers become a model that computes in integers, and back."""
+"""The only writer: a float model, a plan and integers become an integer model, and back."""
 
 from __future__ import annotations
 
@@ -29,17 +29,19 @@ def rewrite(
     integers: Mapping[str, Codes],
     inplace: bool = False,
 ) -> nn.Module:
-    """The model with quantized layers in place of the sites that have a scheme, and regions installed.
+    """The model with quantized layers in place of its sites, and its regions installed.
 
     Args:
         model: the float model that the plan was made for, folded, in eval mode.
         plan: what becomes of each site and flow.
-        params: "<flow path>:<value>" and "site:<name>" to the range of a value (`octavo.calibrate`).
+        params: "<flow path>:<value>" and "site:<name>" to the range of a value
+        (`octavo.calibrate`).
         integers: name of each site with a scheme to its integers.
         inplace: change ``model`` itself instead of a copy.
 
     Raises:
-        ValueError: a site without integers, a static site without a range, or a module whose forward is replaced on
+        ValueError: a site without integers, a static site without a range, or a module whose
+        forward is replaced on
             the instance and was captured all the same.
     """
     inputs = _input_params(plan, params)
@@ -101,7 +103,8 @@ def _quantized(
         )
     if site.activations == "static" and input_params is None:
         raise ValueError(
-            f"layer {site.name!r}: expected the range of its input, got none. Calibrate it first, or plan "
+            f"layer {site.name!r}: expected the range of its input, got none. Calibrate it first, "
+            "or plan "
             "dynamic activations."
         )
     codes = integers[site.name]
@@ -118,7 +121,7 @@ def _quantized(
 
 
 def _input_params(plan: Plan, params: Mapping[str, QParams]) -> dict[str, QParams]:
-    """The input's range of each static site: its own, or that of the value it reads in its first region."""
+    """The input's range of each static site: its own, or that of what its region reads."""
     found = {
         site.name: params[f"site:{site.name}"]
         for site in plan.sites
@@ -143,7 +146,8 @@ def install(root: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> No
     module = root.get_submodule(flow.path)
     if "forward" in module.__dict__ and captured_forward(module) is None:
         raise ValueError(
-            f"module {flow.path!r}: expected its class's forward, got one replaced on the instance. "
+            f"module {flow.path!r}: expected its class's forward, got one replaced on the "
+            "instance. "
             "Restore it, or leave the module out."
         )
     runtime = CapturedForward(module, flow, items)
@@ -155,11 +159,11 @@ def install(root: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> No
 _OWN = frozenset({"_parameters", "panel", "_prepared", "input_params", "float_class"})
 
 
-# ---- copies -------------------------------------------------------------------------------------------
+# ---- copies --------------------------------------------------------------------------------------
 
 
 def copy_model(model: nn.Module, replaced: Mapping[int, nn.Module] | None = None) -> nn.Module:
-    """A deep copy in which tensors that are no leaves become detached clones and hook callables stay the same objects.
+    """A deep copy; tensors that are no leaves become clones, hook callables stay the same objects.
 
     Args:
         model: any module.
@@ -185,7 +189,9 @@ def copy_model(model: nn.Module, replaced: Mapping[int, nn.Module] | None = None
     for module in result.modules():
         if parametrize.is_parametrized(module):
             # Its class was made for one module, and removing the parametrization changes the class.
-            own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
+            own = {
+                k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")
+            }
             module.__class__ = type(type(module).__name__, type(module).__bases__, own)
     return result
 
@@ -220,7 +226,7 @@ def replace_modules(model: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.M
 
 
 def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """The model with float layers of the original classes again, their weights being code times scale.
+    """The model with its float classes again, the weights being code times scale.
 
     Regions are gone: the classes' own forwards run. What folding did to normalisations stays done.
     """

@@ -1,8 +1,11 @@
 """One safetensors file, read and written with every byte checked: files may come from strangers.
 
-Reading: the whole file is read once into memory of our own; every rule below is applied to those bytes, and the very same
-bytes are then given to the safetensors library. Any byte string gives tensors or a CheckpointError. Writing: a temporary
-file beside the target, flushed to the disk and then renamed, so that an error leaves the old file as it was.
+Reading: the whole file is read once into memory of our own; every rule below is applied to those
+bytes, and the very same
+bytes are then given to the safetensors library. Any byte string gives tensors or a CheckpointError.
+Writing: a temporary
+file beside the target, flushed to the disk and then renamed, so that an error leaves the old file
+as it was.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ class _Entry:
     end: int
 
 
-# ---- reading ------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -114,7 +117,8 @@ def _bytes_of(path: str | os.PathLike[str], where: str) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(
-                f"{where}: expected a regular file, got {_kind_of(status.st_mode)}. Pass the path of a checkpoint."
+                f"{where}: expected a regular file, got {_kind_of(status.st_mode)}. Pass the path "
+                "of a checkpoint."
             )
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(status.st_size)
@@ -122,7 +126,8 @@ def _bytes_of(path: str | os.PathLike[str], where: str) -> bytes:
         os.close(descriptor)
     if len(data) != status.st_size:
         raise CheckpointError(
-            f"{where}: expected {status.st_size} bytes, got {len(data)}: the file shrank while it was read."
+            f"{where}: expected {status.st_size} bytes, got {len(data)}: the file shrank while it "
+            "was read."
         )
     return data
 
@@ -152,7 +157,8 @@ def _header(data: bytes, where: str) -> tuple[list[_Entry], dict[str, str], int]
                 raise CheckpointError(f"{where}: expected a safetensors file, got {text}.")
     if not 2 <= length <= min(size - 8, _HARD_LIMIT):
         raise CheckpointError(
-            f"{where}: expected a header length in 2..{min(size - 8, _HARD_LIMIT)} for a file of {size} bytes, "
+            f"{where}: expected a header length in 2..{min(size - 8, _HARD_LIMIT)} for a file of "
+            f"{size} bytes, "
             f"got {length}. The file is damaged or no safetensors file."
         )
     if length > _HEADER_LIMIT:
@@ -216,7 +222,8 @@ def _json(raw: bytes, where: str) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise CheckpointError(
-            f"{where}: expected JSON in the header, got an error at byte {8 + error.pos} ({error.msg})."
+            f"{where}: expected JSON in the header, got an error at byte {8 + error.pos} "
+            f"({error.msg})."
         ) from None
     except RecursionError:
         raise CheckpointError(
@@ -230,7 +237,8 @@ def _json(raw: bytes, where: str) -> dict[str, Any]:
 def _entry(name: str, value: Any, where: str) -> _Entry:
     if len(name) > _MAX_NAME or _BAD_NAME.search(name):
         raise CheckpointError(
-            f"{where}: expected tensor names of at most {_MAX_NAME} characters without separators, '..' and "
+            f"{where}: expected tensor names of at most {_MAX_NAME} characters without "
+            "separators, '..' and "
             f"control characters, got {describe(name)}."
         )
     tensor = f"{where}: tensor {describe(name)}"
@@ -270,7 +278,8 @@ def _entry(name: str, value: Any, where: str) -> _Entry:
     begin, end = offsets
     if begin > end or end - begin != length:
         raise CheckpointError(
-            f"{tensor}: expected {length} bytes for {dtype} {describe(shape)}, got data_offsets {offsets}."
+            f"{tensor}: expected {length} bytes for {dtype} {describe(shape)}, got data_offsets "
+            f"{offsets}."
         )
     return _Entry(name, dtype, tuple(shape), begin, end)
 
@@ -280,8 +289,10 @@ def _check_order(entries: list[_Entry], size: int, where: str) -> None:
     for entry in entries:
         if entry.begin != position:
             raise CheckpointError(
-                f"{where}: expected tensor {describe(entry.name)} to start at {position}, right after "
-                f"{describe(before)}, got {entry.begin}. Holes, overlaps and other orders are refused."
+                f"{where}: expected tensor {describe(entry.name)} to start at {position}, right "
+                "after "
+                f"{describe(before)}, got {entry.begin}. Holes, overlaps and other orders are "
+                "refused."
             )
         position, before = entry.end, entry.name
     if position != size:
@@ -307,12 +318,13 @@ def _check_digest(
     digest.update(memoryview(data)[start:])
     if digest.hexdigest() != metadata[_DIGEST]:
         raise CheckpointError(
-            f"{where}: expected the SHA-256 {metadata[_DIGEST][:16]!r}..., got {digest.hexdigest()[:16]!r}...: "
+            f"{where}: expected the SHA-256 {metadata[_DIGEST][:16]!r}..., got "
+            f"{digest.hexdigest()[:16]!r}...: "
             "the file is damaged. Get it again."
         )
 
 
-# ---- writing ------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def write(
@@ -330,7 +342,8 @@ def write(
     for name, tensor in ordered:
         if tensor.dtype not in _NAMES or len(name) > _MAX_NAME or _BAD_NAME.search(name):
             raise ValueError(
-                f"{where}: expected tensors of {', '.join(_DTYPES)} with plain names, got {describe(name)} of "
+                f"{where}: expected tensors of {', '.join(_DTYPES)} with plain names, got "
+                f"{describe(name)} of "
                 f"{tensor.dtype}."
             )
         end = position + tensor.numel() * tensor.dtype.itemsize
@@ -363,8 +376,9 @@ def _little_endian(tensor: Tensor) -> memoryview:
     flat = tensor.detach().contiguous().reshape(-1)
     if sys.byteorder == "big" and flat.dtype.itemsize > 1:
         width = {2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.dtype.itemsize]
-        return memoryview(flat.view(width).numpy().byteswap()).cast("B")
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+        swapped: memoryview = flat.view(width).numpy().byteswap().data
+        return swapped.cast("B")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -1,4 +1,5 @@
 """save and load: the same bits back, without tracing; other models and damaged contents refused."""
+# ruff: noqa: E501 (rows of tables are one line each)
 
 from __future__ import annotations
 
@@ -173,7 +174,7 @@ def test_wrong_models_are_named(small: nn.Module, path: Path) -> None:
 
 
 def test_wrong_things_to_save(path: Path) -> None:
-    with pytest.raises(TypeError, match="expected a quantized nn.Module, got {}"):
+    with pytest.raises(TypeError, match=r"expected a quantized nn\.Module, got {}"):
         save({}, path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got one without quantized layers"):
         save(Net(), path)
@@ -182,7 +183,7 @@ def test_wrong_things_to_save(path: Path) -> None:
 
 def test_float_files_have_a_remedy(path: Path) -> None:
     safetensors_file.write(path, Net().state_dict(), {"format": "pt"})
-    with pytest.raises(CheckpointError, match="without quantization metadata.*octavo.quantize"):
+    with pytest.raises(CheckpointError, match=r"without quantization metadata.*octavo\.quantize"):
         load(path, Net())
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from octavo.nn import QConv2d, QLayer, QLinear
 from octavo.nn.region import captured_forward
 from octavo.plan import Plan, SitePlan
-from octavo.rewrite import copy_model, dequantize, rewrite
+from octavo.rewrite import copy_model, dequantize, install, rewrite
 from octavo.rounding import nearest
 from octavo.scheme import QParams, Scheme
 
@@ -160,8 +160,6 @@ def test_a_replaced_forward_is_not_overwritten() -> None:
     small = captured(net, data)
     forward = captured_forward(small)
     assert forward is not None
-    from octavo.rewrite import install
-
     plain = trained(Net())
     plain.forward = lambda x: x  # type: ignore[method-assign]
     with pytest.raises(

@@ -29,7 +29,7 @@ class _QConv(QLayer):
     padding_mode: str
 
     def forward(self, input: Tensor) -> Tensor:
-        """[N, in_channels, ...] or [in_channels, ...] to [N, out_channels, ...] or [out_channels, ...]."""
+        """[N, in_channels, ...] to [N, out_channels, ...]; N may be left out."""
         x = self._float32(input)
         dims = len(self.kernel_size)
         if x.dim() not in (dims + 1, dims + 2) or x.shape[-dims - 1] != self.in_channels:
@@ -44,7 +44,8 @@ class _QConv(QLayer):
         pads = self.pads()
         self._check_window(x, pads)
         if self.padding_mode != "zeros":
-            # Copies of values have the range of the values: padding before quantizing gives the same codes.
+            # Copies of values have the range of the values: padding before quantizing gives the
+            # same codes.
             sides = [side for pair in reversed(pads) for side in pair]
             last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
             keep = (
@@ -73,7 +74,8 @@ class _QConv(QLayer):
             reach = dilation * (kernel - 1) + 1
             if size + before + after < reach:
                 raise ValueError(
-                    f"{self._where()}: expected a padded input of at least {reach} for kernel {kernel} and "
+                    f"{self._where()}: expected a padded input of at least {reach} for kernel "
+                    f"{kernel} and "
                     f"dilation {dilation}, got {size} + {before} + {after}. Use a larger input."
                 )
 
@@ -110,7 +112,8 @@ class _QConv(QLayer):
             )
         else:
             steps = (
-                f"0 = quantize in=0 layout={layout} s={p.scale.hex()} z={p.zero_point} max={p.qmax}\n"
+                f"0 = quantize in=0 layout={layout} s={p.scale.hex()} z={p.zero_point} "
+                f"max={p.qmax}\n"
                 f"1 = conv_f32 {geometry} lo={-math.inf} hi={math.inf}\n"
             )
         return f"octavo.region 1\n{steps}out 1\n"
@@ -137,9 +140,9 @@ class _QConv(QLayer):
 
 @registry.register("torch.nn.modules.conv.Conv1d")
 class QConv1d(_QConv):
-    """Stands for nn.Conv1d: [N, C, L] or [C, L], floats in and out. One scale a sample where dynamic."""
+    """Stands for nn.Conv1d: [N, C, L] or [C, L]. One scale a sample where dynamic."""
 
 
 @registry.register("torch.nn.modules.conv.Conv2d")
 class QConv2d(_QConv):
-    """Stands for nn.Conv2d: [N, C, H, W] or [C, H, W], floats in and out. One scale a sample where dynamic."""
+    """Stands for nn.Conv2d: [N, C, H, W] or [C, H, W]. One scale a sample where dynamic."""

@@ -1,7 +1,9 @@
 """What every quantized layer shares: its state, how it is copied, moved, saved and loaded.
 
-The weight lives once, in ``panel``: the form that the active instruction set computes with. Everything that leaves the
-process (state_dict, pickle, files) holds the canonical bits instead, which do not depend on the machine.
+The weight lives once, in ``panel``: the form that the active instruction set computes with.
+Everything that leaves the
+process (state_dict, pickle, files) holds the canonical bits instead, which do not depend on the
+machine.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from octavo.scheme import QParams
 __all__ = ["QLayer"]
 
 _MODULE_STATE = frozenset(nn.Module().__dict__)
-# What a quantized layer takes over from its float layer: the very hook tables, so that handles keep working.
+# What a quantized layer takes over from its float layer: the very hook tables, so that handles keep
+# working.
 _KEPT_STATE = frozenset({"training", *(name for name in _MODULE_STATE if "hooks" in name)})
 _COMPUTED = frozenset({"weight", "bias", "forward"})
 
@@ -30,11 +33,14 @@ class QLayer(nn.Module):
     Attributes:
         weight_scale: float32 [O], real size of one code step in each output channel; no gradient.
         bias: float32 [O] or None; no gradient.
-        panel: uint8 [bytes], codes, scale and bias packed for the active instruction set. Never changed in
-            place: a new panel replaces it in one assignment, so a forward that runs meanwhile sees one of the two.
+        panel: uint8 [bytes], codes, scale and bias packed for the active instruction set. Never
+        changed in
+            place: a new panel replaces it in one assignment, so a forward that runs meanwhile sees
+            one of the two.
         bits: width of the weight's codes.
         grid: name of the levels that the codes stand for.
-        input_params: range of the input, or None where each row (each sample) gets its own as it comes.
+        input_params: range of the input, or None where each row (each sample) gets its own as it
+        comes.
         path: name of the layer in the model it was made for; used in messages only.
         float_class: the class that it replaced.
     """
@@ -66,7 +72,8 @@ class QLayer(nn.Module):
         """The quantized form of ``module``.
 
         Args:
-            module: the float layer. Its plain attributes and hooks are taken over, its weight is not read.
+            module: the float layer. Its plain attributes and hooks are taken over, its weight is
+            not read.
             codes: int8 [O, I / groups, kernel ...] in torch's weight order.
             scale: float32 [O], finite and positive.
             bias: float32 [O] or None.
@@ -91,7 +98,7 @@ class QLayer(nn.Module):
             layer._set_codes(codes)
         return layer
 
-    # ---- what a subclass tells ------------------------------------------------------------------------
+    # ---- what a subclass tells -------------------------------------------------------------------
 
     @staticmethod
     def canonical_weight(module: nn.Module) -> Tensor:
@@ -117,7 +124,7 @@ class QLayer(nn.Module):
         """Groups of the float layer."""
         return 1
 
-    # ---- the weight -----------------------------------------------------------------------------------
+    # ---- the weight ------------------------------------------------------------------------------
 
     def _pack(self, codes: Tensor) -> Tensor:
         return ops.pack_weight(
@@ -129,7 +136,7 @@ class QLayer(nn.Module):
         )
 
     def _set_codes(self, codes: Tensor) -> None:
-        """Packs ``codes`` with the present scale and bias; the new panel appears in one assignment."""
+        """Packs ``codes`` with scale and bias; the new panel appears in one assignment."""
         panel = self._pack(codes)
         self._prepared = None
         self._isa = ops.active_isa()
@@ -155,7 +162,7 @@ class QLayer(nn.Module):
         raise NotImplementedError
 
     def prepare(self) -> tuple[Tensor, str, Tensor]:
-        """Panel, program and constants that belong together, for a layer that runs as a region of its own."""
+        """Panel, program and constants that belong together, where the layer is a region."""
         if torch.compiler.is_compiling() and self._prepared is not None:
             return self._prepared
         panel = self.current_panel()
@@ -180,7 +187,7 @@ class QLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as floats, code times scale, in the order of the float class. A new tensor each time."""
+        """Code times scale as float32, in the order of the float class. Computed each time."""
         with torch.inference_mode(False), torch.no_grad():
             codes = self.codes()
             scale = self.weight_scale.view(-1, *[1] * (codes.dim() - 1))
@@ -198,12 +205,14 @@ class QLayer(nn.Module):
 
     def _weight_is_computed(self) -> str:
         return (
-            f"{self._where()}.weight: expected to be read only, since it is computed from integer codes, got an "
-            "assignment or deletion. Change the float model and quantize it again; codes() gives the integers."
+            f"{self._where()}.weight: expected to be read only, since it is computed from integer "
+            "codes, got an "
+            "assignment or deletion. Change the float model and quantize it again; codes() gives "
+            "the integers."
         )
 
     def to_float(self) -> nn.Module:
-        """The layer as its float class again, with the dequantized weight and the hooks of this layer."""
+        """The float class again, with the dequantized weight and the hooks of this layer."""
         module = self.float_class.__new__(self.float_class)
         nn.Module.__init__(module)
         for name, value in self.__dict__.items():
@@ -216,7 +225,7 @@ class QLayer(nn.Module):
             module.register_parameter("bias", None if bias is None else nn.Parameter(bias.clone()))
         return module
 
-    # ---- the input ------------------------------------------------------------------------------------
+    # ---- the input -------------------------------------------------------------------------------
 
     def _where(self) -> str:
         return f"layer {self.path!r} ({type(self).__name__})" if self.path else type(self).__name__
@@ -225,7 +234,7 @@ class QLayer(nn.Module):
         """``x`` as a float32 tensor on the CPU, or an error that names this layer."""
         return ops.as_float32(x, self._where())
 
-    # ---- copies ---------------------------------------------------------------------------------------
+    # ---- copies ----------------------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QLayer:
         twin = type(self).__new__(type(self))
@@ -246,7 +255,7 @@ class QLayer(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         packed = state.pop("panel")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         with torch.inference_mode(False), torch.no_grad():
             self._set_codes(ops.unpack_bits(packed, self.weight_shape, self.bits))
 
@@ -257,7 +266,8 @@ class QLayer(nn.Module):
             raise RuntimeError(self._cpu_only(f"a move that fails ({error})")) from error
         if device.type != "cpu":
             raise RuntimeError(self._cpu_only(f"device {str(device)!r}"))
-        # Codes, scales and biases keep their types: only a change of storage (share_memory) is taken over.
+        # Codes, scales and biases keep their types: only a change of storage (share_memory) is
+        # taken over.
         with torch.inference_mode(False), torch.no_grad():
             for parameter in self.parameters(recurse=False):
                 moved = fn(parameter.data)
@@ -270,11 +280,12 @@ class QLayer(nn.Module):
 
     def _cpu_only(self, got: str) -> str:
         return (
-            f"{self._where()}: expected the CPU, since integer layers compute on the CPU only, got {got}. "
+            f"{self._where()}: expected the CPU, since integer layers compute on the CPU only, "
+            f"got {got}. "
             "Keep the quantized model on the CPU, or move octavo.dequantize(model)."
         )
 
-    # ---- state_dict -----------------------------------------------------------------------------------
+    # ---- state_dict ------------------------------------------------------------------------------
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -288,7 +299,7 @@ class QLayer(nn.Module):
                     self.input_params.zero_point, dtype=torch.int32
                 )
 
-    def _load_from_state_dict(
+    def _load_from_state_dict(  # noqa: PLR0917 (torch's own interface)
         self,
         state_dict: dict[str, Any],
         prefix: str,
@@ -311,7 +322,8 @@ class QLayer(nn.Module):
             super()._load_from_state_dict(
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs
             )
-            # load_state_dict(assign=True) puts the given tensors in place: types and gradients are ours.
+            # load_state_dict(assign=True) puts the given tensors in place: types and gradients are
+            # ours.
             if self.weight_scale.dtype is not torch.float32 or self.weight_scale.requires_grad:
                 self.weight_scale = _frozen(self.weight_scale)
             if self.bias is not None and (
@@ -336,10 +348,11 @@ class QLayer(nn.Module):
         return ops.unpack_bits(packed, self.weight_shape, self.bits)
 
     def _state_problem(self, state_dict: dict[str, Any], prefix: str) -> str:
-        """What is wrong with the values for this layer, or "". Nothing of the layer has changed yet."""
+        """What is wrong with the values for this layer, or ""."""
         if prefix + "weight" in state_dict:
             return (
-                f"{self._where()}: expected integer codes ({prefix}weight_packed), got a float weight "
+                f"{self._where()}: expected integer codes ({prefix}weight_packed), got a float "
+                "weight "
                 f"({prefix}weight). Load a float state_dict into the float model and quantize that."
             )
         packed = state_dict.get(prefix + "weight_packed")
@@ -348,29 +361,28 @@ class QLayer(nn.Module):
             row_bytes = (_count(self.weight_shape[1:]) * self.bits + 7) // 8
             if packed.dtype is not torch.uint8 or tuple(packed.shape) != (rows, row_bytes):
                 return (
-                    f"{prefix}weight_packed: expected uint8 of shape ({rows}, {row_bytes}) for {self.bits} bits, "
-                    f"got {packed.dtype} of shape {tuple(packed.shape)}. Quantize with the scheme of the state_dict."
+                    f"{prefix}weight_packed: expected uint8 of shape ({rows}, {row_bytes}) for "
+                    f"{self.bits} bits, "
+                    f"got {packed.dtype} of shape {tuple(packed.shape)}. Quantize with the scheme "
+                    "of the state_dict."
                 )
         for name in ("weight_scale", "input_scale"):
             scale = state_dict.get(prefix + name)
             if scale is not None and not bool(
                 torch.all(torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny))
             ):
-                return f"{prefix}{name}: expected finite positive numbers, got {scale.flatten()[:4].tolist()}."
+                got = scale.flatten()[:4].tolist()
+                return f"{prefix}{name}: expected finite positive numbers, got {got}."
         zero_point = state_dict.get(prefix + "input_zero_point")
-        if zero_point is not None and self.input_params is not None:
-            if not 0 <= int(zero_point) <= self.input_params.qmax:
-                return (
-                    f"{prefix}input_zero_point: expected 0..{self.input_params.qmax}, "
-                    f"got {int(zero_point)}."
-                )
+        largest = 255 if self.input_params is None else self.input_params.qmax
+        if zero_point is not None and not 0 <= int(zero_point) <= largest:
+            return f"{prefix}input_zero_point: expected 0..{largest}, got {int(zero_point)}."
         return ""
 
     def _repr_end(self) -> str:
+        p = self.input_params
         inputs = (
-            "dynamic"
-            if self.input_params is None
-            else f"static(scale={self.input_params.scale:.4g}, zero_point={self.input_params.zero_point})"
+            "dynamic" if p is None else f"static(scale={p.scale:.4g}, zero_point={p.zero_point})"
         )
         return f"bits={self.bits}, activations={inputs}"
 

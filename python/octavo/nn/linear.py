@@ -22,7 +22,8 @@ def _is_transposed(cls: type) -> bool:
 class QLinear(QLayer):
     """Stands for nn.Linear, and for transformers' Conv1D, whose weight is [in, out].
 
-    Input [..., in_features] of any floating type and strides; output of the same type, computed in float32. Each row has
+    Input [..., in_features] of any floating type and strides; output of the same type, computed in
+    float32. Each row has
     its own scale where ``input_params`` is None.
     """
 
@@ -34,7 +35,8 @@ class QLinear(QLayer):
         x = self._float32(input)
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
-                f"{self._where()}: expected input of shape [..., {self.in_features}], got {list(x.shape)}. "
+                f"{self._where()}: expected input of shape [..., {self.in_features}], got "
+                f"{list(x.shape)}. "
                 "Check the layer before it."
             )
         if self.input_params is None:

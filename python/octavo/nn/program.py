@@ -63,9 +63,11 @@ class Program:
 
         Args:
             result: id of the value.
-            known: ids of the values that it starts from; they become its inputs, in this order, quantized with
+            known: ids of the values that it starts from; they become its inputs, in this order,
+            quantized with
                 their own parameters.
-            as_float: for a convolution or linear step: its plain float result, without the residual and the clamp.
+            as_float: for a convolution or linear step: its plain float result, without the residual
+            and the clamp.
         """
         while as_float and not self.lines[result].kind.startswith(_PRODUCTS):
             result = self.lines[result].reads()[0]
@@ -76,7 +78,8 @@ class Program:
             s, z, largest = self.parameters(value)
             ids[value] = position
             text.append(
-                f"{position} = quantize in={position} layout={self.layout(value)} s={s} z={z} max={largest}\n"
+                f"{position} = quantize in={position} layout={self.layout(value)} s={s} z={z} "
+                f"max={largest}\n"
             )
         for value in self._between(result, frozenset(known)):
             line = self.lines[value]
@@ -118,7 +121,8 @@ def parse(text: str) -> Program:
     """The program of a text.
 
     Raises:
-        ValueError: the text is not of the form that csrc/README.md describes. Meaning is checked by the operators.
+        ValueError: the text is not of the form that csrc/README.md describes. Meaning is checked by
+        the operators.
     """
     rows = text.split("\n")
     if rows[0] != _HEADER or rows[-1] != "":

@@ -1,8 +1,11 @@
 """The runtime of a captured module: its forward as a list of integer regions and float steps.
 
-The callable stands in ``module.__dict__["forward"]``, so that class, names and children of the module stay what they
-are. It runs the regions, each in one call of an operator. Where a hook sits on a child that a region covers, the same
-steps run one by one instead and the hook sees floats. Where a call does not fit what was captured (another argument
+The callable stands in ``module.__dict__["forward"]``, so that class, names and children of the
+module stay what they
+are. It runs the regions, each in one call of an operator. Where a hook sits on a child that a
+region covers, the same
+steps run one by one instead and the hook sees floats. Where a call does not fit what was captured
+(another argument
 structure, rank or number of channels), the class's own forward runs over the quantized layers.
 """
 
@@ -39,7 +42,8 @@ class Region:
     """A stretch of a flow that one call of ``run_region`` computes.
 
     name: "<flow path>#<index>".
-    program: its text. panels: for each ``panel=`` the qualified name of a layer, or a tensor of numbers.
+    program: its text. panels: for each ``panel=`` the qualified name of a layer, or a tensor of
+    numbers.
     inputs, outputs: names of the values that enter and leave as floats, in the program's order.
     values: name of each value that the program computes or reads, to its id there.
     steps: the steps that the program stands for, in execution order.
@@ -85,7 +89,7 @@ class CapturedForward:
         self._bound = _Bound(owner, owner._modules, self.flow, self.items)
 
     def tensors(self) -> Iterator[Tensor]:
-        """What the regions keep in memory beside the panels of layers: tables, and the constants of each program."""
+        """What the regions keep in memory beside the layers' panels: tables and constants."""
         for item in self.items:
             if isinstance(item, Region):
                 yield from (panel for panel in item.panels if isinstance(panel, Tensor))
@@ -96,20 +100,17 @@ class CapturedForward:
         """The module whose forward this is."""
         owner = self._owner()
         if owner is None:
-            raise RuntimeError(
-                "forward: expected the module that it belongs to, got one that is gone."
-            )
+            raise RuntimeError(_GONE)
         return owner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the class's own forward would be called with, and return."""
         owner = self.owner()
         tensors = self._tensors(args, kwargs)
         bound = self._bound
         if bound is None or (not torch.compiler.is_compiling() and bound.is_stale()):
             bound = self._bound = _Bound(owner, owner._modules, self.flow, self.items)
-        if tensors is not None and (
-            torch.compiler.is_compiling() or not any(bound.container_hooks)
-        ):
+        if tensors is not None and not any(bound.container_hooks):
             values = bound.run(dict(zip(self.flow.parameters, tensors, strict=True)))
             if values is not None:
                 return substitute(self.flow.output, lambda ref: values[ref.name])
@@ -127,7 +128,8 @@ class CapturedForward:
             return args
         return flow_arguments(flow, self.__signature__, args, kwargs)
 
-    # ---- copies: the owner is a module that is copied or pickled at the same time. Its children are complete by
+    # ---- copies: the owner is a module that is copied or pickled at the same time. Its children
+    # are complete by
     # then, it is not; so their table comes along, and no first call has anything left to find out.
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedForward:
@@ -182,6 +184,7 @@ class _Bound:
         for name in [*_modules_of(flow.steps), *in_regions]:
             if name in self._modules or name in ("", flow.path):
                 continue
+            found = owner
             table, path = children, name.removeprefix(self._prefix).split(".")
             for depth, part in enumerate(path):
                 child = table.get(part)
@@ -191,7 +194,8 @@ class _Bound:
                 if depth + 1 < len(path):
                     containers[id(child)] = child
                 table = child._modules
-            self._modules[name] = child
+                found = child
+            self._modules[name] = found
         ran = {name for item in items if isinstance(item, Step) for name in _modules_of((item,))}
         for name, child in self._modules.items():
             if name in in_regions:
@@ -201,7 +205,8 @@ class _Bound:
         self.aliases = {s.output: s.inputs[0] for s in flow.steps if s.kind == "identity"}
         self._links = links
         self._hooks = (*_GLOBAL_HOOKS, *_hook_tables(covered.values()))
-        # Modules whose calls are no steps: where one has a hook, the class's own forward makes the call.
+        # Modules whose calls are no steps: where one has a hook, the class's own forward makes the
+        # call.
         self.container_hooks = _hook_tables(containers.values())
         self._items = [
             _BoundRegion(item, self) if isinstance(item, Region) else item for item in items
@@ -230,7 +235,7 @@ class _Bound:
         return any(table.get(name) is not child for table, name, child in self._links)
 
     def run(self, values: dict[str, Any]) -> dict[str, Any] | None:
-        """All values that are still needed at the end; None if a region cannot take what reaches it."""
+        """The values that are needed at the end; None if a region cannot take its input."""
         hooked = any(self._hooks)
         for item, dead in zip(self._items, self._dead, strict=True):
             if isinstance(item, Step):
@@ -277,7 +282,7 @@ class _BoundRegion:
             self._panels()
 
     def _entry_forms(self) -> list[tuple[int, int, int]]:
-        """For each input its rank (0: any), and the dimension of its channels and their number (-1: any)."""
+        """For each input its rank (0: any), its channels' dimension and number (-1: any)."""
         program = self._program()
         forms = []
         for name in self.region.inputs:
@@ -354,12 +359,13 @@ class _BoundRegion:
             values[name] = result if dtype is torch.float32 else result.to(dtype)
         return True
 
-    # ---- step by step ---------------------------------------------------------------------------------
+    # ---- step by step ----------------------------------------------------------------------------
 
     def run_hooked(self, values: dict[str, Any]) -> bool:
         """Computes the region's steps one by one with floats between them, so that hooks fire.
 
-        A value that is quantized again with the parameters it had gives the codes it had, so that what continues is
+        A value that is quantized again with the parameters it had gives the codes it had, so that
+        what continues is
         what the one call computes.
         """
         inputs = self._inputs(values)
@@ -381,7 +387,11 @@ class _BoundRegion:
             child = self._bound.module_of(part.module) if part.module else None
 
             def compute(
-                *args: Any, part: Step = part, last: bool = last, child: nn.Module | None = child
+                *args: Any,
+                part: Step = part,
+                last: bool = last,
+                child: nn.Module | None = child,
+                changed: bool = changed,
             ) -> Any:
                 if last and not changed and step.output in self.region.values:
                     return self._cut_result(step.output, values, as_float=False)
@@ -419,11 +429,9 @@ class _BoundRegion:
             ids = self.region.values
             step = next(s for s in self.region.steps if s.output == name)
             known = tuple(dict.fromkeys(n for n in step.inputs if n in ids))
-            text, panels = program.cut(ids[name], [ids[n] for n in known], as_float)
-            self._cuts[key] = (text, panels, known)
+            text, used = program.cut(ids[name], [ids[n] for n in known], as_float)
+            self._cuts[key] = (text, used, known)
         text, indices, known = self._cuts[key]
-        if name in known:
-            return values[name]
         panels = [self._panel(self.region.panels[i]) for i in indices]
         constants = ops.region_constants(panels, text)
         return ops.run_region([values[n] for n in known], panels, constants, text)[0]
@@ -504,7 +512,7 @@ def _arguments(step: Step, values: dict[str, Any]) -> tuple[Any, ...]:
 def _call_with_hooks(
     module: nn.Module, args: tuple[Any, ...], compute: Callable[..., Any]
 ) -> tuple[Any, bool]:
-    """``compute(*args)`` between the forward pre-hooks and hooks of ``module``, and whether no hook changed anything.
+    """``compute(*args)`` between the hooks of ``module``, and whether no hook changed anything.
 
     What torch.nn.Module.__call__ does around forward, with another function in forward's place.
     """
@@ -540,7 +548,7 @@ def _call_with_hooks(
 
 
 def _versions(values: tuple[Any, ...]) -> list[int]:
-    """How often each tensor was written to in place. Inference tensors do not count, nor does a graph being traced."""
+    """How often each tensor was written to in place, where that is counted."""
     if torch.compiler.is_compiling():
         return []
     return [v._version for v in values if isinstance(v, Tensor) and not v.is_inference()]

@@ -1,6 +1,7 @@
 """Which float class becomes which quantized class, and why a layer stays float.
 
-Rows are qualified type names, so that classes of other packages (transformers' Conv1D) need no import.
+Rows are qualified type names, so that classes of other packages (transformers' Conv1D) need no
+import.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def _registered_base(cls: type) -> type | None:
 def quantized_class(module: nn.Module) -> tuple[type[QLayer] | None, str]:
     """The class that replaces ``module``, or None and the reason why it stays float.
 
-    A subclass is replaced only if it runs the registered class's own ``forward``: another forward may use the
+    A subclass is replaced only if it runs the registered class's own ``forward``: another forward
+    may use the
     weight in a way that the quantized class does not know.
     """
     cls = type(module)
@@ -71,9 +73,10 @@ def quantized_class(module: nn.Module) -> tuple[type[QLayer] | None, str]:
 
 
 def float_reasons(model: nn.Module) -> dict[str, str]:
-    """For every module of ``model`` that owns parameters: "" if it can be quantized, else the reason why not.
+    """For every module that owns parameters: "" if it can be quantized, else why not.
 
-    Names are those of ``model.named_modules()``: a module that stands in several places appears once.
+    Names are those of ``model.named_modules()``: a module that stands in several places appears
+    once.
     """
     read_by_parent: dict[int, str] = {}
     for parent in model.modules():

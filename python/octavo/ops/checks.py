@@ -1,8 +1,12 @@
-"""Worded checks that the operators share, and the refusal of gradients. C++ repeats what memory safety needs."""
+"""Worded checks that the operators share, and the refusal of gradients.
+
+C++ repeats what memory safety needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -50,7 +54,7 @@ def check_tensor(x: object, where: str) -> None:
 
 
 def as_float32(x: object, where: str) -> Tensor:
-    """``x`` as a dense float32 tensor on the CPU: float16, bfloat16 and float64 are converted, the rest is refused."""
+    """``x`` as a dense float32 tensor on the CPU; other floats are converted, the rest refused."""
     if isinstance(x, Tensor):
         if x.dtype is torch.float32 and x.layout is torch.strided and x.is_cpu and not x.is_nested:
             return x
@@ -85,7 +89,8 @@ def check_scales(scale: Tensor, length: int, where: str) -> None:
     check_dtype(scale, torch.float32, where)
     if scale.dim() != 1 or scale.shape[0] != length:
         raise ValueError(
-            f"{where}: expected shape [{length}], got {list(scale.shape)}. Pass one scale a channel."
+            f"{where}: expected shape [{length}], got {list(scale.shape)}. Pass one scale a "
+            "channel."
         )
     if scale.requires_grad:
         raise ValueError(f"{where}: expected no gradient, got requires_grad=True. Detach it.")
@@ -93,7 +98,8 @@ def check_scales(scale: Tensor, length: int, where: str) -> None:
     if not bool(good.all()):
         index = int((~good).nonzero()[0])
         raise ValueError(
-            f"{where}: expected finite positive normal numbers, got {float(scale[index])} at index {index}. "
+            f"{where}: expected finite positive normal numbers, got {float(scale[index])} at "
+            f"index {index}. "
             "Use a scale of at least 1.2e-38."
         )
 
@@ -125,13 +131,22 @@ def check_axis(axis: object, x: Tensor, where: str) -> int:
         raise TypeError(f"{where}: expected an integer, got {describe(axis)}. Pass a dimension.")
     if not -x.dim() <= axis < x.dim():
         raise ValueError(
-            f"{where}: expected {-x.dim()}..{x.dim() - 1} for a tensor of rank {x.dim()}, got {axis}. "
+            f"{where}: expected {-x.dim()}..{x.dim() - 1} for a tensor of rank {x.dim()}, got "
+            f"{axis}. "
             "Pass a dimension of the tensor."
         )
     return axis % x.dim()
 
 
-# ---- gradients ----------------------------------------------------------------------------------------
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def register_fake(operator: str) -> Callable[[_Function], _Function]:
+    """torch.library.register_fake, which has no types of its own."""
+    return cast(Callable[[_Function], _Function], torch.library.register_fake(operator))
+
+
+# ---- gradients -----------------------------------------------------------------------------------
 
 
 def needs_refusal(tensors: Sequence[Tensor]) -> bool:
@@ -141,9 +156,10 @@ def needs_refusal(tensors: Sequence[Tensor]) -> bool:
 
 @torch.library.custom_op("octavo::refuse_gradient", mutates_args=())
 def refuse_gradient(gradient: Tensor, shape: Sequence[int]) -> Tensor:
-    """Raises: stands where an integer layer's gradient would be computed, so that none is silently None."""
+    """Raises; stands where a gradient would be computed, so that none is silently None."""
     raise RuntimeError(
-        "backward: expected layers that can be trained, got an integer layer, which is for inference only. "
+        "backward: expected layers that can be trained, got an integer layer, which is for "
+        "inference only. "
         "Train with octavo.quantize(..., qat=True), or detach its input."
     )
 

@@ -13,7 +13,7 @@ __all__ = ["linear_dynamic"]
 
 
 def linear_dynamic(x: Tensor, panel: Tensor, out_features: int) -> Tensor:
-    """float32 [..., out_features], contiguous: each row of ``x`` gets a scale of its own and is multiplied in integers.
+    """float32 [..., out_features], contiguous: integer products, each row with its own scale.
 
     Args:
         x: float32 [..., K] of any strides, rank >= 1.
@@ -24,13 +24,13 @@ def linear_dynamic(x: Tensor, panel: Tensor, out_features: int) -> Tensor:
         RuntimeError: from a backward pass through the result.
     """
     if checks.needs_refusal((x,)):
-        result: Tensor = _Refusing.apply(x, panel, out_features)
+        result: Tensor = _Refusing.apply(x, panel, out_features)  # type: ignore[no-untyped-call]
         return result
     result = torch.ops.octavo.linear_dynamic(x, panel, out_features)
     return result
 
 
-@torch.library.register_fake("octavo::linear_dynamic")
+@checks.register_fake("octavo::linear_dynamic")
 def _(x: Tensor, panel: Tensor, out_features: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
@@ -48,5 +48,5 @@ class _Refusing(torch.autograd.Function):
         ctx.shape = inputs[0].shape
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return checks.refuse_gradient(gradient, ctx.shape), None, None

@@ -20,7 +20,7 @@ def minmax(x: Tensor) -> tuple[Tensor, Tensor]:
     return result
 
 
-@torch.library.register_fake("octavo::minmax")
+@checks.register_fake("octavo::minmax")
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(2), x.new_empty(1, dtype=torch.int64)
 
@@ -33,14 +33,14 @@ def minmax_per_channel(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     return result
 
 
-@torch.library.register_fake("octavo::minmax_per_channel")
+@checks.register_fake("octavo::minmax_per_channel")
 def _(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     channels = x.shape[axis]
     return x.new_empty((2, channels)), x.new_empty(channels, dtype=torch.int64)
 
 
 def histogram(x: Tensor, exponent: int, first: int, bins: int) -> Tensor:
-    """Counts, int64 [bins], of ``floor(x / 2^exponent) - first``; values outside count in the end bins.
+    """Counts, int64 [bins], of ``floor(x / 2^exponent) - first``; the end bins take the rest.
 
     Args:
         x: floating-point tensor; values that are not finite are skipped.
@@ -56,6 +56,6 @@ def histogram(x: Tensor, exponent: int, first: int, bins: int) -> Tensor:
     return result
 
 
-@torch.library.register_fake("octavo::histogram")
+@checks.register_fake("octavo::histogram")
 def _(x: Tensor, exponent: int, first: int, bins: int) -> Tensor:
     return x.new_empty(bins, dtype=torch.int64)

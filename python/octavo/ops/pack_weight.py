@@ -1,4 +1,4 @@
-"""Weights: the canonical bit stream that is saved, and the panel that the active instruction set computes with."""
+"""Weights: the canonical bits that are saved, and the panel that is computed with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     return result
 
 
-@torch.library.register_fake("octavo::pack_bits")
+@checks.register_fake("octavo::pack_bits")
 def _(codes: Tensor, bits: int) -> Tensor:
     per_channel = 1
     for size in codes.shape[1:]:
@@ -47,14 +47,15 @@ def unpack_bits(packed: Tensor, shape: Sequence[int], bits: int) -> Tensor:
     expected = (shape[0], (per_channel * bits + 7) // 8)
     if tuple(packed.shape) != expected:
         raise ValueError(
-            f"unpack_bits: packed: expected shape {expected} for codes of shape {tuple(shape)} at {bits} bits, "
+            f"unpack_bits: packed: expected shape {expected} for codes of shape {tuple(shape)} at "
+            f"{bits} bits, "
             f"got {tuple(packed.shape)}. Pass what pack_bits returned."
         )
     result: Tensor = torch.ops.octavo.unpack_bits(packed, list(shape), bits)
     return result
 
 
-@torch.library.register_fake("octavo::unpack_bits")
+@checks.register_fake("octavo::unpack_bits")
 def _(packed: Tensor, shape: Sequence[int], bits: int) -> Tensor:
     return packed.new_empty(tuple(shape), dtype=torch.int8)
 
@@ -85,13 +86,14 @@ def pack_weight(
     checks.check_range(groups, 1, max(1, codes.shape[0]), "pack_weight: groups")
     if codes.shape[0] % groups:
         raise ValueError(
-            f"pack_weight: groups: expected a divisor of {codes.shape[0]} output channels, got {groups}."
+            f"pack_weight: groups: expected a divisor of {codes.shape[0]} output channels, got "
+            f"{groups}."
         )
     result: Tensor = torch.ops.octavo.pack_weight(codes, scale, bias, groups, bits)
     return result
 
 
-@torch.library.register_fake("octavo::pack_weight")
+@checks.register_fake("octavo::pack_weight")
 def _(codes: Tensor, scale: Tensor, bias: Tensor | None, groups: int, bits: int) -> Tensor:
     size = torch.library.get_ctx().new_dynamic_size()
     return codes.new_empty(size, dtype=torch.uint8)
@@ -104,7 +106,7 @@ def unpack_weight(panel: Tensor, shape: Sequence[int]) -> Tensor:
     return result
 
 
-@torch.library.register_fake("octavo::unpack_weight")
+@checks.register_fake("octavo::unpack_weight")
 def _(panel: Tensor, shape: Sequence[int]) -> Tensor:
     return panel.new_empty(tuple(shape), dtype=torch.int8)
 

@@ -11,9 +11,11 @@ __all__ = ["dequantize", "quantize", "quantize_per_channel"]
 
 
 def quantize(x: Tensor, scale: float, zero_point: int, max_code: int = 255) -> Tensor:
-    """The uint8 codes of ``x``: ``rne(min(max(x / scale, -zero_point), max_code - zero_point)) + zero_point``.
+    """The uint8 codes of ``x``: its multiples of ``scale``, shifted by ``zero_point``.
 
-    ``x * float32(1 / scale)`` stands for the quotient. NaN gives code 0. Contiguous whatever the strides of ``x``.
+    ``rne(min(max(x / scale, -zero_point), max_code - zero_point)) + zero_point``, where
+    ``x * float32(1 / scale)`` stands for the quotient. NaN gives code 0. Contiguous whatever the
+    strides of ``x``.
 
     Args:
         x: floating-point tensor of any shape.
@@ -32,7 +34,7 @@ def quantize(x: Tensor, scale: float, zero_point: int, max_code: int = 255) -> T
     return result
 
 
-@torch.library.register_fake("octavo::quantize")
+@checks.register_fake("octavo::quantize")
 def _(x: Tensor, scale: float, zero_point: int, max_code: int) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.uint8)
 
@@ -58,7 +60,7 @@ def quantize_per_channel(x: Tensor, scale: Tensor, axis: int, qmin: int, qmax: i
     return result
 
 
-@torch.library.register_fake("octavo::quantize_per_channel")
+@checks.register_fake("octavo::quantize_per_channel")
 def _(x: Tensor, scale: Tensor, axis: int, qmin: int, qmax: int) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.int8)
 
@@ -72,6 +74,6 @@ def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
     return result
 
 
-@torch.library.register_fake("octavo::dequantize")
+@checks.register_fake("octavo::dequantize")
 def _(q: Tensor, scale: float, zero_point: int) -> Tensor:
     return q.new_empty(q.shape, dtype=torch.float32)

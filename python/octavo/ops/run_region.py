@@ -1,4 +1,4 @@
-"""A stretch of a network in one call: a program (csrc/README.md), its panels, and numbers derived from both."""
+"""A stretch of a network in one call: a program (csrc/README.md) and its panels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["region_constants", "run_region"]
 
 
 def region_constants(panels: Sequence[Tensor], program: str) -> Tensor:
-    """uint8 [bytes]: the numbers that ``run_region`` needs and that follow from panels and program alone."""
+    """uint8 [bytes]: the numbers of ``run_region`` that follow from panels and program."""
     result: Tensor = torch.ops.octavo.region_constants(list(panels), program)
     return result
 
 
-@torch.library.register_fake("octavo::region_constants")
+@checks.register_fake("octavo::region_constants")
 def _(panels: Sequence[Tensor], program: str) -> Tensor:
     size = torch.library.get_ctx().new_dynamic_size()
     return torch.empty(size, dtype=torch.uint8)
@@ -41,14 +41,15 @@ def run_region(
         RuntimeError: from a backward pass through a result.
     """
     if checks.needs_refusal(inputs):
-        return list(_Refusing.apply(program, len(inputs), constants, *inputs, *panels))
+        recorded = _Refusing.apply(program, len(inputs), constants, *inputs, *panels)  # type: ignore[no-untyped-call]
+        return list(recorded)
     result: list[Tensor] = torch.ops.octavo.run_region(
         list(inputs), list(panels), constants, program
     )
     return result
 
 
-@torch.library.register_fake("octavo::run_region")
+@checks.register_fake("octavo::run_region")
 def _(
     inputs: Sequence[Tensor], panels: Sequence[Tensor], constants: Tensor, program: str
 ) -> list[Tensor]:

@@ -1,4 +1,5 @@
 """What every quantized layer promises: copies, moves, state, hooks, attributes."""
+# ruff: noqa: E501 (rows of tables are one line each)
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def test_load_state_dict(case: Any, params: Any, assign: bool, bits: int) -> Non
     )
     assert torch.equal(other(x), y)
     assert not any(p.requires_grad for p in other.parameters())
-    with pytest.raises(RuntimeError, match="Missing key.*weight_packed"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*weight_packed"):
         other.load_state_dict(
             {k: v for k, v in source.state_dict().items() if k != "weight_packed"}
         )

@@ -1,4 +1,4 @@
-"""The runtime of captured modules: one call, step by step, copies, calls that do not fit, compiled."""
+"""Captured modules: one call, step by step, copies, calls that do not fit, compiled."""
 
 from __future__ import annotations
 

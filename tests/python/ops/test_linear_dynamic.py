@@ -10,7 +10,7 @@ from octavo import ops
 
 
 def reference(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """csrc/README.md in float64: a row's range, its codes, an exact sum, one rounding to float32 at the end."""
+    """csrc/README.md in float64: range and codes of a row, an exact sum, one rounding."""
     rows = x.reshape(-1, x.shape[-1]).double()
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
     step = ((high - low) / 255).float().clamp(min=1.2e-7)
