@@ -54,33 +54,43 @@ def quantize(
 
     Example:
         >>> import torch, octavo
-        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8)).eval()
-        >>> small = octavo.quantize(model, 8)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(),
+        torch.nn.Linear(64, 8)).eval() >>> small = octavo.quantize(model, 8)
         >>> fast = octavo.quantize(model, 8, data=[torch.randn(32, 64) for _ in range(4)])
         >>> fast(torch.randn(2, 64)).shape
         torch.Size([2, 8])
 
     Args:
         model: any float nn.Module on the CPU. It is not changed unless ``inplace``.
-        bits: 2..8 for the weights of every layer; a pair (weights, activations); a mapping of names, globs, classes,
-            "@first", "@last" to 2..8, later entries winning; a `Plan`, or the Path of its JSON file.
-        data: batches to calibrate with: a tensor, an iterable of tensors, tuples or mappings, or a callable that
-            is given the model and runs it. With data activations are static and stretches of the network run in
-            integers from end to end; without, each row (each image) is quantized as it comes.
+        bits: 2..8 for the weights of every layer; a pair (weights, activations); a mapping of
+            names, globs, classes, "@first", "@last" to 2..8, later entries winning; a `Plan`, or
+            the Path of its JSON file.
+        data: batches to calibrate with: a tensor, an iterable of tensors, tuples or mappings, or a
+            callable that is given the model and runs it. With data activations are static and
+            stretches of the network run in integers from end to end; without, each row (each image)
+            is quantized as it comes.
         grid: "linear".
-        activations: "dynamic", or the bits 2..8 of static ones (needs data). Default: 8 with data, else "dynamic".
+        activations: "dynamic", or the bits 2..8 of static ones (needs data). Default: 8 with data,
+          else "dynamic".
         rounding: "nearest" (default).
         ranges: "mse" (default), "minmax" or "percentile".
         effort: "balanced" corrects biases where there is data, "fast" does not.
-        exclude, only: names, globs or classes of layers to leave out, or to keep to.
+        exclude: names, globs or classes of layers to leave out.
+        only: names, globs or classes of layers to keep to.
         inplace: change and return ``model`` itself. If anything fails it is as it was.
         strict: whether a pattern that matches nothing, or nothing to quantize, is an error.
         progress: tell on stderr what is going on.
-        group_size, evaluate, max_drop, qat, method: not available yet; refused unless left alone.
+        group_size: not available yet, as the next four; refused unless left alone.
+        evaluate: not available yet.
+        max_drop: not available yet.
+        qat: not available yet.
+        method: not available yet.
+        **unknown: refused, with the nearest name that there is.
 
     Raises:
         TypeError: an argument of the wrong kind, a batch that ``forward`` cannot take.
-        ValueError: an argument out of range, a weight or an activation that is not finite, a model that is quantized.
+        ValueError: an argument out of range, a weight or an activation that is not finite, a model
+          that is quantized.
         NothingQuantizedError: no layer was left to quantize.
         CalibrationError: no batches, or no layer was reached by them.
     """
@@ -107,7 +117,9 @@ def quantize(
             checks.check_plan(decided, work)
         else:
             found = capture(work, example)
-            schemes, reasons, unmatched = _schemes(asked, exclude, only, found, work, grid, strict)
+            schemes, reasons, unmatched = _schemes(
+                asked, exclude, only, found=found, model=work, grid=grid, strict=strict
+            )
             notes.add_all(unmatched)
             static = activation_bits is not None
             decided = plan(
@@ -131,7 +143,7 @@ def quantize(
 
 
 def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """A float model again: layers of the original classes whose weights are what the integers stand for.
+    """A float model again, whose weights are what the integers stand for.
 
     Example:
         >>> import torch, octavo
@@ -145,11 +157,13 @@ def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"dequantize: model must be a quantized nn.Module, got {describe(model)}. Pass the model itself."
+            f"dequantize: model must be a quantized nn.Module, got {describe(model)}. Pass the "
+            "model itself."
         )
     if not any(isinstance(module, QLayer) for module in model.modules()):
         raise ValueError(
-            f"dequantize: model must hold quantized layers, got a {type(model).__name__} without any. "
+            f"dequantize: model must hold quantized layers, got a {type(model).__name__} without "
+            "any. "
             "Pass the result of octavo.quantize."
         )
     return _dequantize(model, inplace)
@@ -177,12 +191,13 @@ def _schemes(
     bits: Mapping[Any, int],
     exclude: tuple[object, ...] | None,
     only: tuple[object, ...] | None,
+    *,
     found: Capture,
     model: nn.Module,
     grid: str,
     strict: bool,
 ) -> tuple[dict[str, Scheme | None], dict[str, str], list[str]]:
-    """Scheme of each site (None: float), reasons for float, and messages about what matched nothing."""
+    """Scheme of each site (None: float), reasons for float, and what matched nothing."""
     widths, reasons, unmatched = patterns.resolve(bits, exclude or (), only, found.sites, model)
     if unmatched and strict:
         raise ValueError(unmatched[0])
@@ -196,8 +211,10 @@ def _schemes(
         for other in site.tied:
             if widths.get(other, widths[site.name]) != widths[site.name]:
                 raise ValueError(
-                    f"quantize: layers {site.name!r} and {other!r} share one weight and must have the same bits, "
-                    f"got {widths[site.name]} and {widths[other]}. Give both the same, or exclude one."
+                    f"quantize: layers {site.name!r} and {other!r} share one weight and must have "
+                    "the same bits, "
+                    f"got {widths[site.name]} and {widths[other]}. Give both the same, or exclude "
+                    "one."
                 )
     schemes = {
         site.name: Scheme(widths[site.name], grid) if site.name in widths else None
@@ -217,7 +234,8 @@ def _nothing(found: Capture) -> str:
     rows = [f"{site.name or '(model)'}: {site.reason}" for site in found.sites[:8]]
     types = "; ".join(rows) if rows else "no module with parameters"
     return (
-        "quantize: the model must hold a layer that octavo can quantize (Linear, Conv1d, Conv2d), got none "
+        "quantize: the model must hold a layer that octavo can quantize (Linear, Conv1d, Conv2d), "
+        "got none "
         f"({types}). See the reasons, or quantize a part of the model that holds such layers."
     )
 
@@ -244,7 +262,10 @@ def _round(model: nn.Module, decided: Plan, rounding: str, notes: _Notes) -> dic
 
 @contextlib.contextmanager
 def _unharmed(model: nn.Module) -> Iterator[None]:
-    """Puts every module back as it was if anything goes wrong. Stages replace tensors, they never write into them."""
+    """Puts every module back as it was if anything goes wrong.
+
+    Stages replace tensors, they never write into them.
+    """
     saved: list[tuple[nn.Module, type, dict[str, Any]]] = []
     for module in model.modules():
         state = {k: dict(v) if type(v) is dict else v for k, v in module.__dict__.items()}

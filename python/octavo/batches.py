@@ -55,10 +55,11 @@ class Call:
 class Batches:
     """Calibration data of any accepted form, as often as needed.
 
-    data: a tensor (one batch), a mapping (one batch, passed by keyword), an iterable of batches, or a callable that
-      is given the model and runs it. A batch is a tensor, a tuple or list of positional arguments, a mapping of
-      keyword arguments, or any other object, which is passed as it is. An iterator that can be read only once is read
-      into a list. Items at the end of a tuple, and keys, that the model's forward cannot take (labels) are dropped.
+    data: a tensor (one batch), a mapping (one batch, passed by keyword), an iterable of batches, or
+      a callable that is given the model and runs it. A batch is a tensor, a tuple or list of
+      positional arguments, a mapping of keyword arguments, or any other object, which is passed as
+      it is. An iterator that can be read only once is read into a list. Items at the end of a
+      tuple, and keys, that the model's forward cannot take (labels) are dropped.
     """
 
     def __init__(self, data: object) -> None:
@@ -66,7 +67,7 @@ class Batches:
         self._items: Iterable[object] = ()
         if isinstance(data, Tensor) or _is_mapping(data):
             self._items = [data]
-        elif isinstance(data, nn.Module) or isinstance(data, (str, bytes)):
+        elif isinstance(data, (nn.Module, str, bytes)):
             raise TypeError(
                 "quantize: data must be batches of inputs or a callable that runs the model, got "
                 f"{describe(data)}. Pass for example data=[batch1, batch2]."
@@ -100,7 +101,7 @@ class Batches:
         return None if self.runs_model else next(iter(self.calls(model)))
 
     def example(self, model: nn.Module) -> Example:
-        """One call to capture with: the first two samples of the first batch where the model takes so few."""
+        """One call to capture with: two samples of the first batch if the model takes so few."""
         call = self.first(model)
         if call is None:
             return self.runs_model
@@ -112,7 +113,10 @@ class Batches:
         return call.args, call.kwargs
 
     def run(self, model: nn.Module, before: Callable[[int, Call | None], None]) -> None:
-        """Run the model on all of the data without gradients; ``before(batch number, call)`` comes first each time."""
+        """Run the model on all of the data without gradients.
+
+        ``before(batch number, call)`` is called ahead of each batch.
+        """
         with torch.no_grad():
             if self.runs_model:
                 before(0, None)
@@ -143,7 +147,8 @@ def _call_of(item: object, signature: inspect.Signature, name: str, number: int)
     except TypeError as error:
         raise TypeError(
             f"quantize: batch {number} of data must fit {name}.forward{signature}, got "
-            f"{_shape_of(item)} ({error}). Make each batch a tensor, a tuple of positional arguments or a "
+            f"{_shape_of(item)} ({error}). Make each batch a tensor, a tuple of positional "
+            "arguments or a "
             "dict of keyword arguments."
         ) from None
     return call

@@ -26,8 +26,8 @@ __all__ = ["Calibration", "calibrate", "without_unreached"]
 class Calibration:
     """Ranges found in data.
 
-    qparams: "<flow path>:<value>" for values inside regions, "site:<layer>" for the inputs of static layers that
-      run alone, to their parameters.
+    qparams: "<flow path>:<value>" for values inside regions, "site:<layer>" for the inputs of
+      static layers that run alone, to their parameters.
     clipped: share of the values (0..1) that lie beyond the codes, by the same keys.
     unreached: keys that no batch reached; they have no parameters.
     constant: keys whose values were all equal.
@@ -46,7 +46,8 @@ class Calibration:
     def __str__(self) -> str:
         worst = max(self.clipped.items(), key=lambda item: item[1], default=("", 0.0))
         lines = [
-            f"{self.samples} samples in {self.batches} batches, {len(self.qparams)} ranges, at most "
+            f"{self.samples} samples in {self.batches} batches, {len(self.qparams)} ranges, at "
+            "most "
             f"{100 * worst[1]:.3f} % of a value clipped" + (f" ({worst[0]})" if worst[1] else "")
         ]
         for key, p in self.qparams.items():
@@ -64,9 +65,10 @@ def calibrate(
 ) -> Calibration:
     """The ranges of all values that ``plan`` stores in integers, from one pass over the data.
 
-    Captured modules are evaluated in float, step by step, each value going into a streaming histogram; inputs of
-    static layers elsewhere are seen by hooks that are gone when this returns. Results do not depend on how the data
-    is split into batches. No more than one batch's activations are held.
+    Captured modules are evaluated in float, step by step, each value going into a streaming
+    histogram; inputs of static layers elsewhere are seen by hooks that are gone when this returns.
+    Results do not depend on how the data is split into batches. No more than one batch's
+    activations are held.
 
     Args:
         model: the float model that the plan was made for, folded. It comes back as it was.
@@ -85,7 +87,9 @@ def calibrate(
     collector = _Collector(plan)
     collector.progress = _progress_line(progress)
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(collector.hook(f"site:{name}"))
+        model.get_submodule(name).register_forward_pre_hook(
+            collector.hook(f"site:{name}"), with_kwargs=True
+        )
         for name in collector.sites
     ]
     training = {module: module.training for module in model.modules()}
@@ -107,7 +111,7 @@ def calibrate(
 
 
 def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
-    """The plan in which layers that no batch reached run alone with dynamic activations, and say why.
+    """The plan in which layers that no batch reached run alone with dynamic activations.
 
     Raises CalibrationError if no layer with static activations was reached.
     """
@@ -124,14 +128,15 @@ def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
     def was_reached(site: SitePlan) -> bool:
         return site.region in kept if site.region else f"site:{site.name}" not in unreached
 
-    sites = []
-    for site in plan.sites:
+    def degraded(site: SitePlan) -> SitePlan:
         reason = "never reached by data"
         if site.scheme and site.activations == "static" and not was_reached(site):
-            site = dataclasses.replace(site, activations="dynamic", region="", reason=reason)
-        elif site.region and site.region not in kept:  # A lone BatchNorm, for instance.
-            site = dataclasses.replace(site, region="", reason=reason)
-        sites.append(site)
+            return dataclasses.replace(site, activations="dynamic", region="", reason=reason)
+        if site.region and site.region not in kept:  # A lone BatchNorm, for instance.
+            return dataclasses.replace(site, region="", reason=reason)
+        return site
+
+    sites = tuple(map(degraded, plan.sites))
     static = [site for site in plan.sites if site.scheme and site.activations == "static"]
     if static and not any(site.scheme and site.activations == "static" for site in sites):
         names = ", ".join(repr(site.name) for site in static[:5])
@@ -139,7 +144,7 @@ def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
             f"quantize: data must reach at least one layer, got none of {len(static)} ({names}) in "
             f"{calibration.batches} batches. Calibrate with data that runs through them."
         )
-    return dataclasses.replace(plan, sites=tuple(sites), flows=flows)
+    return dataclasses.replace(plan, sites=sites, flows=flows)
 
 
 def _region_keys(flow: Flow, region: RegionPlan) -> list[str]:
@@ -189,8 +194,10 @@ class _Collector:
         extremes, bad = ops.minmax(x)
         if int(bad):
             raise ValueError(
-                f"calibrate: {where} must be finite, got {int(bad)} NaN or infinite values of {x.numel()} in "
-                f"batch {self.batch}. Repair or leave out this batch; if it is sound, look for an overflow in the model."
+                f"calibrate: {where} must be finite, got {int(bad)} NaN or infinite values of "
+                f"{x.numel()} in "
+                f"batch {self.batch}. Repair or leave out this batch; if it is sound, look for an "
+                "overflow in the model."
             )
         return float(extremes[0]), float(extremes[1])
 
@@ -198,14 +205,15 @@ class _Collector:
         """Add a tensor to the histogram of a key."""
         low, high = self.extremes(where, x)
         self.histograms[key].update(
-            low, high, x.numel(), lambda exponent, first, bins: ops.histogram(x, exponent, first, bins)
+            low,
+            high,
+            x.numel(),
+            lambda exponent, first, bins: ops.histogram(x, exponent, first, bins),
         )
 
     def observer(self, flow: Flow) -> Callable[[str, Tensor], None]:
         """What `octavo.flow.run` calls with every value."""
-        makers = {
-            part.output: part.module for step in flow.steps for part in step.fused or (step,)
-        }
+        makers = {part.output: part.module for step in flow.steps for part in step.fused or (step,)}
 
         def observe(value: str, x: Tensor) -> None:
             key = f"{flow.path}:{value}"
@@ -216,12 +224,13 @@ class _Collector:
 
         return observe
 
-    def hook(self, key: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(self, key: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """A forward pre-hook that sees the layer's input."""
 
-        def see_input(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and isinstance(args[0], Tensor):
-                self.see(key, f"the input of layer {key.removeprefix('site:')!r}", args[0])
+        def see_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = args[0] if args else next(iter(kwargs.values()), None)
+            if isinstance(x, Tensor):
+                self.see(key, f"the input of layer {key.removeprefix('site:')!r}", x)
 
         return see_input
 
@@ -240,17 +249,25 @@ class _Collector:
                 constant.append(key)
         if constant:
             warnings.warn(
-                f"calibrate: {len(constant)} values never changed in the data (first {constant[0]!r}): their "
+                f"calibrate: {len(constant)} values never changed in the data (first "
+                f"{constant[0]!r}): their "
                 "ranges fit nothing else. Use real data.",
                 stacklevel=4,
             )
         notes = []
         if self.dropped:
             notes.append(
-                f"data: {', '.join(self.dropped)} of each batch left out, since forward cannot take them"
+                f"data: {', '.join(self.dropped)} of each batch left out, since forward cannot "
+                "take them"
             )
         return Calibration(
-            qparams, shares, tuple(unreached), tuple(constant), self.samples, self.batches, tuple(notes)
+            qparams,
+            shares,
+            tuple(unreached),
+            tuple(constant),
+            self.samples,
+            self.batches,
+            tuple(notes),
         )
 
 

@@ -58,10 +58,11 @@ def check_unknown(unknown: Mapping[str, object], known: Iterable[str]) -> None:
 
 
 def check_model(model: object, inplace: bool = False) -> None:
-    """TypeError or ValueError unless ``model`` is a float nn.Module on the CPU that octavo may read."""
+    """TypeError or ValueError unless ``model`` is a float nn.Module on the CPU."""
     if isinstance(model, Mapping):
         raise TypeError(
-            f"quantize: model must be an nn.Module, got a state_dict-like {type(model).__name__} of "
+            f"quantize: model must be an nn.Module, got a state_dict-like {type(model).__name__} "
+            "of "
             f"{len(model)} entries. Load it into a model first: model.load_state_dict(...)."
         )
     if not isinstance(model, nn.Module):
@@ -106,7 +107,8 @@ def _check_wrappers(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if type(parameter).__name__ in ("DTensor", "ShardedTensor"):
             raise TypeError(
-                f"quantize: parameter {name!r} must be a plain tensor, got a {type(parameter).__name__}. "
+                f"quantize: parameter {name!r} must be a plain tensor, got a "
+                f"{type(parameter).__name__}. "
                 "Gather the parameters into a plain model first."
             )
 
@@ -117,12 +119,14 @@ def _check_module(name: str, module: nn.Module) -> None:
         bits = getattr(module, "bits", None)
         width = f" at {bits} bits" if bits is not None else ""
         raise ValueError(
-            f"quantize: model must be a float model, got {name!r} ({cls.__name__}) already quantized{width}. "
+            f"quantize: model must be a float model, got {name!r} ({cls.__name__}) already "
+            f"quantized{width}. "
             "Quantize the original float model, or call octavo.dequantize(model) first."
         )
     if cls.__module__.startswith(_OTHER_LIBRARIES):
         raise ValueError(
-            f"quantize: model must be a float model, got {name!r} ({cls.__module__}.{cls.__name__}), quantized "
+            f"quantize: model must be a float model, got {name!r} "
+            f"({cls.__module__}.{cls.__name__}), quantized "
             "or prepared by another library. Quantize the original float model."
         )
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
@@ -139,12 +143,14 @@ def _check_convolution(name: str, conv: nn.modules.conv._ConvNd) -> None:
         value = getattr(conv, what)
         if any(v < 1 for v in value):
             raise ValueError(
-                f"quantize: layer {name!r}: {what} must be at least 1, got {value}. Correct the layer."
+                f"quantize: layer {name!r}: {what} must be at least 1, got {value}. Correct the "
+                "layer."
             )
     groups = conv.groups
     if groups < 1 or conv.in_channels % groups or conv.out_channels % groups:
         raise ValueError(
-            f"quantize: layer {name!r}: groups must divide {conv.in_channels} input and {conv.out_channels} "
+            f"quantize: layer {name!r}: groups must divide {conv.in_channels} input and "
+            f"{conv.out_channels} "
             f"output channels, got {groups}. Correct the layer."
         )
 
@@ -157,11 +163,13 @@ def _check_tensor(name: str, tensor: Tensor, inplace: bool) -> None:
         )
     if tensor.device.type != "cpu":
         raise ValueError(
-            f"quantize: parameter {name!r} must be on the CPU, got {tensor.device}. Call model.cpu() first."
+            f"quantize: parameter {name!r} must be on the CPU, got {tensor.device}. Call "
+            "model.cpu() first."
         )
     if inplace and tensor.is_inference():
         raise ValueError(
-            f"quantize: with inplace=True parameter {name!r} must be an ordinary tensor, got one made under "
+            f"quantize: with inplace=True parameter {name!r} must be an ordinary tensor, got one "
+            "made under "
             "torch.inference_mode. Quantize a copy with inplace=False."
         )
 
@@ -182,7 +190,8 @@ def _check_weights(model: nn.Module) -> None:
             where = f"{name}.{kind}" if name else kind
             if not tensor.is_floating_point():
                 raise TypeError(
-                    f"quantize: parameter {where!r} must be of a floating-point type, got {tensor.dtype}. "
+                    f"quantize: parameter {where!r} must be of a floating-point type, got "
+                    f"{tensor.dtype}. "
                     "Convert it, or exclude the layer."
                 )
             _check_finite(where, tensor)
@@ -191,16 +200,20 @@ def _check_weights(model: nn.Module) -> None:
         if weight.numel() > 1:
             largest = float(weight.detach().abs().amax())
             smallest_normal = torch.finfo(torch.float32).tiny
-            if largest != 0 and (largest < smallest_normal or bool((weight == weight.flatten()[0]).all())):
+            if largest != 0 and (
+                largest < smallest_normal or bool((weight == weight.flatten()[0]).all())
+            ):
                 flat.append(name)
     if doubles:
         warnings.warn(
-            f"quantize: float64 parameters are computed in float32 ({len(doubles)}, first {doubles[0]!r}).",
+            f"quantize: float64 parameters are computed in float32 ({len(doubles)}, first "
+            f"{doubles[0]!r}).",
             stacklevel=4,
         )
     if flat:
         warnings.warn(
-            "quantize: weights that are constant or too small for normal float32 numbers carry little "
+            "quantize: weights that are constant or too small for normal float32 numbers carry "
+            "little "
             f"information ({len(flat)}, first {flat[0]!r}).",
             stacklevel=4,
         )
@@ -211,7 +224,8 @@ def _check_finite(where: str, tensor: Tensor) -> None:
     if not bool(finite.all()):
         bad = (~finite).nonzero()
         raise ValueError(
-            f"quantize: parameter {where!r} must be finite, got {len(bad)} values that are not, the first at "
+            f"quantize: parameter {where!r} must be finite, got {len(bad)} values that are not, "
+            "the first at "
             f"index {tuple(bad[0].tolist())}. Repair the weights, or exclude the layer."
         )
 
@@ -219,14 +233,19 @@ def _check_finite(where: str, tensor: Tensor) -> None:
 def _check_bits(bits: object, where: str = "bits") -> int:
     """``bits`` as an int in 2..8; NumPy integers are accepted, bools are not."""
     if isinstance(bits, bool) or bits is None or isinstance(bits, (str, bytes)):
-        raise TypeError(f"quantize: {where} must be an integer from 2 to 8, got {describe(bits)}. {_BITS_HELP}")
+        raise TypeError(
+            f"quantize: {where} must be an integer from 2 to 8, got {describe(bits)}. {_BITS_HELP}"
+        )
     if isinstance(bits, float):
         if math.isnan(bits):
-            raise TypeError(f"quantize: {where} must be a number from 2 to 8, got nan. {_BITS_HELP}")
+            raise TypeError(
+                f"quantize: {where} must be a number from 2 to 8, got nan. {_BITS_HELP}"
+            )
         if not 2.0 <= bits <= 8.0:
             raise ValueError(f"quantize: {where} must lie in 2..8, got {bits}. {_BITS_HELP}")
         raise ValueError(
-            f"quantize: {where} must be an integer from 2 to 8, got the average {bits}. Spending an average "
+            f"quantize: {where} must be an integer from 2 to 8, got the average {bits}. Spending "
+            "an average "
             'is not available yet: give widths by pattern, such as {"*": 4, "head": 8}.'
         )
     try:
@@ -247,18 +266,20 @@ _BITS_HELP = "For example octavo.quantize(model, 8)."
 def check_widths(
     bits: object, activations: object, has_data: bool
 ) -> tuple[Mapping[Any, int] | Plan, int | None]:
-    """Pattern to weight bits (or a Plan), and the bits of static activations, None for dynamic ones."""
+    """Pattern to weight bits (or a Plan), and the bits of static activations or None."""
     asked: Mapping[Any, int] | Plan
     if isinstance(bits, Path):
         bits = Plan.from_json(bits.read_text(encoding="utf-8"))
     if isinstance(bits, tuple):
         if len(bits) != 2:
             raise ValueError(
-                f"quantize: bits must be a pair (weights, activations), got {describe(bits)}. Use for example (4, 8)."
+                f"quantize: bits must be a pair (weights, activations), got {describe(bits)}. Use "
+                "for example (4, 8)."
             )
         if activations is not None:
             raise ValueError(
-                f"quantize: activations must be left out where bits is a pair, got {describe(activations)}. "
+                "quantize: activations must be left out where bits is a pair, got "
+                f"{describe(activations)}. "
                 "Say it once."
             )
         bits, activations = bits
@@ -267,7 +288,8 @@ def check_widths(
         static = [site for site in bits.sites if site.activations == "static"]
         if static and not has_data:
             raise ValueError(
-                f"quantize: data must be batches for a plan with static activations ({static[0].name!r}), got None. "
+                "quantize: data must be batches for a plan with static activations "
+                f"({static[0].name!r}), got None. "
                 "Pass data=batches."
             )
     elif isinstance(bits, Mapping):
@@ -286,7 +308,8 @@ def _check_activations(activations: object, has_data: bool) -> int | None:
             return None
         if activations == "float":
             raise ValueError(
-                f"quantize: activations must be {valid}, got 'float'. Weight-only layers are not available yet."
+                f"quantize: activations must be {valid}, got 'float'. Weight-only layers are not "
+                "available yet."
             )
         raise ValueError(
             f"quantize: activations must be {valid}, got {activations!r}. Choose one of those."
@@ -308,7 +331,8 @@ def check_patterns(argument: str, value: object) -> tuple[object, ...] | None:
         return (value,)
     if not isinstance(value, Iterable):
         raise TypeError(
-            f"quantize: {argument} must be a sequence of names, globs or classes, got {describe(value)}. "
+            f"quantize: {argument} must be a sequence of names, globs or classes, got "
+            f"{describe(value)}. "
             'Use for example ["head", "layer1.*"].'
         )
     return tuple(value)
@@ -322,18 +346,21 @@ def check_plan(plan: Plan, model: nn.Module) -> None:
         if module is None or type(module).__name__ != site.type:
             found = "no such module" if module is None else f"a {type(module).__name__}"
             raise ValueError(
-                f"quantize: the plan's layer {site.name!r} must be a {site.type} of the model, got {found}. "
+                f"quantize: the plan's layer {site.name!r} must be a {site.type} of the model, got "
+                f"{found}. "
                 "Use a plan that was made for this model."
             )
     for flow in plan.flows:
         if flow.flow.path not in modules:
             raise ValueError(
-                f"quantize: the plan's module {flow.flow.path!r} must be in the model, got no such module. "
+                f"quantize: the plan's module {flow.flow.path!r} must be in the model, got no such "
+                "module. "
                 "Use a plan that was made for this model."
             )
     if not any(site.scheme for site in plan.sites):
         raise NothingQuantizedError(
-            "quantize: at least one layer of the plan must have a scheme, got none. Give one layer bits."
+            "quantize: at least one layer of the plan must have a scheme, got none. Give one layer "
+            "bits."
         )
 
 
@@ -360,7 +387,8 @@ def check_choices(
         size = _index("group_size", group_size)
         if size < 16 or size % 16:
             raise ValueError(
-                f"quantize: group_size must be a positive multiple of 16, got {size}. Use for example 64."
+                f"quantize: group_size must be a positive multiple of 16, got {size}. Use for "
+                "example 64."
             )
         raise ValueError(
             f"quantize: group_size must be None (one scale per output channel), got {size}. "
@@ -375,14 +403,16 @@ def check_choices(
             )
     if qat:
         raise ValueError(
-            "quantize: qat must be False, got True. Quantization-aware training is not available yet."
+            "quantize: qat must be False, got True. Quantization-aware training is not available "
+            "yet."
         )
 
 
 def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
     if not isinstance(value, str):
         raise TypeError(
-            f"quantize: {name} must be one of {', '.join(map(repr, valid))}, got {describe(value)}. "
+            f"quantize: {name} must be one of {', '.join(map(repr, valid))}, got "
+            f"{describe(value)}. "
             f"Pass a string."
         )
     if value not in valid:

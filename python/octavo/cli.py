@@ -6,6 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import torch
+
+import octavo
+from octavo.demo import run
+
 __all__ = ["main"]
 
 
@@ -24,8 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help="versions and instruction sets")
     options = parser.parse_args(arguments)
     if options.command == "demo":
-        from octavo.demo import run
-
         print(run(options.rounds))
     else:
         print(_info())
@@ -40,13 +43,10 @@ def _positive(text: str) -> int:
 
 
 def _info() -> str:
-    import torch
-
-    import octavo
-
     return "\n".join(
         [
-            f"octavo {octavo.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}",
+            f"octavo {octavo.__version__}, torch {torch.__version__}, Python "
+            f"{sys.version.split()[0]}",
             f"instruction sets of this machine: {', '.join(octavo.isas())}",
             f"in use: {octavo.isa()}, {torch.get_num_threads()} threads",
         ]

@@ -12,7 +12,7 @@ __all__ = ["bytes_of", "decibels", "sqnr", "tensor_bytes"]
 
 
 def sqnr(signal: Tensor, noisy: Tensor) -> float | None:
-    """10 log10(sum signal^2 / sum (signal - noisy)^2) in dB; None where there is no noise or no signal."""
+    """10 log10(sum signal^2 / sum (signal - noisy)^2) in dB; None where either is zero."""
     signal, noisy = signal.detach(), noisy.detach()
     power = float(signal.square().sum(dtype=torch.float64))
     noise = float((signal - noisy).square().sum(dtype=torch.float64))

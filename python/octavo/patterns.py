@@ -23,16 +23,17 @@ def matching(
 ) -> tuple[list[Site], str]:
     """The sites that a pattern means, and a message if there are none.
 
-    A string means the module of that name and all modules below it, or is a glob such as "layer?.*.conv1"; "@first" and
-    "@last" are the first and last layer with an integer form, in the order of calls where known. A class means its
-    instances.
+    A string means the module of that name and all modules below it, or is a glob such as
+    "layer?.*.conv1"; "@first" and "@last" are the first and last layer with an integer form, in the
+    order of calls where known. A class means its instances.
     """
     if isinstance(pattern, type) and issubclass(pattern, nn.Module):
         found = [site for site in sites if isinstance(model.get_submodule(site.name), pattern)]
         return found, "" if found else _message(argument, pattern.__name__, sites)
     if not isinstance(pattern, str):
         raise TypeError(
-            f"quantize: {argument} must hold names, globs or nn.Module classes, got {describe(pattern)}. "
+            f"quantize: {argument} must hold names, globs or nn.Module classes, got "
+            f"{describe(pattern)}. "
             'Use for example "layer1.*".'
         )
     if pattern in ("@first", "@last"):
@@ -45,9 +46,7 @@ def matching(
 
 
 def _fits(pattern: str, name: str) -> bool:
-    return (
-        name == pattern or name.startswith(f"{pattern}.") or fnmatch.fnmatchcase(name, pattern)
-    )
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatch.fnmatchcase(name, pattern)
 
 
 def _message(argument: str, pattern: str, sites: Sequence[Site]) -> str:
@@ -67,7 +66,7 @@ def resolve(
     sites: Sequence[Site],
     model: nn.Module,
 ) -> tuple[dict[str, int], dict[str, str], Unmatched]:
-    """Bits of every site that is asked for, the reason for each that is not, and what matched nothing.
+    """Bits of every site asked for, the reason for each that is not, and what matched nothing.
 
     Later entries of ``bits`` win over earlier ones.
     """
@@ -77,7 +76,9 @@ def resolve(
         found, problem = matching(pattern, sites, model, "bits")
         unmatched += [problem] if problem else []
         widths |= {site.name: width for site in found}
-    reasons = {site.name: "no pattern of bits matches it" for site in sites if site.name not in widths}
+    reasons = {
+        site.name: "no pattern of bits matches it" for site in sites if site.name not in widths
+    }
     if only is not None:
         kept: set[str] = set()
         for pattern in only:

@@ -1,7 +1,7 @@
 """Range rules: from a streaming histogram of one value to the affine parameters that store it.
 
-Every rule is a pure function of a `Histogram`, and a histogram is a function of the multiset of values alone, so
-the result does not depend on how the data is split into batches.
+Every rule is a pure function of a `Histogram`, and a histogram is a function of the multiset of
+values alone, so the result does not depend on how the data is split into batches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from octavo.scheme import QParams
 __all__ = ["MIN_SCALE", "RULES", "Histogram", "minmax", "mse", "percentile", "qparams_of_range"]
 
 MIN_SCALE = 1.2e-7
-"""Smallest scale of any value: the float32 resolution at 1, safely normal and with a finite reciprocal."""
+"""Smallest scale of any value: the float32 resolution at 1, safely normal and with a finite
+reciprocal.
+"""
 
 MAX_BINS = 4096
 """Bins of a histogram. At least half are in use, so an 8-bit step spans 8 bins or more."""
@@ -33,9 +35,10 @@ _PERCENTILE = 0.99999  # Below 99.999 % vision transformers collapse (Brevitas s
 class Histogram:
     """Exact counts of float values in bins whose width is a power of two.
 
-    Bin i holds the values in [i * 2^exponent, (i + 1) * 2^exponent); ``counts[j]`` belongs to bin ``first + j``. The
-    exponent is the smallest at which the hull of all values and zero needs at most `MAX_BINS` bins, hence it is a
-    function of the extremes alone. When the hull grows, pairs of bins merge, which keeps the counts exact.
+    Bin i holds the values in [i * 2^exponent, (i + 1) * 2^exponent); ``counts[j]`` belongs to bin
+    ``first + j``. The exponent is the smallest at which the hull of all values and zero needs at
+    most `MAX_BINS` bins, hence it is a function of the extremes alone. When the hull grows, pairs
+    of bins merge, which keeps the counts exact.
 
     low, high: extremes of the values seen. count: how many values were seen.
     """
@@ -57,7 +60,8 @@ class Histogram:
     ) -> None:
         """Add ``count`` values with extremes ``low`` and ``high``.
 
-        ``count_bins(exponent, first, bins)`` returns their int64 counts in the bins ``first .. first + bins - 1``.
+        ``count_bins(exponent, first, bins)`` returns their int64 counts in the bins ``first ..
+        first + bins - 1``.
         """
         if count == 0:
             return
@@ -98,7 +102,8 @@ def _bin(value: float, exponent: int) -> int:
 def qparams_of_range(low: float, high: float, bits: int = 8) -> QParams:
     """Affine parameters whose codes 0 .. 2^bits - 1 span [low, high], widened to hold zero exactly.
 
-    scale = (high - low) / (2^bits - 1), at least `MIN_SCALE`; zero_point = -low / scale to the nearest code.
+    scale = (high - low) / (2^bits - 1), at least `MIN_SCALE`; zero_point = -low / scale to the
+    nearest code.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     qmax = 2**bits - 1
@@ -125,10 +130,10 @@ def percentile(histogram: Histogram, bits: int = 8) -> QParams:
 
 
 def mse(histogram: Histogram, bits: int = 8) -> QParams:
-    """The clip range, out of the bin edges, with the smallest mean squared quantization error of the values.
+    """The clip range between bin edges with the smallest mean squared quantization error.
 
-    Minimises sum_i n_i (c_i - Q(c_i))^2 over the clip ends, c_i the bin centres: first both ends shrink together,
-    then each alone, each time from coarse to fine steps.
+    Minimises sum_i n_i (c_i - Q(c_i))^2 over the clip ends, c_i the bin centres: first both ends
+    shrink together, then each alone, each time from coarse to fine steps.
     """
     low, high = _extremes(histogram)
     if low == high:
@@ -138,7 +143,7 @@ def mse(histogram: Histogram, bits: int = 8) -> QParams:
     weights = histogram.counts[filled].to(torch.float64)
 
     def snap(value: float, end: float) -> float:
-        """The bin edge next to value, away from zero, but never beyond the extreme that was seen."""
+        """The bin edge next to value, away from zero, never beyond the extreme seen."""
         edge = math.ceil(abs(value) / histogram.width) * histogram.width
         return math.copysign(min(edge, abs(end)), end)
 
@@ -175,7 +180,7 @@ def clipped(histogram: Histogram, qparams: QParams) -> int:
 
 
 def _squared_errors(centers: Tensor, weights: Tensor, parameters: list[QParams]) -> Tensor:
-    """float64 [candidates]: weighted squared errors of the centres after quantization with each candidate."""
+    """float64 [candidates]: weighted squared errors of the quantized centres."""
     scale = torch.tensor([p.scale for p in parameters], dtype=torch.float64)[:, None]
     zero = torch.tensor([p.zero_point for p in parameters], dtype=torch.float64)[:, None]
     qmax = parameters[0].qmax

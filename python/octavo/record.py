@@ -1,4 +1,4 @@
-"""What `quantize` decided and found, kept on the model so that `report` can tell it later, after loading too."""
+"""What `quantize` decided and found, kept on the model so that `report` can tell it later."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _ATTRIBUTE = "octavo_record"
 class LayerRecord:
     """One layer that could have been quantized.
 
-    bits 0: it stays float, and ``reason`` says why. region: name of the region that runs it, "" when it runs alone.
+    bits 0: it stays float, and ``reason`` says why. region: name of the region that runs it, ""
+      when it runs alone.
     activations: "static", "dynamic" or "float". float_bytes: of its float parameters.
-    weight_sqnr, output_sqnr: decibels against the float layer, None where not measured. The output's includes the
-    error of all layers before it, on the calibration data.
+    weight_sqnr, output_sqnr: decibels against the float layer, None where not measured. The
+    output's includes the error of all layers before it, on the calibration data.
     """
 
     name: str
@@ -43,7 +44,10 @@ class LayerRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """All of it. float_bytes: parameters and buffers of the float model. notes: whatever else was worth saying."""
+    """All of it.
+
+    float_bytes: parameters and buffers of the float model. notes: whatever else was worth saying.
+    """
 
     layers: tuple[LayerRecord, ...]
     float_bytes: int
@@ -55,7 +59,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
-        """The inverse of `to_dict`; unknown keys are ignored, so that later versions may add some."""
+        """The inverse of `to_dict`; unknown keys, of later versions, are ignored."""
         known = {f.name for f in dataclasses.fields(LayerRecord)}
         layers = tuple(
             LayerRecord(**{k: v for k, v in layer.items() if k in known})

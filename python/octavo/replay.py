@@ -1,4 +1,4 @@
-"""Stands in for the forwards of captured modules while calibration data runs through the float model."""
+"""Stands in for forwards of captured modules while data runs through the float model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ __all__ = ["flow_arguments", "replayed"]
 def replayed(
     model: nn.Module, flows: Iterable[Flow], handle: Callable[[Flow, tuple[Tensor, ...]], Any]
 ) -> Iterator[None]:
-    """While the context lasts, calls of the captured modules that fit their flow go to ``handle(flow, tensors)``.
+    """While the context lasts, calls that fit a flow go to ``handle(flow, tensors)``.
 
-    Other calls (another argument structure, rank or number of channels) run the module's own forward.
+    Other calls (another argument structure, rank or number of channels) run the module's own
+    forward.
     """
     owners = [(flow, model.get_submodule(flow.path)) for flow in flows]
     saved = [(module, module.__dict__.get("forward")) for _, module in owners]
@@ -47,14 +48,15 @@ def _stand_in(
         tensors = flow_arguments(flow, signature, args, kwargs)
         return original(*args, **kwargs) if tensors is None else handle(flow, tensors)
 
-    forward.__signature__ = signature  # type: ignore[attr-defined]  # whoever asks what the model takes
+    # Whoever asks what the model takes gets the module's own answer.
+    forward.__signature__ = signature  # type: ignore[attr-defined]
     return forward
 
 
 def flow_arguments(
     flow: Flow, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, ...] | None:
-    """The flow's tensors out of a call's arguments; None if the flow was not captured for such a call."""
+    """The flow's tensors out of a call's arguments; None if it was not captured for such a call."""
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError:

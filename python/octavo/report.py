@@ -1,4 +1,4 @@
-"""What a quantized model is made of, as a table: every layer, what became of it and why, and what it costs."""
+"""What a quantized model is made of: every layer, what became of it and why, what it costs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Multiplies", "Report", "Row", "count_multiplies", "report", "residen
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One layer: its record, the bytes it takes now, and the SQNR of its output on the report's data (dB)."""
+    """One layer: its record, the bytes it takes now, and the SQNR of its output (dB)."""
 
     layer: LayerRecord
     bytes: int
@@ -50,8 +50,10 @@ class Multiplies:
 class Report:
     """A quantized model in figures. `str` gives the table, `to_dict` plain JSON data.
 
-    float_bytes: parameters and buffers of the float model. bytes: everything the quantized model keeps in memory.
-    multiplies: None without data. output_sqnr: of the model's output against the reference, None without one.
+    float_bytes: parameters and buffers of the float model. bytes: everything the quantized model
+      keeps in memory.
+    multiplies: None without data. output_sqnr: of the model's output against the reference, None
+      without one.
     """
 
     model: str
@@ -84,10 +86,11 @@ def report(model: nn.Module, data: object = None, *, reference: nn.Module | None
 
     Args:
         model: result of `quantize` or `load`.
-        data: batches as for `quantize`; with them multiply-adds are counted where they are executed (first batch).
-        reference: the float model. With it and data, every layer's output is compared with the float one
-            (signal-to-quantization-noise ratio in dB, errors of earlier layers included). Without it the column
-            holds what `quantize` measured on the calibration data.
+        data: batches as for `quantize`; with them multiply-adds are counted where they are executed
+          (first batch).
+        reference: the float model. With it and data, every layer's output is compared with the
+            float one (signal-to-quantization-noise ratio in dB, errors of earlier layers included).
+            Without it the column holds what `quantize` measured on the calibration data.
 
     Raises:
         TypeError: model is not an nn.Module.
@@ -95,12 +98,14 @@ def report(model: nn.Module, data: object = None, *, reference: nn.Module | None
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"report: model must be a quantized nn.Module, got {describe(model)}. Pass the result of octavo.quantize."
+            f"report: model must be a quantized nn.Module, got {describe(model)}. Pass the result "
+            "of octavo.quantize."
         )
     record = record_of(model)
     if record is None:
         raise ValueError(
-            f"report: model must be the result of octavo.quantize or octavo.load, got a {type(model).__name__} "
+            "report: model must be the result of octavo.quantize or octavo.load, got a "
+            f"{type(model).__name__} "
             "without octavo's record. Pass the quantized model itself, not a part of it."
         )
     if reference is not None and data is None:
@@ -132,7 +137,7 @@ def report(model: nn.Module, data: object = None, *, reference: nn.Module | None
 
 
 def count_multiplies(model: nn.Module, data: object) -> Multiplies:
-    """Multiply-adds of the model on the first batch: integer ones as octavo's ops count them, float ones as torch's."""
+    """Multiply-adds of the first batch: integer ones as octavo's ops count them, float as torch."""
     batches = data if isinstance(data, Batches) else Batches(data)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         _C.reset_integer_macs()
@@ -147,7 +152,7 @@ def count_multiplies(model: nn.Module, data: object) -> Multiplies:
 
 
 def resident_bytes(model: nn.Module) -> int:
-    """Bytes of memory behind the model's parameters, buffers, panels and region constants, each counted once."""
+    """Bytes behind the model's parameters, buffers, panels and region constants, each once."""
     return bytes_of(_tensors_of(model))
 
 
@@ -180,7 +185,8 @@ def _compare(
 ) -> tuple[dict[str, float], float | None]:
     """SQNR of every named layer's output and of the model's own, over all batches.
 
-    The reference is folded first, as the model was: the output of a convolution is that after its BatchNorm.
+    The reference is folded first, as the model was: the output of a convolution is that after its
+      BatchNorm.
     """
     reference = copy_model(reference).eval()
     fold(reference, batches.example(reference))
@@ -239,16 +245,29 @@ def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Ten
             handle.remove()
 
 
-# ---- text ---------------------------------------------------------------------------------------------
+# ---- text
+# ---------------------------------------------------------------------------------------------
 
 
 def _text(report: Report) -> str:
-    header = ("layer", "kind", "bits", "grid", "scale per", "activations", "where", "bytes", "now", "SQNR")
+    header = (
+        "layer",
+        "kind",
+        "bits",
+        "grid",
+        "scale per",
+        "activations",
+        "where",
+        "bytes",
+        "now",
+        "SQNR",
+    )
     lines = [header, *(_cells(row) for row in report.rows)]
     table = align(lines, right={2, 7, 8, 9})
     quantized = sum(1 for row in report.rows if row.layer.bits)
     totals = [
-        f"{report.model}: {quantized} of {len(report.rows)} layers in integers, instruction set {report.isa}",
+        f"{report.model}: {quantized} of {len(report.rows)} layers in integers, instruction set "
+        f"{report.isa}",
         f"memory: {_size(report.float_bytes)} float, {_size(report.bytes)} now "
         f"({report.float_bytes / max(report.bytes, 1):.2f} times smaller)",
     ]
@@ -282,7 +301,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def align(lines: list[tuple[str, ...]], right: set[int]) -> str:
-    """Cells in columns of equal width, those in ``right`` flushed right; a rule below the first line."""
+    """Cells in columns of equal width, those in ``right`` flushed right; a rule below line 1."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join(

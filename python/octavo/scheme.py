@@ -28,12 +28,12 @@ class Scheme:
     @property
     def qmax(self) -> int:
         """Largest code: 2^(bits-1) - 1."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << (self.bits - 1)) - 1
 
     @property
     def qmin(self) -> int:
         """Smallest code: -qmax for 8..5 bits, -2^(bits-1) for 4..2 bits."""
-        return -self.qmax if self.bits >= 5 else -(2 ** (self.bits - 1))
+        return -self.qmax if self.bits >= 5 else -(1 << (self.bits - 1))
 
 
 @dataclass(frozen=True)
@@ -50,4 +50,4 @@ class QParams:
     @property
     def qmax(self) -> int:
         """Largest code, 2^bits - 1."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1

@@ -1,4 +1,6 @@
-"""batches: every accepted form of data becomes calls of the model; every other is refused in words."""
+"""batches: every accepted form of data becomes calls of the model; every other is refused in
+words.
+"""
 
 import collections
 import dataclasses
@@ -37,7 +39,11 @@ def test_a_tensor_is_one_batch():
     assert call.args[0] is X and call.samples == 2
 
 
-@pytest.mark.parametrize("make", [list, tuple, iter, lambda x: (b for b in x)], ids=["list", "tuple", "iterator", "generator"])
+@pytest.mark.parametrize(
+    "make",
+    [list, tuple, iter, lambda x: (b for b in x)],
+    ids=["list", "tuple", "iterator", "generator"],
+)
 def test_iterables_of_tensors_can_be_read_twice(make):
     batches = Batches(make([X, X + 1]))
     for _ in range(2):
@@ -85,7 +91,10 @@ def test_no_batch(data):
 
 
 def test_wrong_arity_shows_the_signature():
-    with pytest.raises(TypeError, match=r"batch 1 of data must fit Keywords\.forward\(input_ids, attention_mask=None\), got"):
+    with pytest.raises(
+        TypeError,
+        match=r"batch 1 of data must fit Keywords\.forward\(input_ids, attention_mask=None\), got",
+    ):
         calls([X, ()], Keywords())
 
 
@@ -96,5 +105,7 @@ def test_what_is_no_data(data):
 
 
 def test_numpy_batches_name_the_remedy():
-    with pytest.raises(TypeError, match=r"must hold tensors, got ndarray\. Convert with torch\.as_tensor"):
+    with pytest.raises(
+        TypeError, match=r"must hold tensors, got ndarray\. Convert with torch\.as_tensor"
+    ):
         calls([X.numpy()])

@@ -39,7 +39,9 @@ VALUES = {
     "normal": torch.randn(20_000, generator=torch.Generator().manual_seed(0)),
     "relu": torch.randn(20_000, generator=torch.Generator().manual_seed(1)).relu(),
     "negative": -torch.rand(10_000, generator=torch.Generator().manual_seed(2)) - 3,
-    "outlier": torch.cat([torch.randn(9_999, generator=torch.Generator().manual_seed(3)), torch.tensor([900.0])]),
+    "outlier": torch.cat(
+        [torch.randn(9_999, generator=torch.Generator().manual_seed(3)), torch.tensor([900.0])]
+    ),
     "tiny": torch.randn(5_000, generator=torch.Generator().manual_seed(4)) * 1e-30,
     "huge": torch.randn(5_000, generator=torch.Generator().manual_seed(5)) * 5e37,
     "constant": torch.full((100,), 2.5),
@@ -70,7 +72,9 @@ def test_histogram_is_exact_and_fine(name):
     hull = max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
     assert hull / histogram.width > MAX_BINS / 4
     edges = histogram.edges()
-    assert float(edges[0]) <= min(float(x.min()), 0.0) and float(edges[-1]) >= max(float(x.max()), 0.0)
+    assert float(edges[0]) <= min(float(x.min()), 0.0) and float(edges[-1]) >= max(
+        float(x.max()), 0.0
+    )
 
 
 def test_minmax_spans_what_was_seen():
@@ -80,7 +84,9 @@ def test_minmax_spans_what_was_seen():
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("low, high", [(-1.0, 3.0), (0.5, 3.0), (-3.0, -0.5), (-1e-30, 1e-30), (-3e38, 3e38), (0, 0)])
+@pytest.mark.parametrize(
+    "low, high", [(-1.0, 3.0), (0.5, 3.0), (-3.0, -0.5), (-1e-30, 1e-30), (-3e38, 3e38), (0, 0)]
+)
 def test_every_range_holds_zero_exactly(low, high, bits):
     p = qparams_of_range(low, high, bits)
     assert 0 <= p.zero_point <= p.qmax == 2**bits - 1
@@ -116,7 +122,8 @@ def test_mse_is_never_worse_than_the_other_rules(name, bits):
 
 
 def test_mse_of_a_normal_distribution_at_4_bits():
-    # The optimal symmetric uniform 16-level quantizer of a unit normal spans about +-2.6 (Max 1960: step 0.335).
+    # The optimal symmetric uniform 16-level quantizer of a unit normal spans about +-2.6 (Max 1960:
+    # step 0.335).
     p = mse(histogram_of(VALUES["normal"]), 4)
     assert abs(p.scale - 0.335) < 0.03
 

@@ -28,7 +28,8 @@ class Block(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         y += x
-        return self.relu(y)
+        out: Tensor = self.relu(y)
+        return out
 
 
 class DigitsNet(nn.Module):
@@ -49,13 +50,15 @@ class DigitsNet(nn.Module):
         self.head = nn.Linear(2 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, 10]."""
         x = self.block2(self.down(self.block1(self.stem(x))))
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 @dataclass(frozen=True)
 class Digits:
-    """The trained network, training images to calibrate with, and labelled images it has never seen.
+    """The trained network, images to calibrate with, and labelled images it has never seen.
 
     calibration: float32 [128, 1, 8, 8]. images: float32 [600, 1, 8, 8]. labels: int64 [600].
     """

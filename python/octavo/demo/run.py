@@ -19,8 +19,8 @@ __all__ = ["Row", "run"]
 class Row:
     """One line of the demo's table.
 
-    accuracy: percent. bytes: resident parameters and buffers. seconds_one: for one image alone; seconds_many: for
-    one image in a batch of 64. integer_share: of all multiply-adds.
+    accuracy: percent. bytes: resident parameters and buffers. seconds_one: for one image alone;
+    seconds_many: for one image in a batch of 64. integer_share: of all multiply-adds.
     """
 
     name: str
@@ -63,7 +63,7 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def _fastest(models: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, float]:
-    """Seconds of the fastest call of each model; the models take turns, so that all meet the same machine."""
+    """Seconds of the fastest call of each model; they take turns to meet the same machine."""
     best = dict.fromkeys(models, float("inf"))
     with torch.inference_mode():
         for _ in range(rounds):
@@ -89,7 +89,8 @@ def _text(rows: list[Row], images: int) -> str:
     ]
     return "\n".join(
         [
-            f"{images} handwritten digits that the network has never seen; instruction set {octavo.isa()}, "
+            f"{images} handwritten digits that the network has never seen; instruction set "
+            f"{octavo.isa()}, "
             f"{torch.get_num_threads()} threads",
             "time per image: alone, and in batches of 64; the fastest of several calls",
             "",

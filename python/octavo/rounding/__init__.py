@@ -1,4 +1,4 @@
-"""Rounding methods: float weights to integer codes. One file a method, one row each in `METHODS`."""
+"""Rounding methods, float weights to integer codes: one file and one row of `METHODS` each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Bias correction: the mean error that quantization leaves in every output channel, taken back into the bias.
+"""Bias correction: each output channel's mean quantization error, taken back into the bias.
 
-Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019), section 4.2, the
+Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
+section 4.2, the
 empirical form: b <- b - (mean(y_quantized) - mean(y_float)), means over batch and space.
 """
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from octavo import ops
 from octavo.batches import Batches
-from octavo.measure import decibels
 from octavo.flow import Flow, Step, evaluate, refs, substitute
+from octavo.measure import decibels
 from octavo.plan import FlowPlan, Plan, RegionPlan
 from octavo.replay import replayed
 from octavo.rounding.codes import Codes
@@ -28,8 +29,12 @@ __all__ = ["Correction", "correct_bias", "fake_quantize"]
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """codes: layer to its codes with the corrected bias. output_sqnr: layer to the SQNR (dB) of its output before
-    the correction of its own bias, errors of earlier layers included; only layers that data reached."""
+    """What `correct_bias` finds.
+
+    codes: layer to its codes with the corrected bias. output_sqnr: layer to the SQNR (dB) of its
+    output before the correction of its own bias, errors of earlier layers included; only layers
+    that data reached.
+    """
 
     codes: dict[str, Codes]
     output_sqnr: dict[str, float]
@@ -44,21 +49,24 @@ def correct_bias(
 ) -> Correction:
     """Codes whose biases make up for the mean error of every output channel.
 
-    Float values and quantized values run side by side through each captured module, layer by layer in execution
-    order: a layer sees what the corrected layers before it give. Its correction holds at once for the rest of the batch, and
-    the corrections of all batches are averaged, weighted by their number of output positions. Layers outside of captured
-    modules are compared on the float input.
+    Float values and quantized values run side by side through each captured module, layer by layer
+    in execution order: a layer sees what the corrected layers before it give. Its correction holds
+    at once for the rest of the batch, and the corrections of all batches are averaged, weighted by
+    their number of output positions. Layers outside of captured modules are compared on the float
+    input.
 
     Args:
         model: the float model of the plan, folded. It comes back as it was.
-        plan, qparams: what is stored in integers, and its ranges, by the keys of `octavo.calibrate`.
+        plan: what is stored in integers.
+        qparams: its ranges, by the keys of `octavo.calibrate`.
         codes: layer to its rounded weight.
         data: the batches again.
     """
     batches = data if isinstance(data, Batches) else Batches(data)
     runner = _Lockstep(model, plan, qparams, codes)
     handles = [
-        model.get_submodule(name).register_forward_hook(runner.hook(name)) for name in runner.alone
+        model.get_submodule(name).register_forward_hook(runner.hook(name), with_kwargs=True)
+        for name in runner.alone
     ]
     try:
         plans = {id(plan_of.flow): plan_of for plan_of in plan.flows}
@@ -75,7 +83,7 @@ def correct_bias(
 
 
 def fake_quantize(x: Tensor, p: QParams) -> Tensor:
-    """What the integers stand for: scale * (q - zero_point) of the nearest code, formed by octavo's own operators."""
+    """What the integers stand for: scale * (q - zero_point), by octavo's own operators."""
     return ops.dequantize(ops.quantize(x, p.scale, p.zero_point, p.qmax), p.scale, p.zero_point)
 
 
@@ -94,7 +102,7 @@ class _Mean:
 
 
 class _Inside(dict[str, Any]):
-    """Values of a region; what it does not define itself (sizes, constants) is read from outside."""
+    """Values of a region; what it does not define itself (sizes) is read from outside."""
 
     def __init__(self, outside: dict[str, Any]) -> None:
         super().__init__()
@@ -134,8 +142,10 @@ class _Lockstep:
     def hook(self, name: str) -> Any:
         """A forward hook for a layer outside of captured modules."""
 
-        def compare(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            x = args[0]
+        def compare(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> None:
+            x = args[0] if args else next(iter(kwargs.values()))
             p = self.qparams.get(f"site:{name}")
             self.layer(name, module, fake_quantize(x, p) if p else x, output)
 
@@ -154,15 +164,16 @@ class _Lockstep:
         last_use = _last_uses(flow, steps)
         index = 0
         for item in plan.items:
-            region = item if isinstance(item, RegionPlan) else None
+            region, inner = (item, item.steps) if isinstance(item, RegionPlan) else (None, (item,))
             inside = got if region is None else _Inside(got)
             for value in region.inputs if region else ():
                 inside[value] = self._stored(flow, region, value, got[value])
-            for step in region.steps if region else (item,):
+            for step in inner:
                 defined: set[str] = set()
                 for part in step.fused or (step,):
                     x = next(refs(part.args), part.inputs[0]) if part.inputs else ""
-                    # The step may read its first input in another width than the float call it stands for.
+                    # The step may read its first input in another width than the float call it
+                    # stands for.
                     self._part(part, x if x in defined else (*step.inputs, x)[0], wanted, inside)
                     defined.add(part.output)
                 inside[step.output] = self._stored(flow, region, step.output, inside[step.output])
@@ -175,12 +186,12 @@ class _Lockstep:
         return substitute(flow.output, lambda ref: wanted[ref.name])
 
     def _stored(self, flow: Flow, region: RegionPlan | None, value: str, x: Any) -> Any:
-        """The value as the region stores it; values that leave a layer as floats stay as they are."""
+        """The value as the region stores it; what leaves a layer as floats stays as it is."""
         owner = region.params_of.get(value) if region else None
         return x if owner is None else fake_quantize(x, self.qparams[f"{flow.path}:{owner}"])
 
     def _part(self, part: Step, x: str, wanted: dict[str, Any], got: dict[str, Any]) -> None:
-        """One call, in float and on quantized values; ``x`` names the input of a layer with integer weights."""
+        """One call, in float and on quantized values; ``x`` names a quantized layer's input."""
         module_of = self.model.get_submodule
         if part.module in self.codes:
             y = evaluate(part, module_of, wanted)
@@ -194,8 +205,8 @@ class _Lockstep:
         code = self.codes[name]
         bias = self.batch_bias.get(name, code.bias)
         y = _apply(module, x.to(torch.float32), code.dequantize(), bias)
-        convolution = isinstance(module, nn.modules.conv._ConvNd)
-        channels = y.dim() - 1 - (len(module.kernel_size) if convolution else 0)
+        spatial = code.codes.dim() - 2  # Codes are [O, I], [O, I, k] or [O, I, kh, kw].
+        channels = y.dim() - 1 - spatial
         positions = y.numel() // max(y.shape[channels], 1)
         if positions == 0:
             return y
@@ -220,7 +231,8 @@ class _Lockstep:
         for name, mean in self.means.items():
             shift = mean.total / mean.weight
             assert isinstance(shift, Tensor)
-            bias = shift if codes[name].bias is None else codes[name].bias.double() + shift
+            old = codes[name].bias
+            bias = shift if old is None else old.double() + shift
             codes[name] = dataclasses.replace(codes[name], bias=bias.float())
             ratio = decibels(mean.power, mean.noise)
             if ratio is not None:
@@ -239,13 +251,12 @@ def _channel_mean(x: Tensor, channels: int) -> Tensor:
 def _apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The layer's own arithmetic with another weight (in canonical order) and bias."""
     if isinstance(module, nn.modules.conv._ConvNd):
-        y: Tensor = module._conv_forward(x, weight, bias)  # type: ignore[operator]
-        return y
+        return module._conv_forward(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def _last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
-    """Index of the last step that reads each value; values that the flow returns are never freed."""
+    """Index of the last step that reads each value; what the flow returns is never freed."""
     uses: dict[str, int] = {}
     for index, step in enumerate(steps):
         for part in step.fused or (step,):

@@ -13,17 +13,18 @@ from octavo.scheme import Scheme
 
 __all__ = ["nearest"]
 
-_EXPONENT = 2.4  # Lp norm of the weight error (methods of the JingInAI sweep; p > 2 protects large weights).
-_COARSE = tuple(i / 100 for i in range(100, 19, -8))  # 1.00, 0.92, ... 0.20
-_FINE = tuple(i / 100 for i in range(-7, 8))
+_EXPONENT = 2.4  # Lp norm of the weight error: p > 2 protects large weights (JingInAI/Quantize).
+_COARSE = tuple(-i / 100 for i in range(8, 81, 8))  # Ratios 0.92, 0.84, ... 0.20
+_FINE = tuple(i / 100 for i in range(-7, 8) if i)
 _CHUNK = 1 << 18  # Elements rounded at once: the search stays in the cache.
 
 
 def nearest(weight: Tensor, bias: Tensor | None, scheme: Scheme) -> Codes:
-    """Codes of a weight, each rounded to the nearest integer multiple of its output channel's scale.
+    """Codes of a weight, each the nearest integer multiple of its output channel's scale.
 
-    The scale is ratio * max|w| / qmax with the ratio in 0.20 .. 1.00 (steps of 0.01, coarse to fine, 1.00 always
-    among them) that minimises sum |w - Q(w)|^2.4 over the channel. A channel of zeros gets the smallest safe scale.
+    The scale is ratio * max|w| / qmax with the ratio in 0.20 .. 1.00 (steps of 0.01, coarse to
+    fine, 1.00 always among them) that minimises sum |w - Q(w)|^2.4 over the channel. A channel of
+    zeros gets the smallest safe scale.
 
     Args:
       weight: float [O, ...], finite.
@@ -55,25 +56,14 @@ def _search(rows: Tensor, scheme: Scheme) -> Tensor:
     largest = rows.abs().amax(1)
     ratio = torch.ones_like(largest)
     error = _error(rows, _scale(largest, ratio, scheme), scheme)
-    for candidate in _COARSE[1:]:
-        ratio, error = _keep_better(
-            rows, largest, ratio, error, torch.full_like(ratio, candidate), scheme
-        )
-    center = ratio
-    for offset in _FINE:
-        if offset:
-            ratio, error = _keep_better(
-                rows, largest, ratio, error, (center + offset).clamp(0.2, 1.0), scheme
-            )
+    for offsets in (_COARSE, _FINE):
+        center = ratio if offsets is _FINE else torch.ones_like(ratio)
+        for offset in offsets:
+            candidate = (center + offset).clamp(0.2, 1.0)
+            new = _error(rows, _scale(largest, candidate, scheme), scheme)
+            ratio = torch.where(new < error, candidate, ratio)
+            error = torch.minimum(new, error)
     return _scale(largest, ratio, scheme)
-
-
-def _keep_better(
-    rows: Tensor, largest: Tensor, ratio: Tensor, error: Tensor, candidate: Tensor, scheme: Scheme
-) -> tuple[Tensor, Tensor]:
-    """The better of (ratio, error) and the candidate ratio, row by row."""
-    new = _error(rows, _scale(largest, candidate, scheme), scheme)
-    return torch.where(new < error, candidate, ratio), torch.minimum(new, error)
 
 
 def _scale(largest: Tensor, ratio: Tensor, scheme: Scheme) -> Tensor:

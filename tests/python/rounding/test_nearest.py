@@ -23,7 +23,7 @@ def test_codes_are_nearest_and_in_range(bits):
     assert scheme.qmin <= int(result.codes.min()) and int(result.codes.max()) <= scheme.qmax
     step = result.scale.view(-1, 1, 1, 1)
     off = (WEIGHT - result.dequantize()).abs()
-    inside = (WEIGHT >= scheme.qmin * step) & (WEIGHT <= scheme.qmax * step)
+    inside = (scheme.qmin * step <= WEIGHT) & (scheme.qmax * step >= WEIGHT)
     assert bool((off <= 0.5001 * step)[inside].all())
 
 
@@ -71,4 +71,6 @@ def test_extreme_magnitudes_stay_finite(factor):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_float_types_are_computed_in_float32(dtype):
     weight = WEIGHT.to(dtype)
-    assert torch.equal(nearest(weight, None, Scheme(8)).codes, nearest(weight.float(), None, Scheme(8)).codes)
+    assert torch.equal(
+        nearest(weight, None, Scheme(8)).codes, nearest(weight.float(), None, Scheme(8)).codes
+    )
