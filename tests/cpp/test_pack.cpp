@@ -117,7 +117,8 @@ TEST_P(Pack, EveryDamagedHeaderBitIsSafe) {
 
 TEST_P(Pack, ShortOrHostilePanelsAreRefused) {
   Random random(56);
-  const Layer layer({20, 6, 1, 3, 3, 8}, random);
+  // Channels for more than one padded run unit of any layout, so that each field below changes a size.
+  const Layer layer({20, 70, 1, 3, 3, 8}, random);
   Packed panel(layer);
   for (int64_t bytes = 0; bytes < panel.size(); ++bytes) {
     ASSERT_EQ(check_panel(panel.data(), bytes), PanelCheck::kMalformed) << bytes;
