@@ -292,14 +292,17 @@ class _Lowering:
         shape = {"image": (1, channels, 1, 1), "image1d": (1, channels, 1)}.get(
             step.params["layout"], (1, channels)
         )
+        parts = step.fused or (step,)
+        last = [part.output for part in parts].index(step.params["result"])
         results = []
         for number in (0.0, 1.0):
-            values: dict[str, Any] = {
-                step.inputs[0]: torch.full(shape, number, dtype=torch.float64)
-            }
+            x = torch.full(shape, number, dtype=torch.float64)
+            values: dict[str, Any] = {step.inputs[0]: x}
             with torch.no_grad():
-                evaluate(step, self._double, values)
-            results.append(values[step.params["result"]].double().flatten())
+                # Not further: a clamp behind it may write into the result.
+                for part in parts[: last + 1]:
+                    result = evaluate(part, self._double, values)
+            results.append(result.double().flatten())
         offset, at_one = results
         return torch.stack([at_one - offset, offset]).float()
 

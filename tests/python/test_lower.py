@@ -125,7 +125,7 @@ def test_channel_tables() -> None:
         assert torch.equal(table[channel], torch.round(expected / 0.5 + 128).to(torch.uint8))
 
 
-@pytest.mark.parametrize("after", [nn.Identity(), nn.ReLU()], ids=["plain", "clamped"])
+@pytest.mark.parametrize("after", [nn.Identity(), nn.ReLU(), nn.ReLU6(inplace=True)], ids=["plain", "clamped", "in place"])
 def test_affine_factors(after: nn.Module) -> None:
     """The clamp fused into an affine step is no part of its factors."""
     norm = nn.BatchNorm2d(6)
