@@ -1,6 +1,6 @@
-// Driver of every integer product: dense, grouped and depthwise convolutions and linear layers. Decides blocking,
-// threads and K runs, then hands grids of output pixels to the active ISA's tiles (gemm_table.h). Called by ops/
-// and region.cpp; memory orders of weights are in panel.h.
+// Driver of every integer product: dense, grouped and depthwise convolutions and linear layers.
+// Decides blocking, threads and K runs, then hands grids of output pixels to the active ISA's tiles
+// (gemm_table.h). Called by ops/ and region.cpp; memory orders of weights are in panel.h.
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -41,7 +41,8 @@ class Scratch {
     if (needed > size_) {
       std::free(memory_);
       memory_ = static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(needed)));
-      if (memory_ == nullptr) std::abort();  // out of memory; nothing may throw inside a parallel range
+      if (memory_ == nullptr)
+        std::abort();  // out of memory; nothing may throw inside a parallel range
       size_ = needed;
     }
     return memory_ + kSlack;
@@ -117,9 +118,10 @@ KernelRows inner_rows(const ConvGeometry& g, int64_t in_h, int64_t y) {
   return {first, larger(first, last)};
 }
 
-/// Number of bands that `units` rows (or pixels) of `unit_bytes` activations are cut into, so that a band stays in
-/// cache and every thread gets work; `columns` jobs share a band.
-int64_t band_count(int64_t units, int64_t unit_bytes, int64_t columns, int64_t macs, int64_t grain) {
+/// Number of bands that `units` rows (or pixels) of `unit_bytes` activations are cut into, so that
+/// a band stays in cache and every thread gets work; `columns` jobs share a band.
+int64_t band_count(int64_t units, int64_t unit_bytes, int64_t columns, int64_t macs,
+                   int64_t grain) {
   int64_t bands = columns > 1 ? ceil_div(units * unit_bytes, kBandBytes) : 1;
   const int64_t threads = max_threads();
   if (threads > 1 && macs > grain) {
@@ -136,7 +138,8 @@ int64_t grain_of(int64_t items, int64_t macs, int64_t grain) {
   return macs <= 0 ? items : larger(1, smaller(items, items * grain / macs));
 }
 
-// ---- dense ------------------------------------------------------------------------------------------
+// ---- dense
+// ------------------------------------------------------------------------------------------
 
 /// One dense convolution on its way through the tiles.
 struct Dense {
@@ -158,7 +161,8 @@ struct Dense {
  private:
   void rows(GemmJob& job, int64_t channel, int64_t n, int64_t y0, int64_t y1) const;
   void send(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x) const;
-  void gathered(GemmJob& job, int64_t channel, int64_t block, int64_t n, int64_t y, int64_t x) const;
+  void gathered(GemmJob& job, int64_t channel, int64_t block, int64_t n, int64_t y,
+                int64_t x) const;
   void send_floats(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x) const;
 };
 
@@ -250,7 +254,8 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
   }
 }
 
-/// Output rows [y0, y1) of image n in stretches that use the same kernel rows. job.a: tap (0, 0) of row 0.
+/// Output rows [y0, y1) of image n in stretches that use the same kernel rows. job.a: tap (0, 0) of
+/// row 0.
 void Dense::rows(GemmJob& job, int64_t channel, int64_t n, int64_t y0, int64_t y1) const {
   const uint8_t* image = job.a;
   const int8_t* b = job.b;
@@ -282,7 +287,8 @@ void Dense::gathered(GemmJob& job, int64_t channel, int64_t block, int64_t n, in
   for (int64_t i = 0; i < job.w; ++i) {
     for (int64_t r = 0; r < p.runs; ++r) {
       uint8_t* to = copy + i * pixel_bytes + r * p.run_bytes;
-      const uint8_t* from = source + (x + i) * g.stride_w * in.pixel_pitch + r * g.dilation_h * in.row_pitch;
+      const uint8_t* from =
+          source + (x + i) * g.stride_w * in.pixel_pitch + r * g.dilation_h * in.row_pitch;
       for (int64_t j = 0; j < g.kernel_w; ++j) {
         std::memcpy(to + j * p.block_in, from + j * g.dilation_w * in.pixel_pitch,
                     static_cast<size_t>(p.block_in));
@@ -324,7 +330,8 @@ void Dense::send(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x)
 /// Float results: in place where channels are contiguous, else through a row of scratch.
 void Dense::send_floats(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x) const {
   const FloatImage& out = *sink.f32;
-  float* to = out.data + n * out.stride_n + y * out.stride_h + x * out.stride_w + channel * out.stride_c;
+  float* to =
+      out.data + n * out.stride_n + y * out.stride_h + x * out.stride_w + channel * out.stride_c;
   if (out.stride_c == 1) {
     job.out_f32 = to;
     job.f32_row_pitch = out.stride_h;
@@ -342,7 +349,8 @@ void Dense::send_floats(GemmJob& job, int64_t channel, int64_t n, int64_t y, int
   for (int64_t i = 0; i < job.h; ++i, to += out.stride_h, one.a += job.a_row_pitch) {
     table.gemm_u8s8_f32(one);
     for (int64_t c = 0; c < job.n; ++c) {
-      for (int64_t j = 0; j < job.w; ++j) to[c * out.stride_c + j * out.stride_w] = row[j * job.n + c];
+      for (int64_t j = 0; j < job.w; ++j)
+        to[c * out.stride_c + j * out.stride_w] = row[j * job.n + c];
     }
   }
 }
@@ -395,8 +403,7 @@ void run_dense(const Image& in, const ConvGeometry& g, const Panel& panel, const
   const int64_t columns = panel.header.blocks * p.panels;
   const bool by_pixels = size.n * size.h == 1;
   const int64_t units = by_pixels ? size.w : size.n * size.h;
-  const int64_t unit_bytes =
-      by_pixels ? g.stride_w * in.pixel_pitch : g.stride_h * in.row_pitch;
+  const int64_t unit_bytes = by_pixels ? g.stride_w * in.pixel_pitch : g.stride_h * in.row_pitch;
   const int64_t macs = size.n * size.h * size.w * size.c * p.runs * p.run_bytes;
   const int64_t bands = band_count(units, unit_bytes, columns, macs, kDenseGrain);
   const int64_t items = bands * columns;
@@ -405,7 +412,8 @@ void run_dense(const Image& in, const ConvGeometry& g, const Panel& panel, const
   });
 }
 
-// ---- depthwise --------------------------------------------------------------------------------------
+// ---- depthwise
+// --------------------------------------------------------------------------------------
 
 void depthwise_item(const Image& in, const ConvGeometry& g, const Panel& panel, const Epilogue& e,
                     const Sink& sink, const Size& size, int64_t channel, int64_t first,
@@ -422,7 +430,8 @@ void depthwise_item(const Image& in, const ConvGeometry& g, const Panel& panel, 
   job.stride_w = g.stride_w;
   job.dilation_h = g.dilation_h;
   job.dilation_w = g.dilation_w;
-  job.weights = panel.weights + depthwise_offset(panel.layout, g.kernel_h, g.kernel_w, channel, 0, 0);
+  job.weights =
+      panel.weights + depthwise_offset(panel.layout, g.kernel_h, g.kernel_w, channel, 0, 0);
   job.start = e.start + channel;
   job.scale = e.scale + channel;
   job.offset = e.offset + channel;
@@ -495,7 +504,8 @@ void run_depthwise(const Image& in, const ConvGeometry& g, const Panel& panel, c
   });
 }
 
-// ---- longer sums than int32 holds --------------------------------------------------------------------
+// ---- longer sums than int32 holds
+// --------------------------------------------------------------------
 
 /// Weight code of (channel o, input channel i of its block, tap t).
 int8_t weight_at(const Panel& panel, int64_t o, int64_t i, int64_t t) {
@@ -514,7 +524,8 @@ int8_t weight_at(const Panel& panel, int64_t o, int64_t i, int64_t t) {
                                     run * p.run_bytes + place, column % nr)];
 }
 
-/// Exact sum of one output, halo included. Slow: only layers with more than kLongestSum inputs come here.
+/// Exact sum of one output, halo included. Slow: only layers with more than kLongestSum inputs come
+/// here.
 int64_t long_sum(const Image& in, const ConvGeometry& g, const Panel& panel, int64_t n, int64_t y,
                  int64_t x, int64_t o) {
   const PanelGeometry& p = panel.geometry;
@@ -555,8 +566,7 @@ void run_long(const Image& in, const ConvGeometry& g, const Panel& panel, const 
         }
         if (sink.residual != nullptr) {
           const Image& r = *sink.residual;
-          const uint8_t code =
-              r.data[n * r.image_pitch + y * r.row_pitch + x * r.pixel_pitch + o];
+          const uint8_t code = r.data[n * r.image_pitch + y * r.row_pitch + x * r.pixel_pitch + o];
           v = std::fmaf(static_cast<float>(code), e.residual_scale, v);
         }
         const Image& out = *sink.u8;
@@ -587,7 +597,8 @@ void run(const Image& in, const ConvGeometry& g, const Panel& panel, const Epilo
   }
 }
 
-// ---- dynamic linear -----------------------------------------------------------------------------------
+// ---- dynamic linear
+// -----------------------------------------------------------------------------------
 
 /// A block of quantized rows in the calling thread's scratch.
 struct QuantizedRows {
@@ -619,8 +630,8 @@ QuantizedRows quantize_rows(const float* x, int64_t rows, int64_t k, int64_t ldx
   return q;
 }
 
-void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int64_t index, float* y,
-                   int64_t ldy) {
+void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int64_t index,
+                   float* y, int64_t ldy) {
   const PanelGeometry& p = panel.geometry;
   const int64_t nr = kPanelUnits[panel.header.layout].nr;
   const int64_t channel = index * nr;
@@ -731,8 +742,8 @@ void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const voi
     long_rows(x, m, k, ldx, p, y, ldy);
     return;
   }
-  // Rows are quantized by the thread that multiplies them: once where threads split rows, once a thread where they
-  // split panels (few rows: a small part of the product).
+  // Rows are quantized by the thread that multiplies them: once where threads split rows, once a
+  // thread where they split panels (few rows: a small part of the product).
   const int64_t threads = max_threads();
   int64_t bands = larger(1, ceil_div(m * (k + 64), kRowsBytes));
   if (threads > 1 && macs > kDenseGrain && bands < threads && m >= 28 * threads) bands = threads;

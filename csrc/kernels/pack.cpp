@@ -1,6 +1,6 @@
-// Panels and the canonical bit stream: writes, reads and checks packed weights. Called by ops/ when a layer is
-// built, saved or loaded, and by conv.cpp (check only in debug builds). Speed matters little here; memory orders
-// are described in panel.h.
+// Panels and the canonical bit stream: writes, reads and checks packed weights. Called by ops/ when
+// a layer is built, saved or loaded, and by conv.cpp (check only in debug builds). Speed matters
+// little here; memory orders are described in panel.h.
 #include <cstring>
 
 #include "bits.h"
@@ -33,8 +33,8 @@ bool make_header(const WeightShape& shape, PanelLayout layout, PanelHeader* head
   h.groups = shape.groups;
   h.kernel_h = shape.kernel_h;
   h.kernel_w = shape.kernel_w;
-  h.depthwise = shape.groups > 1 && shape.groups == shape.in_channels &&
-                shape.groups == shape.out_channels;
+  h.depthwise =
+      shape.groups > 1 && shape.groups == shape.in_channels && shape.groups == shape.out_channels;
   if (shape.groups < 1 || shape.in_channels % shape.groups != 0 ||
       shape.out_channels % shape.groups != 0) {
     return false;
@@ -105,8 +105,8 @@ int64_t panel_bytes(const WeightShape& shape) {
   return make_header(shape, active_table().gemm.layout, &h) ? h.total_bytes : -1;
 }
 
-void pack_panel(const WeightShape& shape, const int8_t* codes, const float* scale, const float* bias,
-                void* panel) {
+void pack_panel(const WeightShape& shape, const int8_t* codes, const float* scale,
+                const float* bias, void* panel) {
   PanelHeader h;
   if (!make_header(shape, active_table().gemm.layout, &h)) return;
   std::memset(panel, 0, static_cast<size_t>(h.total_bytes));
@@ -141,10 +141,10 @@ PanelCheck check_panel(const void* panel, int64_t bytes) {
   PanelHeader h;
   std::memcpy(&h, panel, sizeof h);
   const auto in = [](int64_t v, int64_t low, int64_t high) { return low <= v && v <= high; };
-  if (h.magic != kPanelMagic || !in(h.layout, 0, 3) || !in(h.depthwise, 0, 1) || !in(h.bits, 2, 8) ||
-      !in(h.out_channels, 0, kLargestChannels) || !in(h.in_channels, 0, kLargestChannels) ||
-      !in(h.groups, 1, kLargestChannels) || !in(h.kernel_h, 1, kLargestKernel) ||
-      !in(h.kernel_w, 1, kLargestKernel)) {
+  if (h.magic != kPanelMagic || !in(h.layout, 0, 3) || !in(h.depthwise, 0, 1) ||
+      !in(h.bits, 2, 8) || !in(h.out_channels, 0, kLargestChannels) ||
+      !in(h.in_channels, 0, kLargestChannels) || !in(h.groups, 1, kLargestChannels) ||
+      !in(h.kernel_h, 1, kLargestKernel) || !in(h.kernel_w, 1, kLargestKernel)) {
     return PanelCheck::kMalformed;
   }
   const WeightShape shape{h.out_channels, h.in_channels, h.groups, h.kernel_h, h.kernel_w, h.bits};
@@ -159,7 +159,8 @@ PanelCheck check_panel(const void* panel, int64_t bytes) {
 
 int64_t packed_row_bytes(int64_t per_channel, int32_t bits) { return bit_bytes(per_channel, bits); }
 
-void pack_bits(const int8_t* codes, int64_t channels, int64_t per_channel, int32_t bits, uint8_t* out) {
+void pack_bits(const int8_t* codes, int64_t channels, int64_t per_channel, int32_t bits,
+               uint8_t* out) {
   const int64_t row = bit_bytes(per_channel, bits);
   for (int64_t c = 0; c < channels; ++c) {
     put_bits(codes + c * per_channel, per_channel, bits, out + c * row);

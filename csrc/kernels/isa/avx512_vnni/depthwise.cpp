@@ -321,16 +321,16 @@ class Rolling {
         column();
         add(sum0, w[1]);
         column();
-        begin(sum1);
         add(sum0, w[2]);
         end(sum0);
+        begin(sum1);
         if (--x == 0) break;
         column();
         add(sum1, w[1]);
         column();
-        begin(sum0);
         add(sum1, w[2]);
         end(sum1);
+        begin(sum0);
         if (--x == 0) break;
       }
     }

@@ -110,8 +110,11 @@ inline __attribute__((always_inline)) void finish_codes(const GemmJob& job, cons
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   // Copies, because stores of codes may alias every field of the job.
   const int64_t out_pitch = job.out_pixel_pitch, r_pitch = job.residual_pixel_pitch;
-  uint8_t* const out[2] = {place.out[0] + place.column, place.out[1] + place.column};
-  const uint8_t* const r[2] = {place.residual[0] + place.column, place.residual[1] + place.column};
+  uint8_t* const out[2] = {place.out[0] + place.column,
+                           M1 > 0 ? place.out[1] + place.column : nullptr};
+  constexpr bool kAdds = kResult == Result::kCodesResidual;
+  const uint8_t* const r[2] = {kAdds ? place.residual[0] + place.column : nullptr,
+                               kAdds && M1 > 0 ? place.residual[1] + place.column : nullptr};
   constexpr int kRowsAtOnce = 4 / V;
 #pragma GCC unroll 16
   for (int i = 0; i < M; i += kRowsAtOnce) {
@@ -322,11 +325,17 @@ inline void sweep_columns(const GemmJob& job, Place& place, int64_t first, int64
 }
 
 /// Points stretch `i` of a place at output pixel (y, x).
+template <Result kResult>
 inline void stand(const GemmJob& job, int i, int64_t y, int64_t x, Place* place) {
   place->a[i] = job.a + y * job.a_row_pitch + x * job.a_pixel_pitch;
-  place->out[i] = job.out + y * job.out_row_pitch + x * job.out_pixel_pitch;
-  place->residual[i] = job.residual + y * job.residual_row_pitch + x * job.residual_pixel_pitch;
-  place->out_f32[i] = job.out_f32 + y * job.f32_row_pitch + x * job.f32_pixel_pitch;
+  if constexpr (kResult == Result::kFloats || kResult == Result::kRows) {
+    place->out_f32[i] = job.out_f32 + y * job.f32_row_pitch + x * job.f32_pixel_pitch;
+  } else {
+    place->out[i] = job.out + y * job.out_row_pitch + x * job.out_pixel_pitch;
+  }
+  if constexpr (kResult == Result::kCodesResidual) {
+    place->residual[i] = job.residual + y * job.residual_row_pitch + x * job.residual_pixel_pitch;
+  }
   if (i == 0) place->x = x;
 }
 
@@ -339,8 +348,8 @@ void sweep(const GemmJob& job, int64_t first, int64_t last) {
   int64_t y = 0;
   if (job.w <= kMostEach) {
     for (; y + 2 <= job.h; y += 2) {
-      stand(job, 0, y, 0, &place);
-      stand(job, 1, y + 1, 0, &place);
+      stand<kResult>(job, 0, y, 0, &place);
+      stand<kResult>(job, 1, y + 1, 0, &place);
       sweep_columns<kResult>(job, place, first, last, Wide::pair[job.w], Narrow::pair[job.w]);
     }
   }
@@ -350,7 +359,7 @@ void sweep(const GemmJob& job, int64_t first, int64_t last) {
     int64_t x = 0;
     for (int64_t i = 0; i < pieces; ++i) {
       const int64_t m = least + (i < longer ? 1 : 0);
-      stand(job, 0, y, x, &place);
+      stand<kResult>(job, 0, y, x, &place);
       sweep_columns<kResult>(job, place, first, last, Wide::single[m], Narrow::single[m]);
       x += m;
     }
@@ -370,7 +379,7 @@ void stream(const GemmJob& job) {
   Place place{};
   place.columns = job.n;
   for (int64_t y = 0; y < job.h; ++y) {
-    stand(job, 0, y, 0, &place);
+    stand<kResult>(job, 0, y, 0, &place);
     tiles[job.w](job, place);
   }
 }
