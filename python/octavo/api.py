@@ -266,16 +266,20 @@ def _unharmed(model: nn.Module) -> Iterator[None]:
 
     Stages replace tensors, they never write into them.
     """
-    saved: list[tuple[nn.Module, type, dict[str, Any]]] = []
+    saved = []
     for module in model.modules():
-        state = {k: dict(v) if type(v) is dict else v for k, v in module.__dict__.items()}
-        saved.append((module, type(module), state))
+        state = dict(module.__dict__)
+        tables = [(table, dict(table)) for table in state.values() if isinstance(table, dict)]
+        saved.append((module, type(module), state, tables))
     try:
         yield
     except BaseException:
-        for module, cls, state in saved:
+        for module, cls, state, tables in saved:
             if type(module) is not cls:
                 module.__class__ = cls
             module.__dict__.clear()
             module.__dict__.update(state)
+            for table, content in tables:
+                table.clear()
+                table.update(content)
         raise

@@ -139,15 +139,21 @@ def report(model: nn.Module, data: object = None, *, reference: nn.Module | None
 def count_multiplies(model: nn.Module, data: object) -> Multiplies:
     """Multiply-adds of the first batch: integer ones as octavo's ops count them, float as torch."""
     batches = data if isinstance(data, Batches) else Batches(data)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _C.reset_integer_macs()
-        call = batches.first(model)
-        if call is None:
-            assert batches.runs_model
-            batches.runs_model(model)
-        else:
+    call = batches.first(model)
+
+    def run() -> None:
+        if call is not None:
             model(*call.args, **call.kwargs)
+        elif batches.runs_model is not None:
+            batches.runs_model(model)
+
+    with torch.no_grad():
+        _C.reset_integer_macs()
+        run()
         integer = int(_C.integer_macs())
+        # A run of its own: torch's counter tries operators it does not know more than once.
+        with FlopCounterMode(display=False) as counter:
+            run()
     return Multiplies(integer, int(counter.get_total_flops()) // 2)
 
 

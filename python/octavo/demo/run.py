@@ -12,7 +12,7 @@ import octavo
 from octavo.demo.digits import load_digits
 from octavo.report import align, count_multiplies, resident_bytes
 
-__all__ = ["Row", "run"]
+__all__ = ["Row", "measure", "run"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Row:
 
 def run(rounds: int = 50) -> str:
     """The demo's table as text. ``rounds``: timed calls of each model; the fastest counts."""
+    return _text(measure(rounds))
+
+
+def measure(rounds: int = 50) -> list[Row]:
+    """The rows of the demo's table."""
     digits = load_digits()
     models: dict[str, nn.Module] = {
         "float": digits.model,
@@ -42,7 +47,7 @@ def run(rounds: int = 50) -> str:
         ),
     }
     timed = {count: _fastest(models, digits.images[:count], rounds) for count in (1, 64)}
-    rows = [
+    return [
         Row(
             name,
             _accuracy(model, digits.images, digits.labels),
@@ -53,7 +58,6 @@ def run(rounds: int = 50) -> str:
         )
         for name, model in models.items()
     ]
-    return _text(rows, len(digits.labels))
 
 
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -74,7 +78,7 @@ def _fastest(models: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[
     return best
 
 
-def _text(rows: list[Row], images: int) -> str:
+def _text(rows: list[Row]) -> str:
     header = ("", "accuracy", "memory", "1 image", "of 64", "multiply-adds in integers")
     cells = [
         (
@@ -89,7 +93,7 @@ def _text(rows: list[Row], images: int) -> str:
     ]
     return "\n".join(
         [
-            f"{images} handwritten digits that the network has never seen; instruction set "
+            "600 handwritten digits that the network has never seen; instruction set "
             f"{octavo.isa()}, "
             f"{torch.get_num_threads()} threads",
             "time per image: alone, and in batches of 64; the fastest of several calls",

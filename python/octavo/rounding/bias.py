@@ -263,4 +263,5 @@ def _last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
             uses.setdefault(part.output, index)
             for name in (*part.inputs, *refs(part.args), *refs(dict(part.kwargs))):
                 uses[name] = index
+        uses |= dict.fromkeys(step.inputs, index)
     return uses | dict.fromkeys(refs(flow.output), len(steps))

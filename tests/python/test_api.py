@@ -1,0 +1,197 @@
+"""api: the pipeline from end to end on small models."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.nn.layer import QLayer
+from octavo.nn.region import captured_forward
+
+
+class Small(nn.Module):
+    """Convolution, BatchNorm, residual add, concat, pooling, linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        self.a = nn.Conv2d(16, 16, 3, padding=1)
+        self.b = nn.Conv2d(16, 8, 1)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.stem(x)))
+        x = torch.relu(x + self.a(x))
+        x = torch.cat([x, self.b(x)], 1)
+        return self.head(x.mean((2, 3)))
+
+
+def small() -> Small:
+    torch.manual_seed(0)
+    model = Small()
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.randn(16, 3, 8, 8))
+    return model.eval()
+
+
+X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def decibels(wanted, got):
+    return float(10 * torch.log10(wanted.square().sum() / (wanted - got).square().sum()))
+
+
+def test_the_whole_model_is_one_region():
+    model = small()
+    fast = octavo.quantize(model, 8, data=X, progress=False)
+    assert type(fast) is Small and fast is not model
+    assert [n for n, m in fast.named_modules() if isinstance(m, QLayer)] == [
+        "stem",
+        "a",
+        "b",
+        "head",
+    ]
+    assert captured_forward(fast) is not None
+    with torch.no_grad():
+        assert decibels(model(X), fast(X)) > 30
+    report = octavo.report(fast, X)
+    assert {row.layer.region for row in report.rows if row.layer.bits} == {"#0"}
+    assert report.multiplies.integer_share == 1.0
+
+
+# Decibels that each width must keep on this network, a few below what it does keep.
+DYNAMIC = {8: 36, 7: 30, 6: 24, 5: 18, 4: 12, 3: 6, 2: 0.5}
+
+
+@pytest.mark.parametrize("bits", DYNAMIC)
+def test_every_width_without_data(bits):
+    model = small()
+    made = octavo.quantize(model, bits, progress=False)
+    with torch.no_grad():
+        assert decibels(model(X), made(X)) > DYNAMIC[bits]
+    for layer in (m for m in made.modules() if isinstance(m, QLayer)):
+        codes = layer.codes()
+        assert layer.bits == bits and int(codes.abs().max()) <= 2 ** (bits - 1)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_width_of_activations(bits):
+    model = small()
+    made = octavo.quantize(model, (8, bits), data=X, progress=False)
+    plain = octavo.quantize(model, 8, data=X, progress=False)
+    with torch.no_grad():
+        kept, full = (decibels(model(X), m(X)) for m in (made, plain))
+    assert kept <= full + 1 and kept > 6 * bits - 16
+
+
+def test_mixed_widths_and_exceptions():
+    made = octavo.quantize(
+        small(), {"*": 4, "@first": 8, "head": 6}, data=X, exclude="b", progress=False
+    )
+    assert {r.layer.name: r.layer.bits for r in octavo.report(made).rows} == {
+        "stem": 8, "a": 4, "b": 0, "head": 6
+    }  # fmt: skip
+    assert type(made.b) is nn.Conv2d
+    made(X)
+
+
+def test_data_corrects_biases_and_fast_does_not():
+    model = small()
+    with torch.no_grad():
+        wanted = model(X)
+        balanced = octavo.quantize(model, 3, data=X, progress=False)(X)
+        fast = octavo.quantize(model, 3, data=X, effort="fast", progress=False)(X)
+    assert (balanced - wanted).mean(0).abs().mean() < 0.5 * (fast - wanted).mean(0).abs().mean()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: X,
+        lambda: [X[:32], X[32:]],
+        lambda: iter([X[:32], X[32:]]),
+        lambda: [(X, torch.zeros(64))],
+        lambda: [{"x": X}],
+        lambda: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X), 64),
+        lambda: lambda model: model(X),
+    ],
+    ids=["tensor", "list", "iterator", "labels", "mapping", "loader", "callable"],
+)
+def test_every_form_of_data_gives_a_region(data):
+    fast = octavo.quantize(small(), 8, data=data(), progress=False)
+    assert captured_forward(fast) is not None
+
+
+def test_the_input_model_is_not_changed():
+    model = small().train()
+    state = copy.deepcopy(model.state_dict())
+    attributes = {name: set(m.__dict__) for name, m in model.named_modules()}
+    fast = octavo.quantize(model, 8, data=X, progress=False)
+    assert model.training and not fast.training
+    assert {name: set(m.__dict__) for name, m in model.named_modules()} == attributes
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    assert any("training mode" in note for note in octavo.report(fast).notes)
+
+
+def test_inplace_changes_the_model_or_nothing():
+    model = small()
+    wanted = octavo.quantize(model, 8, data=X, progress=False)(X)
+
+    def interrupted(m):
+        m(X)
+        if type(m.bn) is nn.Identity:  # Folded: well into the work.
+            raise KeyboardInterrupt
+
+    def contents():
+        return {
+            (name, key): list(value.items()) if isinstance(value, dict) else value
+            for name, module in model.named_modules()
+            for key, value in module.__dict__.items()
+        }
+
+    before = contents()
+    with pytest.raises(KeyboardInterrupt):
+        octavo.quantize(model, 8, data=interrupted, inplace=True, progress=False)
+    assert contents() == before
+
+    assert octavo.quantize(model, 8, data=X, inplace=True, progress=False) is model
+    assert torch.equal(model(X), wanted)
+
+
+def test_plans_can_be_edited_and_given():
+    from octavo.capture import capture
+    from octavo.fold import fold
+    from octavo.plan import Plan, plan
+    from octavo.scheme import Scheme
+
+    model = small()
+    example = ((X[:2],), {})
+    folded = copy.deepcopy(model)
+    fold(folded, example)
+    decided = plan(capture(folded, example), Scheme(8), "static")
+    text = json.dumps(json.loads(decided.to_json()))
+    made = octavo.quantize(model, Plan.from_json(text), data=X, progress=False)
+    assert torch.equal(made(X), octavo.quantize(model, 8, data=X, progress=False)(X))
+
+
+def test_dequantize_gives_float_layers():
+    fast = octavo.quantize(small(), 8, data=X, progress=False)
+    floats = octavo.dequantize(fast)
+    assert type(floats.stem) is nn.Conv2d and captured_forward(floats) is None
+    with torch.no_grad():
+        assert decibels(floats(X), fast(X)) > 30
+    with pytest.raises(ValueError, match="must hold quantized layers, got a Small without any"):
+        octavo.dequantize(small())
+
+
+def test_what_is_said_aloud(capsys):
+    octavo.quantize(small().train(), 8, data=[(X, torch.zeros(64))])
+    said = capsys.readouterr().err
+    assert said.count("training mode") == 1 and said.count("item 1 of each batch left out") == 1
+    octavo.quantize(small().train(), 8, progress=False)
+    assert capsys.readouterr().err == ""
