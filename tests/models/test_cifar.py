@@ -7,6 +7,7 @@ against the float network on the very same images.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import networks
@@ -29,7 +30,9 @@ CALIBRATION = 1024
 SHORT = {"resnet20": (2000, 3 + 9), "probe": (500, 2 + 4)}
 
 
+@functools.cache
 def _quantized(kind: str, data: Path, static: bool) -> nn.Module:
+    """Made once; no test changes it."""
     model = networks.resnet20(data) if kind == "resnet20" else networks.mobilenet_probe(data)
     if not static:
         return octavo.quantize(model, 8, progress=False)
