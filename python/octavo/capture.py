@@ -1,4 +1,4 @@
-"""What a model consists of: its sites (layers) and, where tracing succeeds, its flows (forwards as data)."""
+"""What a model consists of: its sites (layers) and, where tracing succeeds, its flows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Site:
 class Capture:
     """sites: in call order where an example tells it, else (and then) in the order of registration.
 
-    flows: none lies inside another. float_reasons: module path to the reason why its forward is not a flow.
+    flows: none lies inside another. untraced: module path to the reason why its forward is no flow.
     """
 
     sites: tuple[Site, ...]
@@ -67,28 +67,34 @@ class Capture:
 def capture(model: nn.Module, example: Example = None) -> Capture:
     """The sites and flows of ``model``, which must be in eval mode and stays as it was.
 
-    Each submodule is traced, the root first, its children only if that fails; layers of torch.nn are single steps.
-    With an example a flow is kept only if, run on the very inputs that its module gets, it returns what the
-    module returns, bit for bit.
+    Each submodule is traced, the root first, its children only if that fails; layers of torch.nn
+    are single steps. With an example a flow is kept only if, run on the very inputs that its module
+    gets, it returns what the module returns, bit for bit.
 
     Args:
         model: any module.
-        example: ``(args, kwargs)`` of one call, or a callable that is given the model and runs it once. Without one,
-            flows hold no shapes and only their layers have integer kinds.
+        example: ``(args, kwargs)`` of one call, or a callable that is given the model and runs it
+            once. Without one, flows hold no shapes and only their layers have integer kinds.
     """
-    names = {id(module): name for name, module in model.named_modules()}
-    calls: dict[str, int] = {}
-    flows: dict[str, Flow] = {}
-    untraced: dict[str, str] = {}
+    found = _Findings({id(module): name for name, module in model.named_modules()})
     if example is None:
-        _trace_down(model, "", names, flows, untraced)
+        _trace_down(model, "", found)
     else:
         with torch.no_grad():
-            while _watch_once(model, example, names, flows, untraced, calls):
+            while _watch_once(model, example, found):
                 pass
-    return Capture(
-        _sites(model, None if example is None else calls), tuple(flows.values()), untraced
-    )
+    calls = None if example is None else found.calls
+    return Capture(_sites(model, calls), tuple(found.flows.values()), found.untraced)
+
+
+@dataclass
+class _Findings:
+    """names: id of each module to its qualified name. The rest as in Capture."""
+
+    names: dict[int, str]
+    flows: dict[str, Flow] = field(default_factory=dict)
+    untraced: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
 
 
 def _run_example(model: nn.Module, example: Example) -> None:
@@ -99,26 +105,20 @@ def _run_example(model: nn.Module, example: Example) -> None:
         model(*args, **kwargs)
 
 
-def _trace_down(
-    model: nn.Module,
-    path: str,
-    names: Mapping[int, str],
-    flows: dict[str, Flow],
-    untraced: dict[str, str],
-) -> None:
+def _trace_down(model: nn.Module, path: str, found: _Findings) -> None:
     module = model.get_submodule(path)
-    if is_leaf(module) or names[id(module)] != path:
+    if is_leaf(module) or found.names[id(module)] != path:
         return
     if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         try:
             tensors, constants = bind(module.forward, None, {})
-            flow = trace(model, path, list(tensors), constants, names)
-            flows[path] = recognise(flow, model, {})
+            flow = trace(model, path, list(tensors), constants, found.names)
+            found.flows[path] = recognise(flow, model, {})
             return
         except Untraceable as why:
-            untraced[path] = str(why)
+            found.untraced[path] = str(why)
     for name, _ in module.named_children():
-        _trace_down(model, f"{path}.{name}" if path else name, names, flows, untraced)
+        _trace_down(model, f"{path}.{name}" if path else name, found)
 
 
 @dataclass
@@ -131,16 +131,10 @@ class _Watch:
     failed: bool = False
 
 
-def _watch_once(
-    model: nn.Module,
-    example: Example,
-    names: Mapping[int, str],
-    flows: dict[str, Flow],
-    untraced: dict[str, str],
-    calls: dict[str, int],
-) -> bool:
-    """Run the example, trying a flow for each outermost module not decided yet; True if one failed late."""
+def _watch_once(model: nn.Module, example: Example, found: _Findings) -> bool:
+    """Run the example with flows for all outermost modules not decided; True if one failed late."""
     watch = _Watch()
+    names, flows, untraced, calls = found.names, found.flows, found.untraced, found.calls
     calls.clear()
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

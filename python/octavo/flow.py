@@ -1,8 +1,8 @@
 """What a module's forward does, as data: the steps that capture finds and plan turns into regions.
 
-A flow is a straight line of steps over named values. Every step can be evaluated in float (it remembers the
-very call it came from), and the steps whose ``kind`` is a row of the region program (csrc/README.md) can run in
-integers.
+A flow is a straight line of steps over named values. Every step can be evaluated in float (it
+remembers the very call it came from), and the steps whose ``kind`` is a row of the region program
+(csrc/README.md) can run in integers.
 """
 
 from __future__ import annotations
@@ -41,20 +41,22 @@ class Ref:
 class Step:
     """One call.
 
-    kind: a region kind ("conv", "linear", "add", "mul", "concat", "max_pool", "avg_pool", "adaptive_avg_pool",
-      "adaptive_max_pool", "unary", "affine", "channel_table", "gather_channels", "slice", "upsample_nearest", "pad",
-      "flatten", "unflatten", "to_rows", "to_image", "identity"), or "float" for what only runs in float.
-      "unary" becomes a table, or a clamp fused into its producer.
-    inputs: values read, in order (for conv and linear: x, then the fused residual if any). For a step with ``fused``
-      these are the values that the fused steps read from outside.
+    kind: a region kind ("conv", "linear", "add", "mul", "concat", "max_pool", "avg_pool",
+      "adaptive_avg_pool", "adaptive_max_pool", "unary", "affine", "channel_table",
+      "gather_channels", "slice", "upsample_nearest", "pad", "flatten", "unflatten", "to_rows",
+      "to_image", "identity"), or "float" for what only runs in float. "unary" becomes a table, or a
+      clamp fused into its producer.
+    inputs: values read, in order (for conv and linear: x, then the fused residual if any). For a
+      step with ``fused`` these are the values that the fused steps read from outside.
     output: value defined.
     module: qualified name (from the root model) of the child that is called, "" for a function.
     function: row of capture's function table, "" for a module.
-    args, kwargs: of that call, with `Ref` in place of values; kwargs as sorted pairs. Empty for modules with one input.
-      The function "get_attr" reads the parameter or buffer whose qualified name is its argument.
+    args, kwargs: of that call, with `Ref` in place of values; kwargs as sorted pairs. Empty for
+      modules with one input. The function "get_attr" reads the parameter or buffer whose qualified
+      name is its argument.
     params: plain JSON data that the integer step needs (stride, padding, clamp in reals, ...).
-    fused: the float steps (in order) that this step stands for, when capture or plan has made one of several; else
-      empty. Evaluating the step in float evaluates these.
+    fused: the float steps (in order) that this step stands for, when capture or plan has made one
+      of several; else empty. Evaluating the step in float evaluates these.
     """
 
     kind: str
@@ -72,11 +74,12 @@ class Step:
 class Flow:
     """The captured forward of the module at ``path`` ("" is the root).
 
-    parameters: names of the forward's parameters that are tensors, in call order; each is also a value name.
+    parameters: names of the forward's parameters that are tensors, in call order; each is also a
+      value name.
     constants: other arguments of forward that the trace was specialised on (name to value).
     output: nested tuple / list / dict with `Ref` leaves.
-    shapes: shape of each tensor value on the example (empty without one). Batch and spatial sizes may differ in a call;
-      the number of dimensions and the channels may not.
+    shapes: shape of each tensor value on the example (empty without one). Batch and spatial sizes
+      may differ in a call; the number of dimensions and the channels may not.
     """
 
     path: str
@@ -97,7 +100,7 @@ class Flow:
 
 
 def substitute(value: Any, replace: Callable[[Ref], Any]) -> Any:
-    """``value`` with each `Ref` in its tuples, lists, dicts and slices replaced by ``replace(ref)``."""
+    """``value`` with each `Ref` inside it replaced by ``replace(ref)``."""
     if isinstance(value, Ref):
         return replace(value)
     if isinstance(value, tuple):
@@ -125,7 +128,7 @@ def refs(value: Any) -> Iterator[str]:
 
 
 def evaluate(step: Step, module_of: Callable[[str], nn.Module], values: dict[str, Any]) -> Any:
-    """The step's float result, also stored in ``values`` (as are results of the steps fused into it).
+    """The step's float result, also stored in ``values``, as are those of the steps fused in it.
 
     module_of: qualified name from the root model to the module (``model.get_submodule``).
     """
@@ -157,14 +160,16 @@ def run(
     *args: Any,
     observe: Callable[[str, torch.Tensor], None] | None = None,
 ) -> Any:
-    """What the flow returns in float for the tensors ``args`` (one for each of ``flow.parameters``).
+    """What the flow returns in float for the tensors ``args``, one a parameter.
 
-    observe: called as ``observe(value, tensor)`` for each parameter and each step's result that is a tensor, as
-      soon as it exists (a later in-place module may overwrite it).
+    observe: called as ``observe(value, tensor)`` for each parameter and each step's result that is
+      a tensor, as soon as it exists (a later in-place module may overwrite it).
     """
     if len(args) != len(flow.parameters):
+        names = ", ".join(flow.parameters)
         raise TypeError(
-            f"flow {flow.path!r}: {len(flow.parameters)} tensors expected ({', '.join(flow.parameters)}), got {len(args)}."
+            f"flow {flow.path!r}: expected {len(flow.parameters)} tensors ({names}), "
+            f"got {len(args)}."
         )
 
     def tensors_only(name: str, value: Any) -> None:
@@ -177,7 +182,10 @@ def run(
 def walk(
     flow: Flow, model: nn.Module, args: tuple[Any, ...], define: Callable[[str, Any], None]
 ) -> Any:
-    """Like `run`; ``define(name, value)`` is called for every value, tensor or not. Values are dropped after their last use."""
+    """Like `run`; ``define(name, value)`` is called for every value, tensor or not.
+
+    Values are dropped after their last use.
+    """
     values: dict[str, Any] = {}
     last_use: dict[str, int] = {}
     for position, step in enumerate(flow.steps):
@@ -235,7 +243,7 @@ def to_data(value: Any) -> Any:
                 key: to_data(item) for key, item in vars(value).items() if item or key != "fused"
             }
         }
-    raise TypeError(f"flow: plain data expected, got {type(value).__name__}.")
+    raise TypeError(f"flow: expected plain data, got {type(value).__name__}.")
 
 
 def from_data(data: Any) -> Any:
@@ -259,7 +267,7 @@ def from_data(data: Any) -> Any:
         constant = getattr(torch, content, None)
         if not isinstance(constant, (torch.dtype, torch.memory_format, torch.layout)):
             raise ValueError(
-                f"flow: a torch dtype, layout or memory format expected, got {content!r}."
+                f"flow: expected a torch dtype, layout or memory format, got {content!r}."
             )
         return constant
     if tag == "device":
@@ -270,4 +278,4 @@ def from_data(data: Any) -> Any:
         return (Step if tag == "step" else Flow)(
             **{key: from_data(item) for key, item in content.items()}
         )
-    raise ValueError(f"flow: a known tag expected, got {tag!r}.")
+    raise ValueError(f"flow: expected a known tag, got {tag!r}.")

@@ -1,4 +1,4 @@
-"""BatchNorm into the layer before it, weight_norm and parametrizations made plain. Changes the model it is given."""
+"""BatchNorm into the layer before it, weight_norm made plain. Changes the model it is given."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["Folded", "fold", "materialise"]
 class Folded:
     """model: the one that was given.
 
-    batch_norms: (name of the BatchNorm, name of the layer it went into). materialised: "<layer>.<tensor>" of weights
-    that were computed from others before.
+    batch_norms: (name of the BatchNorm, name of the layer it went into).
+    materialised: "<layer>.<tensor>" of weights that were computed from others before.
     """
 
     model: nn.Module
@@ -38,14 +38,15 @@ class Folded:
 def fold(model: nn.Module, example: Example = None) -> Folded:
     """The same function with fewer layers, in place: pass a copy of the model, in eval mode.
 
-    A BatchNorm with running statistics goes into the convolution or linear layer before it if nothing else reads that
-    layer's result: w' = w * gamma / sqrt(var + eps), b' = (b - mean) * gamma / sqrt(var + eps) + beta, computed in double
-    and rounded once. An Identity takes its place, its hooks stay.
+    A BatchNorm with running statistics goes into the convolution or linear layer before it if
+    nothing else reads that layer's result: w' = w * gamma / sqrt(var + eps), b' = (b - mean) *
+    gamma / sqrt(var + eps) + beta, computed in double and rounded once. An Identity takes its
+    place, its hooks stay.
 
     Args:
         model: any module; its parameters are replaced, not written into.
-        example: as for `octavo.capture.capture`. Without one, a BatchNorm behind a Linear stays, since nothing tells
-            which dimension of its input holds the channels.
+        example: as for `octavo.capture.capture`. Without one, a BatchNorm behind a Linear stays,
+            since nothing tells which dimension of its input holds the channels.
     """
     with torch.no_grad(), torch.inference_mode(False):
         materialised = tuple(materialise(model))
@@ -57,10 +58,10 @@ def fold(model: nn.Module, example: Example = None) -> Folded:
 
 
 def materialise(model: nn.Module) -> Iterator[str]:
-    """Turns weight_norm, spectral_norm and parametrizations into plain weights, in place; names what it changed."""
+    """Makes weight_norm, spectral_norm and parametrized weights plain, in place; names them."""
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for tensor in list(module.parametrizations):  # type: ignore[arg-type,union-attr]
+            for tensor in list(module.parametrizations):
                 parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
                 yield f"{name}.{tensor}" if name else tensor
         for hook in list(module._forward_pre_hooks.values()):
@@ -126,8 +127,9 @@ def _fold_pair(model: nn.Module, norm_name: str, layer_name: str) -> None:
     weight = layer.weight.double()
     bias = torch.zeros_like(offset) if layer.bias is None else layer.bias.double()
     shape = [-1] + [1] * (weight.dim() - 1)
-    layer.weight = _parameter(weight * multiplier.view(shape), layer.weight)
-    layer.bias = _parameter(bias * multiplier + offset, layer.weight)
+    like = layer.weight
+    layer.weight = _parameter(weight * multiplier.view(shape), like)
+    layer.bias = _parameter(bias * multiplier + offset, like)
     identity = nn.Identity()
     for name, table in vars(norm).items():
         if "hooks" in name and name in vars(identity):
@@ -157,5 +159,5 @@ def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return multiplier, offset
 
 
-def _parameter(value: Tensor, like: nn.Parameter) -> nn.Parameter:
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value.to(like.dtype), requires_grad=like.requires_grad)

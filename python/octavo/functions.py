@@ -1,7 +1,7 @@
-"""The functions that a captured forward may call: name to callable, and what capture may assume about each.
+"""The functions that a captured forward may call: name to callable, and what each may be taken for.
 
-A graph is kept only if every call in it has a row here, so a flow never runs code that this table does not
-name: all rows are pure (no randomness, no writing into arguments).
+A graph is kept only if every call in it has a row here, so a flow never runs code that this table
+does not name: all rows are pure (no randomness, no writing into arguments).
 """
 
 from __future__ import annotations
@@ -17,44 +17,70 @@ import torch.nn.functional as F
 
 __all__ = ["BINARY", "CLAMPS", "FUNCTIONS", "LAYOUT", "UNARY", "is_in_place", "operation", "row_of"]
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Element by element and finite for finite arguments: integer steps become a 256-entry table.
-UNARY = frozenset(
-    "relu relu6 hardtanh clamp clamp_min clamp_max clip sigmoid logsigmoid tanh silu hardswish hardsigmoid gelu elu "
-    "celu selu leaky_relu mish softplus softsign hardshrink softshrink tanhshrink threshold abs neg square erf sin "
-    "cos tan atan".split()
+UNARY = _words(
+    """
+    relu relu6 hardtanh clamp clamp_min clamp_max clip sigmoid logsigmoid tanh silu hardswish
+    hardsigmoid gelu elu celu selu leaky_relu mish softplus softsign hardshrink softshrink
+    tanhshrink threshold abs neg square erf sin cos tan atan
+    """
 )
 # The members of UNARY that only limit their argument: fused into the step that computes it.
-CLAMPS = frozenset("relu relu6 hardtanh clamp clamp_min clamp_max clip".split())
+CLAMPS = _words(
+    """
+    relu relu6 hardtanh clamp clamp_min clamp_max clip
+    """
+)
 # Integer steps when one operand is a number (a table), or both are values.
-BINARY = frozenset("add sub mul div truediv rsub".split())
+BINARY = _words(
+    """
+    add sub mul div truediv rsub
+    """
+)
 # Move elements, compute nothing. Which integer step such calls amount to is found by trying them.
-LAYOUT = frozenset(
-    "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims movedim contiguous getitem "
-    "select narrow chunk split tensor_split unbind size getattr dim add sub mul floordiv int neg clone".split()
+LAYOUT = _words(
+    """
+    view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims movedim
+    contiguous getitem select narrow chunk split tensor_split unbind size getattr dim add sub
+    mul floordiv int neg clone
+    """
 )
 
-_FLOAT = (
-    "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal pow sign round floor ceil fmod remainder floor_divide "
-    "sinh cosh asin acos atan2 maximum minimum lerp addcmul where masked_fill logical_not logical_and logical_or "
-    "isnan isinf isfinite eq ne lt le gt ge matmul bmm mm mv baddbmm addmm einsum tensordot outer inner dot "
-    "softmax log_softmax layer_norm group_norm instance_norm batch_norm rms_norm local_response_norm normalize "
-    "cosine_similarity pairwise_distance scaled_dot_product_attention linear bilinear conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d embedding interpolate upsample pixel_shuffle "
-    "pixel_unshuffle channel_shuffle grid_sample affine_grid unfold fold max_pool1d max_pool2d max_pool3d "
-    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d prelu glu pad dropout "
-    "dropout1d dropout2d dropout3d alpha_dropout feature_dropout mean sum amax amin max min argmax argmin std var "
-    "norm vector_norm cumsum cumprod prod all any logsumexp topk sort argsort count_nonzero std_mean var_mean "
-    "cat concat concatenate stack hstack vstack dstack expand expand_as repeat repeat_interleave tile index_select "
-    "gather take_along_dim roll flip rot90 tril triu diagonal diag broadcast_to view_as reshape_as meshgrid "
-    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full arange linspace zeros ones full eye "
-    "to type type_as float half bfloat16 double long int bool numel is_floating_point ndimension t detach cpu "
-    "one_hot bitwise_not bitwise_and bitwise_or _assert"
-).split()
+_FLOAT = _words(
+    """
+    exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal pow sign round floor ceil fmod
+    remainder floor_divide sinh cosh asin acos atan2 maximum minimum lerp addcmul where
+    masked_fill logical_not logical_and logical_or isnan isinf isfinite eq ne lt le gt ge matmul
+    bmm mm mv baddbmm addmm einsum tensordot outer inner dot softmax log_softmax layer_norm
+    group_norm instance_norm batch_norm rms_norm local_response_norm normalize cosine_similarity
+    pairwise_distance scaled_dot_product_attention linear bilinear conv1d conv2d conv3d
+    conv_transpose1d conv_transpose2d conv_transpose3d embedding interpolate upsample
+    pixel_shuffle pixel_unshuffle channel_shuffle grid_sample affine_grid unfold fold max_pool1d
+    max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d lp_pool1d lp_pool2d prelu glu pad dropout dropout1d dropout2d dropout3d
+    alpha_dropout feature_dropout mean sum amax amin max min argmax argmin std var norm
+    vector_norm cumsum cumprod prod all any logsumexp topk sort argsort count_nonzero std_mean
+    var_mean cat concat concatenate stack hstack vstack dstack expand expand_as repeat
+    repeat_interleave tile index_select gather take_along_dim roll flip rot90 tril triu diagonal
+    diag broadcast_to view_as reshape_as meshgrid zeros_like ones_like full_like empty_like
+    new_zeros new_ones new_full arange linspace zeros ones full eye to type type_as float half
+    bfloat16 double long int bool numel is_floating_point ndimension t detach cpu one_hot
+    bitwise_not bitwise_and bitwise_or _assert
+    """
+)
 
-_OPERATORS = (
-    "add sub mul truediv floordiv mod pow neg pos abs matmul getitem eq ne lt le gt ge and_ or_ xor not_ invert is_ is_not"
-).split()
+_OPERATORS = _words(
+    """
+    add sub mul truediv floordiv mod pow neg pos abs matmul getitem eq ne lt le gt ge and_ or_
+    xor not_ invert is_ is_not
+    """
+)
 _IN_PLACE_OPERATORS = {
     operator.iadd: "operator.add",
     operator.isub: "operator.sub",
@@ -63,8 +89,13 @@ _IN_PLACE_OPERATORS = {
 }
 _IN_PLACE = frozenset(
     f"{name}_"
-    for name in "relu relu6 hardtanh clamp clamp_min clamp_max clip sigmoid tanh silu hardswish hardsigmoid elu celu selu "
-    "leaky_relu mish threshold abs neg square add sub mul div squeeze unsqueeze transpose masked_fill".split()
+    for name in _words(
+        """
+        relu relu6 hardtanh clamp clamp_min clamp_max clip sigmoid tanh silu hardswish hardsigmoid
+        elu celu selu leaky_relu mish threshold abs neg square add sub mul div squeeze unsqueeze
+        transpose masked_fill
+        """
+    )
 )
 # Attributes of a tensor that a forward may read.
 _ATTRIBUTES = frozenset(("shape", "dtype", "device", "ndim", "T", "mT", "is_cuda", "layout"))
@@ -73,7 +104,7 @@ _ATTRIBUTES = frozenset(("shape", "dtype", "device", "ndim", "T", "mT", "is_cuda
 def _attribute(value: Any, name: str) -> Any:
     if name not in _ATTRIBUTES:
         raise AttributeError(
-            f"functions: an attribute among {sorted(_ATTRIBUTES)} expected, got {name!r}."
+            f"functions: expected an attribute among {sorted(_ATTRIBUTES)}, got {name!r}."
         )
     return getattr(value, name)
 
@@ -147,7 +178,7 @@ _FUNCTIONAL_IN_PLACE = frozenset(
 
 
 def row_of(target: Any) -> str:
-    """The row for a traced call (a function, or a method's name as a string), "" if there is none."""
+    """The row for a traced call (a function, or a method's name), "" if there is none."""
     if isinstance(target, str):
         name = target[:-1] if target in _IN_PLACE else target
         return f"Tensor.{name}" if f"Tensor.{name}" in FUNCTIONS else ""

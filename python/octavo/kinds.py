@@ -1,4 +1,4 @@
-"""Which integer step each call of a flow amounts to: the second half of capture. Reads the model, changes nothing."""
+"""Which integer step each call of a flow amounts to: the second half of capture."""
 
 from __future__ import annotations
 
@@ -95,9 +95,10 @@ _PARAMETERS = {
 
 
 def recognise(flow: Flow, model: nn.Module, values: Mapping[str, Any]) -> Flow:
-    """The flow with integer kinds and params filled in; calls that together make one integer step become one.
+    """The flow with integer kinds and params; calls that make one integer step together become one.
 
-    values: for each value on the example a float tensor's shape (a torch.Size), a Python number, or anything else.
+    values: for each value on the example a float tensor's shape (a torch.Size), a Python number, or
+      anything else.
       Empty without an example: then only modules are recognised, by their type.
     """
     return prune(_Recogniser(flow, model, values).flow())
@@ -157,7 +158,7 @@ class _Recogniser:
         return len(shape) - 2
 
     def between(self, output: str, sources: Sequence[str]) -> tuple[Step, ...] | None:
-        """The raw steps that compute `output` from `sources`, in order; None if they need anything else."""
+        """The raw steps from `sources` to `output`, in order; None if they need anything else."""
         needed, seen = [output], set()
         while needed:
             name = needed.pop()
@@ -253,7 +254,7 @@ class _Recogniser:
         if padding is not None:
             return self._pad(step, x, *padding)
         if isinstance(module, (nn.Flatten, nn.Unflatten)):
-            return self._layout(step, x, lambda probe: module(probe), False)
+            return self._layout(step, x, module, False)
         return None
 
     # ---- functions
@@ -357,7 +358,7 @@ class _Recogniser:
     def _with_parameter(
         self, step: Step, name: str, x: str, constant: str, operands: list[Any]
     ) -> Step | None:
-        """x op parameter: a table for one number, a per-channel affine for one number a channel."""
+        """`x` op parameter: a table for one number, an affine step for one number a channel."""
         parameter, shape = self._constant(constant), self.shape(x)
         first = isinstance(operands[0], Ref) and operands[0].name == x
         if (
@@ -604,17 +605,19 @@ class _Recogniser:
         if result is None:
             return None
         kind, params = result
-        spatial = {"to_image": (1, 2), "to_rows": (2, 3)}.get(kind, tuple(range(2, len(shape))))
-        rows_flatten = kind == "identity"
+        free = {"to_image": (1, 2), "identity": tuple(range(1, len(shape)))}.get(
+            kind, tuple(range(2, len(shape)))
+        )
         other = [3, *shape[1:]]
-        for axis in () if literal or rows_flatten else spatial:
+        for axis in () if literal else free:
             other[axis] += axis
         if _map_of(_numbered(tuple(other)), attempt) != result:
             return None
         if kind == "slice":
-            params = _slice_params(step, len(shape))
-            if params is None or not _slices_as(attempt, params, _numbered(tuple(other))):
+            cuts = _slice_params(step, len(shape))
+            if cuts is None or not _slices_as(attempt, cuts, _numbered(tuple(other))):
                 return None
+            params = cuts
         if kind == "to_rows" and len(shape) != 4:
             return None
         return self._as(step, kind, [x], **params)

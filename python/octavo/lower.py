@@ -1,4 +1,4 @@
-"""A region's plan and its parameters to the program text that `octavo.ops.run_region` takes (csrc/README.md)."""
+"""A region's plan and its parameters to the program that `octavo.ops.run_region` takes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from octavo.flow import Step, evaluate
 from octavo.regions import RegionPlan
 from octavo.scheme import QParams
 
-__all__ = ["Program", "lower", "region_output_shapes"]
+__all__ = ["Program", "lower"]
 
 _INF = math.inf
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """text: the program. panels: for each ``panel=`` the name of the layer whose panel it is, or a tensor.
+    """A region as csrc/README.md describes it.
 
-    inputs, outputs: names of the values, in the program's order. values: name of each value to its id in the text.
+    text: the program.
+    panels: for each ``panel=`` the name of the layer whose panel it is, or a tensor.
+    inputs, outputs: names of the values, in the program's order.
+    values: name of each value to its id in the text.
     """
 
     text: str
@@ -43,7 +46,8 @@ def lower(region: RegionPlan, params: Mapping[str, QParams], model: nn.Module) -
     Args:
         region: from the plan.
         params: of every value that maps to itself in ``region.params_of``, by the value's name.
-        model: the float (folded) model: read for tables, affine factors and PReLU slopes, not for weights.
+        model: the float (folded) model: read for tables, affine factors and PReLU slopes, not for
+          weights.
 
     Raises:
         ValueError: parameters of a value are missing.
@@ -51,7 +55,8 @@ def lower(region: RegionPlan, params: Mapping[str, QParams], model: nn.Module) -
     missing = sorted(set(region.params_of.values()) - set(params))
     if missing:
         raise ValueError(
-            f"lower: parameters of every value of region {region.name} expected, got none for {missing}."
+            f"lower: expected parameters of every value of region {region.name}, got none for "
+            f"{missing}. Calibrate with data that reaches it."
         )
     return _Lowering(region, params, model).program()
 
@@ -142,8 +147,9 @@ class _Lowering:
                 )
             pad = [0, 0, 0, 0]
         keys = (
-            f"x={x} panel={self.panel(step.module)} channels={p['channels']} kernel={_list(p['kernel'])} "
-            f"stride={_list(p['stride'])} pad={_list(pad)} dilation={_list(p['dilation'])}"
+            f"x={x} panel={self.panel(step.module)} channels={p['channels']} "
+            f"kernel={_list(p['kernel'])} stride={_list(p['stride'])} pad={_list(pad)} "
+            f"dilation={_list(p['dilation'])}"
         )
         self._product(step, keys)
 
@@ -207,14 +213,15 @@ class _Lowering:
             step.output,
             "avg_pool",
             f"x={self.ids[step.inputs[0]]} kernel={_list(p['kernel'])} stride={_list(p['stride'])} "
-            f"pad={_list(p['pad'])} ceil={p['ceil']} include_pad={p['include_pad']} divisor={p['divisor']} "
-            f"{self.params(step.output)}",
+            f"pad={_list(p['pad'])} ceil={p['ceil']} include_pad={p['include_pad']} "
+            f"divisor={p['divisor']} {self.params(step.output)}",
         )
 
     def _adaptive_avg_pool(self, step: Step) -> None:
         flatten = step.params["flatten"]
         pooled = f"{step.output}.pooled" if flatten else step.output
-        keys = f"x={self.ids[step.inputs[0]]} size={_list(step.params['size'])} {self.params(step.output)}"
+        size = _list(step.params["size"])
+        keys = f"x={self.ids[step.inputs[0]]} size={size} {self.params(step.output)}"
         identifier = self.add(pooled, "adaptive_avg_pool", keys)
         if flatten:
             self.add(step.output, "flatten", f"x={identifier}")
@@ -238,7 +245,8 @@ class _Lowering:
 
     def _pad(self, step: Step) -> None:
         p = step.params
-        keys = f"x={self.ids[step.inputs[0]]} pad={_list(p['pad'])} mode={p['mode']} value={_float(p['value'])}"
+        keys = f"pad={_list(p['pad'])} mode={p['mode']} value={_float(p['value'])}"
+        keys = f"x={self.ids[step.inputs[0]]} {keys}"
         self.add(step.output, "pad", keys)
 
     def _flatten(self, step: Step) -> None:
@@ -287,7 +295,7 @@ class _Lowering:
         )
 
     def _factors(self, step: Step) -> Tensor:
-        """float32 [2, C]: real multiplier and offset of each channel: the step's results at 0 and 1."""
+        """float32 [2, C]: multiplier and offset a channel, from the step's results at 0 and 1."""
         channels = step.params["channels"]
         shape = {"image": (1, channels, 1, 1), "image1d": (1, channels, 1)}.get(
             step.params["layout"], (1, channels)
@@ -319,122 +327,3 @@ def _plain_copy(module: nn.Module) -> nn.Module:
         if "hooks" in name:
             memo[id(table)] = type(table)()
     return copy.deepcopy(module, memo)
-
-
-# ---- shapes -------------------------------------------------------------------------------------------
-
-
-def region_output_shapes(
-    program: str, input_shapes: Sequence[Sequence[Any]], panel_shapes: Sequence[Sequence[Any]]
-) -> list[tuple[Any, ...]]:
-    """Shape of each result of a program; sizes may be symbolic integers.
-
-    Args:
-        program: text as `lower` makes it.
-        input_shapes: of the inputs, in order.
-        panel_shapes: of the panels, in order (channel counts of gather_channels stand there).
-    """
-    shapes: list[tuple[Any, ...]] = []
-    outputs: list[tuple[Any, ...]] = []
-    rows: list[bool] = []
-    for line in program.splitlines()[1:]:
-        if line.startswith("out "):
-            outputs.append(shapes[int(line.split()[1])])
-            continue
-        _, _, kind, *pairs = line.split(" ")
-        keys = dict(pair.split("=", 1) for pair in pairs)
-        in_rows = keys.get("layout") == "rows" if "in" in keys else rows[_ints(keys["x"])[0]]
-        shapes.append(_shape_after(kind, keys, shapes, input_shapes, panel_shapes, in_rows))
-        rows.append(
-            kind in ("flatten", "to_rows") or (in_rows and kind not in ("unflatten", "to_image"))
-        )
-    return outputs
-
-
-def _ints(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def _shape_after(
-    kind: str,
-    keys: Mapping[str, str],
-    shapes: Sequence[tuple[Any, ...]],
-    inputs: Sequence[Sequence[Any]],
-    panels: Sequence[Sequence[Any]],
-    in_rows: bool,
-) -> tuple[Any, ...]:
-    if kind.startswith("quantize"):
-        return tuple(inputs[int(keys["in"])])
-    read = [shapes[i] for i in _ints(keys["x"])]
-    x = read[0]
-    if kind.startswith("conv"):
-        return (x[0], int(keys["channels"]), *_window(x[2:], keys, False))
-    if kind.startswith("linear"):
-        return (*x[:-1], int(keys["channels"]))
-    if kind in ("max_pool", "avg_pool"):
-        return (*x[:2], *_window(x[2:], keys, keys["ceil"] == "1"))
-    if kind.startswith("adaptive"):
-        size = _ints(keys["size"])[4 - len(x) :]
-        return (*x[:2], *(wanted or given for wanted, given in zip(size, x[2:], strict=True)))
-    if kind == "concat":
-        channel = len(x) - 1 if in_rows else 1
-        total = x[channel]
-        for other in read[1:]:
-            total = total + other[channel]
-        return (*x[:channel], total, *x[channel + 1 :])
-    if kind == "gather_channels":
-        return (x[0], panels[int(keys["panel"])][0], *x[2:])
-    if kind == "slice":
-        return (
-            *x[:2],
-            *(_sliced(n, *_ints(keys[axis])) for n, axis in zip(x[2:], "hw", strict=True)),
-        )
-    if kind == "upsample_nearest":
-        sizes = _ints(keys["size"])[4 - len(x) :]
-        factors = [float.fromhex(f) for f in keys["scale"].split(",")][4 - len(x) :]
-        return (
-            *x[:2],
-            *(s or _scaled(n, f) for n, s, f in zip(x[2:], sizes, factors, strict=True)),
-        )
-    if kind == "pad":
-        top, left, bottom, right = _ints(keys["pad"])
-        added = [top + bottom, left + right][4 - len(x) :]
-        return (*x[:2], *(n + a for n, a in zip(x[2:], added, strict=True)))
-    if kind == "flatten":
-        return (x[0], math.prod(x[2:], start=x[1]))
-    if kind == "unflatten":
-        return (x[0], *_ints(keys["size"]))
-    if kind == "to_rows":
-        return (x[0], x[2], x[3], x[1])
-    if kind == "to_image":
-        return (x[0], x[3], x[1], x[2])
-    return x
-
-
-def _window(sizes: Sequence[Any], keys: Mapping[str, str], ceil: bool) -> list[Any]:
-    skip = 2 - len(sizes)
-    kernel, stride = _ints(keys["kernel"])[skip:], _ints(keys["stride"])[skip:]
-    dilation = _ints(keys.get("dilation", "1,1"))[skip:]
-    top, left, bottom, right = _ints(keys["pad"])
-    before, after = [top, left][skip:], [bottom, right][skip:]
-    result = []
-    for axis, size in enumerate(sizes):
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        room = size + before[axis] + after[axis] - reach
-        if not ceil:
-            result.append(room // stride[axis] + 1)
-            continue
-        count = (room + stride[axis] - 1) // stride[axis] + 1
-        # The last window must start inside the image or its leading padding.
-        result.append(count - 1 if (count - 1) * stride[axis] >= size + before[axis] else count)
-    return result
-
-
-def _sliced(size: Any, start: int, stop: int, step: int) -> Any:
-    end = size if stop < 0 else min(stop, size)
-    return max(0, (end - start + step - 1) // step)
-
-
-def _scaled(size: Any, factor: float) -> Any:
-    """floor(size * factor), exactly for whole factors, so that symbolic sizes stay integers."""
-    return size * int(factor) if factor == int(factor) else int(math.floor(float(size) * factor))

@@ -1,4 +1,4 @@
-"""Model to Plan: for every site a weight scheme, an activation scheme, and a region or the reason for float."""
+"""Model to Plan: for every site a scheme, activations, and a region or the reason for float."""
 
 from __future__ import annotations
 
@@ -51,13 +51,12 @@ class Plan:
                 continue
             scheme = site.scheme
             per = f"groups of {scheme.group_size}" if scheme.group_size else "per channel"
-            activations = site.activations
-            if activations == "static":
-                activations = f"{activations} {site.activation_bits} bits"  # type: ignore[assignment]
+            bits = f" {site.activation_bits} bits" if site.activations == "static" else ""
             where = f"  region {site.region}" if site.region else ""
             why = f"  ({site.reason})" if site.reason else ""
             lines.append(
-                f"{name}  {site.type}  {scheme.bits} bits {scheme.grid} {per}, activations {activations}{where}{why}"
+                f"{name}  {site.type}  {scheme.bits} bits {scheme.grid} {per}, "
+                f"activations {site.activations}{bits}{where}{why}"
             )
         for flow in self.flows:
             for item in flow.items:
@@ -80,7 +79,8 @@ class Plan:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"Plan: expected JSON text, got {describe(text)} ({error}). Use what Plan.to_json wrote."
+                f"Plan: expected JSON text, got {describe(text)} ({error}). "
+                "Use what Plan.to_json wrote."
             ) from None
         if not isinstance(data, dict) or data.get("format") != _FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
@@ -106,12 +106,12 @@ def plan(
     activation_bits: int = 8,
     reasons: Mapping[str, str] | None = None,
 ) -> Plan:
-    """Decides for every site how it is stored and run, and with static activations where regions lie.
+    """Decides for every site how it is stored and run, and where regions lie.
 
     Args:
         capture: of the (folded) model; regions need one made with an example.
-        schemes: of each site, None for those that stay float; or one for all sites. Sites without an integer class stay
-            float whatever is asked.
+        schemes: of each site, None for those that stay float; or one for all sites. Sites without
+            an integer class stay float whatever is asked.
         activations: of all sites.
         activation_bits: 2..8, of the inputs of layers; every other value in a region has 8 bits.
         reasons: why a site has None, for the report.

@@ -1,4 +1,4 @@
-"""Cuts a flow into regions that run in integers and float steps between them. Reads no data and no model."""
+"""Cuts a flow into regions that run in integers and float steps between them: no data, no model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,46 @@ __all__ = ["FlowPlan", "RegionPlan", "cut"]
 
 # Steps that only pass codes on: their result has the parameters of their input.
 PASSING = frozenset(
-    "max_pool adaptive_max_pool gather_channels slice upsample_nearest pad flatten unflatten to_rows to_image".split()
+    (
+        "max_pool",
+        "adaptive_max_pool",
+        "gather_channels",
+        "slice",
+        "upsample_nearest",
+        "pad",
+        "flatten",
+        "unflatten",
+        "to_rows",
+        "to_image",
+    )
 )
 _PRODUCTS = frozenset(("conv", "linear"))
-# At the end of a region these are better done in float, on the float result of the layer before them.
+# At the end of a region these are better done in float, on the float result before them.
 _POINTWISE = frozenset(("unary", "channel_table", "affine", "mul"))
 _MOVING = frozenset(
-    "gather_channels slice upsample_nearest pad flatten unflatten to_rows to_image".split()
+    (
+        "gather_channels",
+        "slice",
+        "upsample_nearest",
+        "pad",
+        "flatten",
+        "unflatten",
+        "to_rows",
+        "to_image",
+    )
 )
 _IMAGE_ONLY = frozenset(
-    "conv max_pool avg_pool adaptive_avg_pool adaptive_max_pool gather_channels slice upsample_nearest pad".split()
+    (
+        "conv",
+        "max_pool",
+        "avg_pool",
+        "adaptive_avg_pool",
+        "adaptive_max_pool",
+        "gather_channels",
+        "slice",
+        "upsample_nearest",
+        "pad",
+    )
 )
 
 
@@ -31,15 +61,17 @@ class RegionPlan:
     """A stretch of a flow that runs in integers.
 
     name: "<flow path>#<index>" ("#0" for the root's first).
-    steps: fused integer steps in execution order, without quantize and dequantize. Kinds "conv_f32" and "linear_f32"
-      have float results; a clamp fused into a step is its params "lo" and "hi", in reals.
+    steps: fused integer steps in execution order, without quantize and dequantize. Kinds "conv_f32"
+      and "linear_f32" have float results; a clamp fused into a step is its params "lo" and "hi", in
+      reals.
     inputs: float values that are quantized at the entry. outputs: values that leave as floats.
-    params_of: every u8 value of the region, entry values included, to the value whose QParams it uses (itself, or
-      the one it shares with: pooling, slicing, concat ...). Calibration gives QParams to each value that maps to itself,
-      under the key "<flow path>:<value>". Outputs that conv or linear computes in float are not in it.
+    params_of: every u8 value of the region, entry values included, to the value whose QParams it
+      uses (itself, or the one it shares with: pooling, slicing, concat ...). Calibration gives
+      QParams to each value that maps to itself, under the key "<flow path>:<value>". Outputs that
+      conv or linear computes in float are not in it.
     layouts: "image", "image1d" or "rows" of each input.
-    bits: of each value that maps to itself and has fewer than 8. A value "v@4" is v stored a second time, in 4 bits: its
-      range comes from the data of v.
+    bits: of each value that maps to itself and has fewer than 8. A value "v@4" is v stored a second
+      time, in 4 bits: its range comes from the data of v.
     """
 
     name: str
@@ -52,7 +84,7 @@ class RegionPlan:
 
     @property
     def factors(self) -> tuple[str, ...]:
-        """Names of the modules without a quantized class that run in it all the same (lone BatchNorm, PReLU)."""
+        """Names of modules that run in it without a quantized class: lone BatchNorm, PReLU."""
         parts = [
             part
             for step in self.steps
@@ -113,7 +145,7 @@ def _parts(step: Step) -> tuple[Step, ...]:
 
 
 class _Cutter:
-    """Node = index of a step in ``self.steps``; candidates = nodes that run in integers as far as is known."""
+    """Node: index of a step in ``self.steps``. Candidates: nodes that run in integers so far."""
 
     def __init__(self, flow: Flow, static: Mapping[str, int]) -> None:
         self.flow = flow
@@ -130,7 +162,7 @@ class _Cutter:
         self.layouts: dict[str, str] = {}
 
     def _without_identities(self) -> list[Step]:
-        """Identities that are the only reader of a step become part of it, and give it their name."""
+        """Identities that are the only reader of a step become part of it; it takes their name."""
         readers: dict[str, int] = {}
         for step in self.flow.steps:
             for value in step.inputs:
@@ -200,7 +232,7 @@ class _Cutter:
         return self._arranged(groups) if groups else None
 
     def _settle_layouts(self) -> None:
-        """Gives every value that an integer step touches its layout; drops steps that contradict."""
+        """Gives values of integer steps their layout; drops steps that contradict."""
         while True:
             self.layouts = {}
             bad = self._propagate()
@@ -233,7 +265,7 @@ class _Cutter:
         return (*self.reads(node), self.steps[node].output)
 
     def _layouts_of(self, node: int) -> dict[str, str] | None:
-        """What the step asks of the values that it touches ("" where it does not care); None: impossible."""
+        """The layout that the step asks of each value ("": it does not care); None: impossible."""
         step = self.steps[node]
         values = self.reads(node)
         rank = len(self.flow.shapes.get(values[0], ()))
@@ -315,7 +347,7 @@ class _Cutter:
     # ---- which of them form one region
 
     def _grouped(self) -> dict[int, list[int]]:
-        """Regions as lists of nodes, by their first node; no two depend on each other in a circle."""
+        """Regions as lists of nodes, by first node; no two depend on each other in a circle."""
         leader = list(range(len(self.steps)))
         members = {node: [node] for node in range(len(self.steps))}
         readers = self.readers()
@@ -362,7 +394,7 @@ class _Cutter:
         return {group: sorted(members[group]) for group in members if group in self.candidates}
 
     def _arranged(self, groups: Mapping[int, list[int]]) -> FlowPlan:
-        """Regions and live float steps in an order in which every value exists before it is read."""
+        """Regions and live float steps, ordered so that every value exists before it is read."""
         live = self.live()
         group_of = {node: group for group, nodes in groups.items() for node in nodes}
         units: dict[int, list[int]] = {node: [node] for node in live if node not in group_of}
@@ -408,8 +440,9 @@ class _Cutter:
         """The step reading the values behind identities; these become part of it."""
         step = self.steps[node]
         before: list[Step] = []
-        for value in step.inputs:
-            chain = []
+        for read in step.inputs:
+            chain: list[Step] = []
+            value = read
             while value in self.producer and self.steps[self.producer[value]].kind == "identity":
                 chain.append(self.steps[self.producer[value]])
                 value = chain[-1].inputs[0]
@@ -434,7 +467,7 @@ def _joined(first: Step, second: Step, **changes: object) -> Step:
 def _fused(
     steps: list[Step], outside: set[str], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Step]:
-    """Residual sums and clamps fused into what computes their operand, tables in a row made one, float results."""
+    """Sums and clamps fused into what computes their operand, tables joined, float results."""
     steps = _fuse_sums(steps, outside, shapes)
     steps = _fuse_next(steps, outside, _fuse_clamp)
     steps = _fuse_next(steps, outside, _fuse_tables)
@@ -480,7 +513,7 @@ def _fuse_sums(
 
 
 def _fuse_next(steps: list[Step], outside: set[str], join: object) -> list[Step]:
-    """Joins each step with the only reader of its result where ``join(first, second)`` gives a step."""
+    """Joins each step with the only reader of its result where ``join`` gives a step."""
     read = _read_counts(steps)
     result: list[Step] = []
     at: dict[str, int] = {}
@@ -541,7 +574,7 @@ def _shared_params(steps: list[Step], inputs: tuple[str, ...], outside: set[str]
 def _with_bits(
     region: RegionPlan, static: Mapping[str, int], own_inputs: frozenset[str], outside: set[str]
 ) -> RegionPlan:
-    """Stores the inputs of layers in the bits that these ask for, a second time where others need 8."""
+    """Stores inputs of layers in the bits asked for, a second time where others need 8."""
     if all(static[name] == 8 for name in region.layers):
         return region
     asked: dict[str, set[int]] = {}
@@ -569,9 +602,7 @@ def _with_bits(
         if step.kind.split("_")[0] in _PRODUCTS:
             value, wanted = step.inputs[0], static[step.module]
             root = region.params_of[value]
-            if wanted != bits.get(root, 8) and region.params_of[value] not in _own(
-                region, own_inputs
-            ):
+            if wanted != bits.get(root, 8) and root not in _own(region, own_inputs):
                 narrow = f"{value}@{wanted}"
                 if narrow not in params_of:
                     steps.append(
@@ -579,7 +610,8 @@ def _with_bits(
                     )
                     params_of[narrow] = narrow
                     bits[narrow] = wanted
-                step = replace(step, inputs=(narrow, *step.inputs[1:]))
+                steps.append(replace(step, inputs=(narrow, *step.inputs[1:])))
+                continue
         steps.append(step)
     return replace(region, steps=tuple(steps), params_of=params_of, bits=bits)
 

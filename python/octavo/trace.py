@@ -1,4 +1,4 @@
-"""One module's forward to raw steps, by torch.fx: the first half of capture. Leaves the module as it was."""
+"""One module's forward to raw steps, by torch.fx: the first half of capture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Untraceable(Exception):
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether capture takes the module as one step: torch's own layers and what is compiled already."""
+    """Whether capture takes the module as one step: torch's own layers and compiled modules."""
     if isinstance(module, (torch.jit.ScriptModule, fx.GraphModule)):
         return isinstance(module, torch.jit.ScriptModule)
     if type(module) in _CONTAINERS or (
@@ -67,8 +67,8 @@ def bind(
 ) -> tuple[dict[str, torch.Tensor | None], dict[str, Any]]:
     """Splits a call's arguments into tensors and constants, by parameter name and in order.
 
-    args None: no call is known; parameters without a default are taken for tensors (and stand as None), the
-    others for their defaults.
+    args None: no call is known; parameters without a default are taken for tensors (and stand as
+    None), the others for their defaults.
     """
     signature = inspect.signature(forward)
     tensors: dict[str, torch.Tensor | None] = {}
@@ -99,7 +99,7 @@ def bind(
 
 
 class _Tracer(fx.Tracer):
-    """Leaf modules carry their qualified name from the root model; hooks of the others do not run."""
+    """Leaf modules carry their name from the root model; hooks of the others do not run."""
 
     def __init__(
         self, names: Mapping[int, str], constants: Mapping[str, Any], tensors: list[str]
@@ -181,7 +181,7 @@ def trace(
             raise Untraceable(
                 f"it cannot be traced ({type(error).__name__}: {_first_line(error)})"
             ) from None
-    return _convert(graph, module, model, path, tensors, constants)
+    return _convert(graph, model, path, tensors, constants)
 
 
 def _first_line(error: Exception) -> str:
@@ -204,13 +204,12 @@ _PLAIN = (
 
 def _convert(
     graph: fx.Graph,
-    module: nn.Module,
     model: nn.Module,
     path: str,
     tensors: list[str],
     constants: Mapping[str, Any],
 ) -> Flow:
-    attributes = _attribute_names(module, path)
+    attributes = _attribute_names(model.get_submodule(path), path)
     current: dict[fx.Node, str] = {}
     taken = set(tensors)
     steps: list[Step] = []

@@ -42,7 +42,10 @@ IMAGE = (2, 6, 5, 4)
 EXPRESSIONS = {
     "flatten": (lambda x: torch.flatten(x, 1), "flatten"),
     "view by size": (lambda x: x.view(x.size(0), -1), "flatten"),
-    "reshape by shape": (lambda x: x.reshape(x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]), "flatten"),
+    "reshape by shape": (
+        lambda x: x.reshape(x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]),
+        "flatten",
+    ),
     "view by numbers": (lambda x: x.view(-1, 120), "flatten"),
     "channel shuffle": (_shuffle, "gather_channels"),
     "chunk": (lambda x: x.chunk(2, dim=1)[1], "gather_channels"),
@@ -51,6 +54,7 @@ EXPRESSIONS = {
     "one channel": (lambda x: torch.unsqueeze(x[:, 2], 1), "gather_channels"),
     "strided slice": (lambda x: x[:, :, ::2, ::2], "slice"),
     "offset slice": (lambda x: x[..., 1:, :], "slice"),
+    "slice as long as the example": (lambda x: x[:, :, :5], "float"),
     "slice from the end": (lambda x: x[..., :-1], "float"),
     "to rows": (lambda x: x.permute(0, 2, 3, 1), "to_rows"),
     "channel padding": (lambda x: F.pad(x, (0, 0, 0, 0, 3, 3), "constant", 0), "gather_channels"),
@@ -203,7 +207,9 @@ def test_constants_come_from_the_call() -> None:
     (flow,) = captured(model, x, mask=mask).flows
     assert flow.parameters == ("x", "mask")
     result = run(flow, model, x, mask)
-    assert list(result) == ["out", "pair"] and torch.equal(result["out"], model(x, mask=mask)["out"])
+    assert list(result) == ["out", "pair"] and torch.equal(
+        result["out"], model(x, mask=mask)["out"]
+    )
 
 
 REFUSED = {
@@ -212,7 +218,7 @@ REFUSED = {
     "new tensor": (lambda x: x + torch.ones(4), "makes a tensor"),
     "training dropout": (lambda x: F.dropout(x, 0.5, True), "something else"),
     "writing": (lambda x: x.copy_(x), "it calls 'copy_'"),
-    "length": (lambda x: len(x), "cannot be traced"),
+    "length": (len, "cannot be traced"),
 }
 
 
@@ -266,5 +272,7 @@ def test_a_callable_runs_the_model() -> None:
     ("padding", "expected"), [("same", [1, 1, 2, 1]), ("valid", [0, 0, 0, 0]), (1, [1, 1, 1, 1])]
 )
 def test_padding_of_convolutions(padding: Any, expected: list[int]) -> None:
-    (flow,) = captured(nn.Sequential(nn.Conv2d(3, 4, (4, 3), padding=padding)), torch.randn(1, 3, 9, 9)).flows
+    (flow,) = captured(
+        nn.Sequential(nn.Conv2d(3, 4, (4, 3), padding=padding)), torch.randn(1, 3, 9, 9)
+    ).flows
     assert flow.steps[0].params["pad"] == expected

@@ -24,9 +24,18 @@ def with_statistics(model: nn.Module) -> nn.Module:
 
 
 FOLDABLE = {
-    "conv2d": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)), (2, 3, 6, 6)),
-    "grouped": (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8)), (2, 4, 6, 6)),
-    "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8, affine=False)), (2, 3, 9)),
+    "conv2d": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)),
+        (2, 3, 6, 6),
+    ),
+    "grouped": (
+        lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=4), nn.BatchNorm2d(8)),
+        (2, 4, 6, 6),
+    ),
+    "conv1d": (
+        lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8, affine=False)),
+        (2, 3, 9),
+    ),
     "linear": (lambda: nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8)), (4, 5)),
 }
 
@@ -77,7 +86,7 @@ class CalledTwice(nn.Module):
 
 
 class CalledFromOutside(nn.Module):
-    """The block alone could be folded, but its convolution is also called by the parent, which cannot be traced."""
+    """The block alone could be folded, but its untraceable parent calls the convolution too."""
 
     def __init__(self) -> None:
         super().__init__()

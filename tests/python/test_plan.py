@@ -121,9 +121,17 @@ def test_excluded_layers_cut_regions() -> None:
     first, second = regions(found)
     assert form(first) == ["_1 = conv_f32(input)"] and form(second) == ["_3 = conv_f32(_2)"]
     sites = {site.name: site for site in found.sites}
-    assert (sites["2"].scheme, sites["2"].reason, sites["2"].activations) == (None, "excluded", "float")
+    assert (sites["2"].scheme, sites["2"].reason, sites["2"].activations) == (
+        None,
+        "excluded",
+        "float",
+    )
     assert sites["3"].scheme == Scheme(4) and sites["3"].region == "#1"
-    assert [type(item).__name__ for item in found.flows[0].items] == ["RegionPlan", "Step", "RegionPlan"]
+    assert [type(item).__name__ for item in found.flows[0].items] == [
+        "RegionPlan",
+        "Step",
+        "RegionPlan",
+    ]
 
 
 class AroundTheBlock(nn.Module):
