@@ -1,6 +1,7 @@
-"""Runs CMake for setuptools. CMakeLists.txt is the description of the build; pyproject.toml that of the package.
+"""Runs CMake for setuptools: CMakeLists.txt describes the build, pyproject.toml the package.
 
-`CMAKE_ARGS` and `MAX_JOBS` in the environment are honoured. Objects persist under build/, so a second build is short.
+`CMAKE_ARGS` and `MAX_JOBS` in the environment are honoured. Objects persist under build/, so that
+a second build is short.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ ROOT = Path(__file__).resolve().parent
 def _folder_of_torch() -> str:
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
-        raise SystemExit("octavo: expected torch >= 2.10 to build against, got none. Install torch first.")
+        raise SystemExit(
+            "octavo: expected torch >= 2.10 to build against, got none. Install torch first."
+        )
     return str(Path(spec.origin).parent)
 
 
 class CMakeBuild(build_ext):
-    """Configures, builds and installs the component `python` where setuptools wants the extension."""
+    """Configures, builds and installs the component `python` where setuptools wants it."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Builds octavo_ops and _C beside the Python files (editable), or into the wheel's folder."""
+        """Puts octavo_ops and _C beside the Python files (editable) or into the wheel."""
         destination = Path(self.get_ext_fullpath(ext.name)).resolve().parent.parent
         tree = (ROOT / self.build_temp).resolve()
         # The last build's CMake and Ninja may have lived in an isolated environment that is gone.
@@ -50,8 +53,16 @@ class CMakeBuild(build_ext):
         subprocess.run([*configure], check=True)
         subprocess.run(["cmake", "--build", str(tree), "--parallel", jobs], check=True)
         subprocess.run(
-            ["cmake", "--install", str(tree), "--component", "python"]
-            + ["--prefix", str(destination), "--strip"],
+            [
+                "cmake",
+                "--install",
+                str(tree),
+                "--component",
+                "python",
+                "--prefix",
+                str(destination),
+                "--strip",
+            ],
             check=True,
         )
 

@@ -1,5 +1,6 @@
-// The Python module octavo._C: instruction sets, counters, build information. No tensors and no arithmetic; all
-// state lives in octavo_ops, which must be loaded first (it is: this module links to it).
+// The Python module octavo._C: instruction sets, counters, build information. No tensors and no
+// arithmetic; all state lives in octavo_ops, which must be loaded first (it is: this module links
+// to it).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -63,18 +64,24 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = __VERSION__;
   m.def("compiled_isas", &compiled_isas, "Names that this build holds, best first.");
   m.def("isas", &available_isas, "Names that this machine supports, best first.");
-  m.def("isa", [] { return std::string(octavo_active_isa()); }, "Name of the active one.");
+  m.def(
+      "isa", [] { return std::string(octavo_active_isa()); }, "Name of the active one.");
   m.def("missing_for", &missing_for, "What CPU or system lack for the named one; '' if nothing.");
-  m.def("set_isa", [](const std::string& name) { return octavo_set_isa(name.c_str()); },
-        "Forces one, '' restores the best. 0: done, 1: no such name, 2: not supported here.");
-  m.def("set_isa_from_environment", [] { return octavo_set_isa_from_environment(); },
-        "Obeys OCTAVO_ISA. The same results.");
-  m.def("integer_macs", [] { return octavo_integer_macs(); },
-        "Multiply-adds done in integers since the last reset.");
+  m.def(
+      "set_isa", [](const std::string& name) { return octavo_set_isa(name.c_str()); },
+      "Forces one, '' restores the best. 0: done, 1: no such name, 2: not supported here.");
+  m.def(
+      "set_isa_from_environment", [] { return octavo_set_isa_from_environment(); },
+      "Obeys OCTAVO_ISA. The same results.");
+  m.def(
+      "integer_macs", [] { return octavo_integer_macs(); },
+      "Multiply-adds done in integers since the last reset.");
   m.def("reset_integer_macs", [] { octavo_reset_integer_macs(); });
   m.def("region_shapes", &region_shapes,
-        "Shapes of a region program's results from its inputs' shapes and its panels' element counts. "
+        "Shapes of a region program's results from its inputs' shapes and its panels' element "
+        "counts. "
         "ValueError where they do not fit.");
-  m.def("max_threads", [] { return octavo_max_threads(); },
-        "Threads that a kernel called now would use.");
+  m.def(
+      "max_threads", [] { return octavo_max_threads(); },
+      "Threads that a kernel called now would use.");
 }

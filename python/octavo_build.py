@@ -1,7 +1,7 @@
 """PEP 517 backend: setuptools, plus build requirements that depend on what the environment holds.
 
-pip builds in an isolated environment in which torch would be downloaded anew, gigabytes for nothing. Where the
-environment that octavo goes into has torch already, this backend builds against that one.
+pip builds in an isolated environment in which torch would be downloaded anew, gigabytes for
+nothing. Where the environment that octavo goes into has torch, this backend builds against it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Config = Mapping[str, Any] | None
 
 
 def _find_torch() -> bool:
-    """Whether the build can import torch; appends the environment's own packages to the path if they hold it."""
+    """Whether the build can import torch, if need be from the environment's own packages."""
     if find_spec("torch") is not None:
         return True
     # In pip's isolated build these are still the folders of the environment pip runs for.

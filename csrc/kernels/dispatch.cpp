@@ -1,5 +1,6 @@
-// Chooses the instruction set: rows with their parents and probes, the table of each available row, the active
-// one. Called by ops/, module.cpp and every driver (active_table); calls the fill functions of isa/.
+// Chooses the instruction set: rows with their parents and probes, the table of each available row,
+// the active one. Called by ops/, module.cpp and every driver (active_table); calls the fill
+// functions of isa/.
 #include "dispatch.h"
 
 #include <array>
@@ -27,7 +28,9 @@
 namespace octavo {
 
 #if defined(OCTAVO_HAS_AMX_EMULATED)
-namespace amx_emulated { void fill(KernelTable& table); }
+namespace amx_emulated {
+void fill(KernelTable& table);
+}
 #endif
 
 namespace {
@@ -83,9 +86,9 @@ const std::vector<Need> kAvxVnniNeeds = {
     {"avx_vnni", [] { return (cpuid(7, 1).a >> 4 & 1) != 0; }},
 };
 const std::vector<Need> kAvx512VnniNeeds = {
-    {"os_avx512", [] { return os_saves(0xe6); }},  {"avx512f", [] { return has_leaf7_b(16); }},
-    {"avx512dq", [] { return has_leaf7_b(17); }},  {"avx512bw", [] { return has_leaf7_b(30); }},
-    {"avx512vl", [] { return has_leaf7_b(31); }},  {"avx512_vnni", [] { return has_leaf7_c(11); }},
+    {"os_avx512", [] { return os_saves(0xe6); }}, {"avx512f", [] { return has_leaf7_b(16); }},
+    {"avx512dq", [] { return has_leaf7_b(17); }}, {"avx512bw", [] { return has_leaf7_b(30); }},
+    {"avx512vl", [] { return has_leaf7_b(31); }}, {"avx512_vnni", [] { return has_leaf7_c(11); }},
 };
 const std::vector<Need> kAmxNeeds = {
     {"amx_tile", [] { return has_leaf7_d(24); }},
@@ -151,7 +154,8 @@ std::string missing_of(int i) {
   std::string text = kRows[i].parent != nullptr ? missing_of(find_row(kRows[i].parent)) : "";
   for (const Need& need : kRows[i].needs) {
     // Later probes may only run where the earlier ones hold (the AMX permission call).
-    if (!text.empty() || !need.present()) text += (text.empty() ? "" : ", ") + std::string(need.name);
+    if (!text.empty() || !need.present())
+      text += (text.empty() ? "" : ", ") + std::string(need.name);
   }
   return text;
 }
@@ -187,7 +191,8 @@ int active_row() {
   if (row >= 0) return row;
   const SetIsa result = set_isa_from_environment();
   if (result != SetIsa::kOk) {
-    std::fprintf(stderr, "OCTAVO_ISA: expected an instruction set that this machine has, got '%s' (%s).\n",
+    std::fprintf(stderr,
+                 "OCTAVO_ISA: expected an instruction set that this machine has, got '%s' (%s).\n",
                  std::getenv("OCTAVO_ISA"),
                  result == SetIsa::kUnknownName ? "no such name" : "not supported here");
     std::abort();

@@ -22,16 +22,17 @@ SetIsa set_isa(const char* name);
 std::string isa_missing(int i);
 /// Name of the active ISA.
 const char* active_isa();
-/// Applies the OCTAVO_ISA environment variable (case and blanks do not count, empty is unset). The first use of the
-/// active table does the same, and ends the process with a message where the variable cannot be obeyed; a host
-/// that wants to raise an error instead calls this first.
+/// Applies the OCTAVO_ISA environment variable (case and blanks do not count, empty is unset). The
+/// first use of the active table does the same, and ends the process with a message where the
+/// variable cannot be obeyed; a host that wants to raise an error instead calls this first.
 SetIsa set_isa_from_environment();
 
-/// Table of the active ISA. Its functions are never null: a missing kernel is inherited from the parent row.
+/// Table of the active ISA. Its functions are never null: a missing kernel is inherited from the
+/// parent row.
 const KernelTable& active_table();
 
-/// Table of a named ISA for tests, or nullptr where it is not available. In test builds amx_int8's emulation is one
-/// more row, "amx_emulated", after all others.
+/// Table of a named ISA for tests, or nullptr where it is not available. In test builds amx_int8's
+/// emulation is one more row, "amx_emulated", after all others.
 const KernelTable* find_table(const char* name);
 
 }  // namespace octavo

@@ -1,5 +1,6 @@
-// The threading seam's one implementation: which pool runs (none by default), when a range stays serial, and
-// the floating-point modes of every piece. Called by every driver; calls the pool that the host installed.
+// The threading seam's one implementation: which pool runs (none by default), when a range stays
+// serial, and the floating-point modes of every piece. Called by every driver; calls the pool that
+// the host installed.
 #include "parallel.h"
 
 #include <atomic>
@@ -24,8 +25,8 @@ Pool pool;
 std::atomic<bool> forked{false};
 thread_local bool inside_piece = false;
 
-// A pool's threads do not survive fork(), and both libgomp and Torch's pool hang in the child if the
-// parent has used them: a forked child runs serially for good.
+// A pool's threads do not survive fork(), and both libgomp and Torch's pool hang in the child if
+// the parent has used them: a forked child runs serially for good.
 const bool fork_handler_installed = [] {
 #if defined(__unix__) || defined(__APPLE__)
   return pthread_atfork(nullptr, nullptr, [] { forked.store(true); }) == 0;
@@ -47,7 +48,8 @@ class DefaultModes {
   }
   ~DefaultModes() {
     if (x87_ != FE_TONEAREST) std::fesetround(x87_);
-    // Exception flags that the piece raised stay raised (sticky), as if the modes had been these all along.
+    // Exception flags that the piece raised stay raised (sticky), as if the modes had been these
+    // all along.
     constexpr unsigned kFlags = 0x3f;
     const unsigned now = _mm_getcsr();
     const unsigned restored = saved_ | (now & kFlags);

@@ -1,5 +1,5 @@
-// Runs a planned region: programs and plans are cached by content, a call then checks its panels, walks the steps and
-// calls one driver each. Called by ops/region.cpp.
+// Runs a planned region: programs and plans are cached by content, a call then checks its panels,
+// walks the steps and calls one driver each. Called by ops/region.cpp.
 #include "region.h"
 
 #include <algorithm>
@@ -31,7 +31,7 @@ class Arena {
     if (bytes > size_) {
       release();
       memory_ = static_cast<uint8_t*>(
-          ::operator new(static_cast<size_t>(bytes + 2 * kSlack), std::align_val_t{64}));
+          ::operator new (static_cast<size_t>(bytes + 2 * kSlack), std::align_val_t{64}));
       std::memset(memory_, 0, kSlack);
       std::memset(memory_ + kSlack + bytes, 0, kSlack);
       size_ = bytes;
@@ -41,7 +41,7 @@ class Arena {
 
  private:
   void release() {
-    if (memory_ != nullptr) ::operator delete(memory_, std::align_val_t{64});
+    if (memory_ != nullptr) ::operator delete (memory_, std::align_val_t{64});
     memory_ = nullptr;
     size_ = -1;
   }
@@ -106,9 +106,7 @@ class Runner {
 
  private:
   /// Units of value i that this run holds.
-  int64_t extent(const Placed& v) const {
-    return plan_.splits ? v.per_unit * units_ : v.per_unit;
-  }
+  int64_t extent(const Placed& v) const { return plan_.splits ? v.per_unit * units_ : v.per_unit; }
 
   Image image(size_t i) const {
     const Placed& v = plan_.values[i];
@@ -161,8 +159,12 @@ class Runner {
   }
 
   Epilogue epilogue(size_t i) const {
-    return {constants<int32_t>(i, 0), constants<float>(i, 1),  constants<float>(i, 2),
-            plan_.derived[i].m,       steps_[i].lo,            steps_[i].hi,
+    return {constants<int32_t>(i, 0),
+            constants<float>(i, 1),
+            constants<float>(i, 2),
+            plan_.derived[i].m,
+            steps_[i].lo,
+            steps_[i].hi,
             steps_[static_cast<size_t>(steps_[i].x[0])].params.zero_point};
   }
 
@@ -222,7 +224,8 @@ class Runner {
             from.max_code <= step.params.max_code) {
           copy(x, part);
         } else {
-          const auto* tables = reinterpret_cast<const uint8_t*>(constants_ + plan_.constant_offsets[i]);
+          const auto* tables =
+              reinterpret_cast<const uint8_t*>(constants_ + plan_.constant_offsets[i]);
           apply_table(x, tables + 256 * p, false, part);
         }
       }
@@ -236,8 +239,8 @@ class Runner {
     const Placed& v = plan_.values[i];
     const float max_code = static_cast<float>(step.params.max_code);
     // A view of what it reads holds its codes already.
-    const bool is_view =
-        !step.x.empty() && step.kind != StepKind::kConcat && plan_.in_place(step.x[0], static_cast<int>(i));
+    const bool is_view = !step.x.empty() && step.kind != StepKind::kConcat &&
+                         plan_.in_place(step.x[0], static_cast<int>(i));
     switch (step.kind) {
       case StepKind::kQuantize:
         quantize_image(input(i), step.params, image(i));
@@ -261,7 +264,8 @@ class Runner {
         add(image(step.x[0]), image(step.y), d.m, d.m2, d.offset, step.lo, step.hi, image(i));
         break;
       case StepKind::kMul:
-        multiply(image(step.x[0]), image(step.y), steps_[static_cast<size_t>(step.x[0])].params.zero_point,
+        multiply(image(step.x[0]), image(step.y),
+                 steps_[static_cast<size_t>(step.x[0])].params.zero_point,
                  steps_[static_cast<size_t>(step.y)].params.zero_point, d.m, d.offset, step.lo,
                  step.hi, image(i));
         break;
@@ -283,8 +287,9 @@ class Runner {
       case StepKind::kAvgPool: {
         const AveragePool pool{step.geometry, step.pad_bottom, step.pad_right, step.include_pad,
                                step.divisor};
-        average_pool(image(step.x[0]), pool, steps_[static_cast<size_t>(step.x[0])].params.zero_point,
-                     d.m, d.offset, 0.0f, max_code, image(i));
+        average_pool(image(step.x[0]), pool,
+                     steps_[static_cast<size_t>(step.x[0])].params.zero_point, d.m, d.offset, 0.0f,
+                     max_code, image(i));
         break;
       }
       case StepKind::kAdaptiveAvgPool:
@@ -318,7 +323,8 @@ class Runner {
         if (!is_view) unflatten(image(step.x[0]), image(i));
         break;
       case StepKind::kToRows:
-        if (!is_view) copy(image(step.x[0]), image_of_rows(i, plan_.values[static_cast<size_t>(step.x[0])]));
+        if (!is_view)
+          copy(image(step.x[0]), image_of_rows(i, plan_.values[static_cast<size_t>(step.x[0])]));
         break;
       case StepKind::kToImage:
         if (!is_view) copy(image_of_rows(static_cast<size_t>(step.x[0]), v), image(i));
@@ -346,7 +352,8 @@ class Runner {
   std::vector<std::vector<QuantParams>> dynamic_;  // of each quantize_dynamic step, a sample each
 };
 
-// ---- programs and plans by content ------------------------------------------------------------------------
+// ---- programs and plans by content
+// ------------------------------------------------------------------------
 
 /// What a call's sizes lead to.
 struct CallPlan {
@@ -356,10 +363,11 @@ struct CallPlan {
   int64_t units = 0, parallel_units = 0;
 };
 
-/// A parsed program with the plans for the last sizes it met, and panel headers that were found sound.
+/// A parsed program with the plans for the last sizes it met, and panel headers that were found
+/// sound.
 struct CachedProgram {
   std::shared_ptr<const Program> program;
-  uint64_t sample = 0;  // of the text, see sample_of
+  uint64_t sample = 0;        // of the text, see sample_of
   std::list<CallPlan> plans;  // latest first
   std::vector<PanelHeader> headers;
 };
@@ -368,7 +376,8 @@ constexpr size_t kPlansPerProgram = 4;
 /// A transformer has a few regions a block; programs are some KiB each.
 constexpr size_t kPrograms = 256;
 
-/// A few bytes of the text in one number: tells most programs apart before they are compared in full.
+/// A few bytes of the text in one number: tells most programs apart before they are compared in
+/// full.
 uint64_t sample_of(std::string_view text) {
   uint64_t hash = text.size();
   if (text.size() < 8) return hash;
@@ -412,8 +421,8 @@ class CallPlanner {
 
   CallPlan make(int threads) {
     CallPlan call;
-    call.shapes = std::make_shared<const std::vector<Shape>>(
-        infer_shapes(*program_, sizes_, panel_counts_));
+    call.shapes =
+        std::make_shared<const std::vector<Shape>>(infer_shapes(*program_, sizes_, panel_counts_));
     find_units(*call.shapes);
     call.units = units_;
     if (!splits_ || units_ == 0) {
@@ -421,19 +430,21 @@ class CallPlanner {
       return call;
     }
     const int64_t unit_bytes = plan(sizes_for(1), 1, true)->largest_unit_bytes;
-    // Activations of one chunk stay in a core's second-level cache. Rows read their weights anew for every
-    // chunk, which asks for longer ones.
+    // Activations of one chunk stay in a core's second-level cache. Rows read their weights anew
+    // for every chunk, which asks for longer ones.
     const int64_t target = int64_t{256} << (unit_is_row_ ? 12 : 10);
     int64_t chunk = std::clamp<int64_t>(target / unit_bytes, unit_is_row_ ? 64 : 1, INT64_MAX);
     chunk = std::min(chunk, units_);
     if (threads > 1) {
-      // Fewer units than pay for a thread each: threads work inside the drivers, on all units at once.
+      // Fewer units than pay for a thread each: threads work inside the drivers, on all units at
+      // once.
       const int64_t least = unit_is_row_ ? 64 : 1;
       if (units_ < threads * least) {
         chunk = units_;
       } else {
         // A remainder would keep one thread busy while others wait: the drivers share it.
-        call.parallel_units = unit_is_row_ || units_ >= 4 * threads ? units_ : units_ - units_ % threads;
+        call.parallel_units =
+            unit_is_row_ || units_ >= 4 * threads ? units_ : units_ - units_ % threads;
         chunk = std::min(chunk, (call.parallel_units + threads - 1) / threads);
       }
     }
@@ -493,7 +504,8 @@ class PanelChecker {
                std::vector<PanelHeader>* headers)
       : program_(program), panels_(panels), headers_(*headers) {}
 
-  /// For every gather_channels the first channel of a contiguous range, else -1; empty if there is no such step.
+  /// For every gather_channels the first channel of a contiguous range, else -1; empty if there is
+  /// no such step.
   std::vector<int64_t> gathers() const {
     std::vector<int64_t> first(program_.steps.size(), -1);
     for (size_t i = 0; i < first.size(); ++i) {
@@ -537,15 +549,16 @@ class PanelChecker {
 
  private:
   [[noreturn]] void fail(size_t i, const std::string& expected, const std::string& got) const {
-    fail_step(program_, i, "panel " + std::to_string(program_.steps[i].panel) + " to be " + expected,
-              got);
+    fail_step(program_, i,
+              "panel " + std::to_string(program_.steps[i].panel) + " to be " + expected, got);
   }
 
   const RegionPanel& panel_of(size_t i) const {
     return panels_[static_cast<size_t>(program_.steps[i].panel)];
   }
 
-  void check_table(size_t i, const RegionPanel& panel, RegionPanel::Type type, int64_t count) const {
+  void check_table(size_t i, const RegionPanel& panel, RegionPanel::Type type,
+                   int64_t count) const {
     if (panel.type != type) fail(i, "of another dtype", "this one");
     if (panel.count != count) {
       fail(i, "of " + std::to_string(count) + " elements", std::to_string(panel.count));

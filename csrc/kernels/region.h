@@ -1,5 +1,6 @@
-// Runs region programs (csrc/README.md): a stretch of a network in u8, one call. Used by ops/region.cpp and by tests.
-// Calls the drivers of kernels.h. Everything that a caller can get wrong ends in a RegionError before any work.
+// Runs region programs (csrc/README.md): a stretch of a network in u8, one call. Used by
+// ops/region.cpp and by tests. Calls the drivers of kernels.h. Everything that a caller can get
+// wrong ends in a RegionError before any work.
 #pragma once
 
 #include <cstdint>
@@ -37,14 +38,16 @@ int64_t region_constants_bytes(std::string_view text, const std::vector<RegionPa
 void make_region_constants(std::string_view text, const std::vector<RegionPanel>& panels,
                            void* constants);
 
-/// Whether an input that steps read as rows has rows of one pitch; a caller makes it contiguous otherwise.
+/// Whether an input that steps read as rows has rows of one pitch; a caller makes it contiguous
+/// otherwise.
 bool rows_have_one_pitch(const RegionInput& input);
 
 /// One call. Construction checks everything; run computes.
 class RegionCall {
  public:
   RegionCall(std::string_view text, const std::vector<RegionInput>& inputs,
-             const std::vector<RegionPanel>& panels, const void* constants, int64_t constants_bytes);
+             const std::vector<RegionPanel>& panels, const void* constants,
+             int64_t constants_bytes);
 
   size_t output_count() const;
   std::vector<int64_t> output_sizes(size_t i) const;
@@ -61,7 +64,8 @@ class RegionCall {
   std::shared_ptr<const std::vector<Shape>> shapes_;  // of the whole call
   std::shared_ptr<const RegionPlan> plan_;            // of one chunk
   int64_t units_ = 0;                                 // of the whole call
-  int64_t parallel_units_ = 0;  // the first ones, spread over threads; the rest follows with threads inside drivers
+  int64_t parallel_units_ =
+      0;  // the first ones, spread over threads; the rest follows with threads inside drivers
 };
 
 }  // namespace octavo

@@ -1,5 +1,5 @@
-// Derived numbers of region programs: what csrc/README.md's table asks for, formed in double and rounded once.
-// Called when a region is made (region_constants), never during a run.
+// Derived numbers of region programs: what csrc/README.md's table asks for, formed in double and
+// rounded once. Called when a region is made (region_constants), never during a run.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -11,7 +11,8 @@ namespace {
 
 [[noreturn]] void fail_panel(const Program& program, size_t i, const std::string& expected,
                              const std::string& got) {
-  fail_step(program, i, "panel " + std::to_string(program.steps[i].panel) + " to be " + expected, got);
+  fail_step(program, i, "panel " + std::to_string(program.steps[i].panel) + " to be " + expected,
+            got);
 }
 
 const PanelHeader& weight_header(const Program& program, size_t i,
@@ -53,7 +54,8 @@ std::vector<int64_t> constant_channels(const Program& program,
       }
       channels[i] = panel.count / 2;
     } else if (step.channels > 0) {
-      weight_header(program, i, panels);  // its size bounds the channels, so that offsets cannot overflow
+      weight_header(program, i,
+                    panels);  // its size bounds the channels, so that offsets cannot overflow
     }
   }
   return channels;
@@ -101,7 +103,8 @@ class Writer {
   float rounded(double number) const {
     const auto value = static_cast<float>(number);
     if (!std::isfinite(value)) {
-      fail_step(program_, index_, "scales whose quotient is a finite float32", std::to_string(number));
+      fail_step(program_, index_, "scales whose quotient is a finite float32",
+                std::to_string(number));
     }
     return value;
   }
@@ -120,7 +123,8 @@ class Writer {
     const double s_y = to_float ? 1.0 : static_cast<double>(step.params.scale);
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t first = -int64_t{in.zero_point} * colsum[c];
-      if (first < std::numeric_limits<int32_t>::min() || first > std::numeric_limits<int32_t>::max()) {
+      if (first < std::numeric_limits<int32_t>::min() ||
+          first > std::numeric_limits<int32_t>::max()) {
         fail_panel(program_, index_, "sums within int32", std::to_string(first));
       }
       start[c] = static_cast<int32_t>(first);
@@ -136,8 +140,7 @@ class Writer {
   }
 
   void write_affine(const Step& step, int64_t channels, char* at) const {
-    const auto* real =
-        static_cast<const float*>(panels_[static_cast<size_t>(step.panel)].data);
+    const auto* real = static_cast<const float*>(panels_[static_cast<size_t>(step.panel)].data);
     auto* scale = reinterpret_cast<float*>(at);
     auto* offset = reinterpret_cast<float*>(at + array_bytes(channels));
     const QuantParams& in = value(step.x[0]).params;
@@ -157,7 +160,8 @@ class Writer {
       for (int q = 0; q < 256; ++q) {
         const float v = std::fmaf(static_cast<float>(q - in.zero_point), m,
                                   static_cast<float>(step.params.zero_point));
-        const float clamped = std::fmin(std::fmax(v, 0.0f), static_cast<float>(step.params.max_code));
+        const float clamped =
+            std::fmin(std::fmax(v, 0.0f), static_cast<float>(step.params.max_code));
         *table++ = static_cast<uint8_t>(std::nearbyintf(clamped));
       }
     }

@@ -1,5 +1,5 @@
-// Storage planning of regions: halo from consumers, no-op steps as views, lifetimes, arena offsets. Called by
-// region.cpp, which caches plans; nothing here runs for a call with known sizes.
+// Storage planning of regions: halo from consumers, no-op steps as views, lifetimes, arena offsets.
+// Called by region.cpp, which caches plans; nothing here runs for a call with known sizes.
 #include "region_plan.h"
 
 #include <algorithm>
@@ -53,8 +53,10 @@ class Planner {
     const ConvGeometry& g = steps_[i].geometry;
     const Shape& in = values_[at(steps_[i].x[0])].shape;
     const Shape& out = values_[i].shape;
-    const int64_t below = (out.h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1 - in.h - g.pad_top;
-    const int64_t right = (out.w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 - in.w - g.pad_left;
+    const int64_t below =
+        (out.h - 1) * g.stride_h + (g.kernel_h - 1) * g.dilation_h + 1 - in.h - g.pad_top;
+    const int64_t right =
+        (out.w - 1) * g.stride_w + (g.kernel_w - 1) * g.dilation_w + 1 - in.w - g.pad_left;
     return std::max({g.pad_top, g.pad_left, below, right, int64_t{0}});
   }
 
@@ -71,7 +73,8 @@ class Planner {
     return true;
   }
 
-  /// Value i becomes a view of value x with another shape over the same bytes, if no halo stands between them.
+  /// Value i becomes a view of value x with another shape over the same bytes, if no halo stands
+  /// between them.
   void reshape_in_place(int i, int x) {
     const int root = root_of(x);
     if (halo_[at(root)] != 0 || halo_[at(x)] != 0 || halo_[at(i)] != 0 || !is_dense(x)) return;
@@ -107,8 +110,9 @@ class Planner {
     }
   }
 
-  /// Value i becomes channels first .. of value x. Every driver reads images of any pixel pitch; a convolution with a
-  /// wide kernel would have to gather its input first, so that it gets a copy instead.
+  /// Value i becomes channels first .. of value x. Every driver reads images of any pixel pitch; a
+  /// convolution with a wide kernel would have to gather its input first, so that it gets a copy
+  /// instead.
   void view_channels(int i, int x, int64_t first) {
     for (const int reader : readers_[at(i)]) {
       const Step& step = steps_[at(reader)];
@@ -124,14 +128,14 @@ class Planner {
     halo_[at(root)] = std::max(halo_[at(root)], halo_[at(i)]);
   }
 
-  /// Parts that only this concat reads, in its parameters, are written into place by their producers.
+  /// Parts that only this concat reads, in its parameters, are written into place by their
+  /// producers.
   void find_parts(int i) {
     const Step& step = steps_[at(i)];
     int64_t channel = 0;
     for (const int x : step.x) {
       const QuantParams& p = steps_[at(x)].params;
-      const bool equal = p.scale == step.params.scale &&
-                         p.zero_point == step.params.zero_point &&
+      const bool equal = p.scale == step.params.scale && p.zero_point == step.params.zero_point &&
                          p.max_code <= step.params.max_code;
       if (equal && readers_[at(x)].size() == 1 && !is_output_[at(x)] && parent_[at(x)] == x &&
           !rigid_[at(x)] && halo_[at(x)] == 0) {
@@ -168,7 +172,8 @@ class Planner {
     v.pixel_pitch = s.c;
     v.row_pitch = product(id, s.w + v.halo, s.c);
     v.image_pitch = product(id, s.h + 2 * v.halo, v.row_pitch);
-    // The last halo pixels of an image are the first of the next, which with parameters of its own needs another code.
+    // The last halo pixels of an image are the first of the next, which with parameters of its own
+    // needs another code.
     if (steps_[at(id)].type == ValueType::kDynamicCodes) v.image_pitch += v.halo * s.c;
     *lead = product(id, v.halo, v.row_pitch) + v.halo * s.c;
     return product(id, s.n, v.image_pitch) + v.halo * s.c;
@@ -217,9 +222,10 @@ class Planner {
       block->offset = offset;
       if (offset > INT64_MAX / 4) fail_size(block->root);
       plan_.arena_bytes = std::max(plan_.arena_bytes, offset + block->bytes);
-      placed.insert(std::upper_bound(placed.begin(), placed.end(), block,
-                                     [](const Block* a, const Block* b) { return a->offset < b->offset; }),
-                    block);
+      placed.insert(
+          std::upper_bound(placed.begin(), placed.end(), block,
+                           [](const Block* a, const Block* b) { return a->offset < b->offset; }),
+          block);
     }
   }
 
@@ -256,9 +262,9 @@ class Planner {
   std::vector<Placed>& values_;
   std::vector<std::vector<int>> readers_;
   std::vector<int64_t> halo_;
-  std::vector<int> parent_;        // value whose memory this one is a view of; itself if none
-  std::vector<int64_t> channel_;   // first channel within the parent
-  std::vector<bool> rigid_;        // root with views that a halo would break
+  std::vector<int> parent_;       // value whose memory this one is a view of; itself if none
+  std::vector<int64_t> channel_;  // first channel within the parent
+  std::vector<bool> rigid_;       // root with views that a halo would break
   std::vector<bool> is_output_;
 };
 
@@ -270,7 +276,9 @@ std::vector<int64_t> nearest_index(int64_t in, int64_t out, int64_t wanted, doub
   std::vector<int64_t> index(static_cast<size_t>(out));
   for (int64_t i = 0; i < out; ++i) {
     const auto source = static_cast<int64_t>(std::floor(static_cast<float>(i) * ratio));
-    index[static_cast<size_t>(i)] = in == out ? i : out == 2 * in ? i / 2 : std::min(source, in - 1);
+    index[static_cast<size_t>(i)] = in == out       ? i
+                                    : out == 2 * in ? i / 2
+                                                    : std::min(source, in - 1);
   }
   return index;
 }
@@ -295,8 +303,8 @@ Derived derive(const Program& program, size_t i, const std::vector<Placed>& valu
       break;
     }
     case StepKind::kMul:
-      d.m = static_cast<float>(static_cast<double>(params(step.x[0]).scale) *
-                               params(step.y).scale / s_out);
+      d.m = static_cast<float>(static_cast<double>(params(step.x[0]).scale) * params(step.y).scale /
+                               s_out);
       d.offset = static_cast<float>(step.params.zero_point);
       break;
     case StepKind::kAvgPool:

@@ -1,5 +1,5 @@
-// Parses region programs. One table row a kind lists its keys in order; one function reads each key. Called by
-// region.cpp.
+// Parses region programs. One table row a kind lists its keys in order; one function reads each
+// key. Called by region.cpp.
 #include "region_program.h"
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 namespace octavo {
 namespace {
 
-/// Most steps, and the largest size, stride or index that a program may name. They keep derived numbers
-/// far from overflow; real networks stay far below.
+/// Most steps, and the largest size, stride or index that a program may name. They keep derived
+/// numbers far from overflow; real networks stay far below.
 constexpr size_t kMaxSteps = 1 << 16;
 constexpr int64_t kMaxNumber = int64_t{1} << 31;
 
@@ -76,9 +76,10 @@ class Line {
   int64_t integer(std::string_view text, int64_t low, int64_t high) const {
     int64_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    // from_chars also reads leading zeros and "-0", which name a number a second time: one spelling only.
-    const bool spelled = error == std::errc() && end == text.data() + text.size() &&
-                         std::to_string(value) == text;
+    // from_chars also reads leading zeros and "-0", which name a number a second time: one spelling
+    // only.
+    const bool spelled =
+        error == std::errc() && end == text.data() + text.size() && std::to_string(value) == text;
     if (!spelled || value < low || value > high) {
       fail("an integer in " + std::to_string(low) + ".." + std::to_string(high), text);
     }
@@ -95,7 +96,8 @@ class Line {
       const bool hex = digits.substr(0, 2) == "0x";
       if (hex) digits.remove_prefix(2);
       // A digit must follow: from_chars would read a second sign, "inf" or "nan" here.
-      const bool starts = !digits.empty() && (std::isxdigit(static_cast<unsigned char>(digits[0])) != 0);
+      const bool starts =
+          !digits.empty() && (std::isxdigit(static_cast<unsigned char>(digits[0])) != 0);
       const auto [end, error] =
           std::from_chars(digits.data(), digits.data() + digits.size(), value,
                           hex ? std::chars_format::hex : std::chars_format::fixed);
@@ -227,7 +229,7 @@ class Parser {
       step->layout = text == "image"     ? ValueLayout::kImage
                      : text == "image1d" ? ValueLayout::kImage1d
                      : text == "rows"    ? ValueLayout::kRows
-                                         : (line.fail("image, image1d or rows", text), ValueLayout());
+                                      : (line.fail("image, image1d or rows", text), ValueLayout());
     } else if (key == "s") {
       const double s = line.real(text);
       step->params.scale = static_cast<float>(s);

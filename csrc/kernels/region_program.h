@@ -1,5 +1,6 @@
-// The region program (csrc/README.md) as data: parsed, and validated as far as that goes without sizes. Programs
-// come from files of strangers: whatever the text, the result is a valid Program or a RegionError.
+// The region program (csrc/README.md) as data: parsed, and validated as far as that goes without
+// sizes. Programs come from files of strangers: whatever the text, the result is a valid Program or
+// a RegionError.
 #pragma once
 
 #include <array>
@@ -55,10 +56,10 @@ enum class ValueType : uint8_t { kCodes, kDynamicCodes, kFloats };
 /// One line of a program. A key that the kind does not have keeps its default.
 struct Step {
   StepKind kind;
-  std::vector<int> x;      // values read; concat: all of them, in order
-  int y = -1;              // second operand of add and mul
-  int residual = -1;       // `r`
-  int input = -1;          // `in`
+  std::vector<int> x;  // values read; concat: all of them, in order
+  int y = -1;          // second operand of add and mul
+  int residual = -1;   // `r`
+  int input = -1;      // `in`
   int panel = -1;
   int64_t channels = 0;
   ConvGeometry geometry;
@@ -66,8 +67,8 @@ struct Step {
   float lo = 0.0f, hi = 255.0f;
   bool ceil_mode = false, include_pad = false;
   int64_t divisor = 0;
-  std::array<int64_t, 3> size{};      // adaptive pools, upsampling: h, w; unflatten: c, h, w
-  std::array<double, 2> scales{};     // upsampling: h, w
+  std::array<int64_t, 3> size{};             // adaptive pools, upsampling: h, w; unflatten: c, h, w
+  std::array<double, 2> scales{};            // upsampling: h, w
   std::array<int64_t, 3> rows{}, columns{};  // slice: start, stop, step
   PadMode mode = PadMode::kConstant;
   float value = 0.0f;
@@ -83,7 +84,7 @@ struct Step {
 
 struct Program {
   std::string text;
-  uint64_t hash = 0;       // of text
+  uint64_t hash = 0;        // of text
   std::vector<Step> steps;  // step i defines value i
   std::vector<int> outputs;
   int input_count = 0, panel_count = 0;  // highest index + 1

@@ -1,5 +1,5 @@
-// Shape inference of region programs: one case a kind. Called by region_plan.cpp and, through ops/exports.cpp, by
-// Python's fake kernel.
+// Shape inference of region programs: one case a kind. Called by region_plan.cpp and, through
+// ops/exports.cpp, by Python's fake kernel.
 #include "region_shapes.h"
 
 #include <algorithm>
@@ -7,7 +7,8 @@
 namespace octavo {
 namespace {
 
-/// Largest size of one dimension: sums and products with the program's own numbers (at most 2^31) stay in int64.
+/// Largest size of one dimension: sums and products with the program's own numbers (at most 2^31)
+/// stay in int64.
 constexpr int64_t kMaxSize = int64_t{1} << 40;
 /// Most elements of one value.
 constexpr int64_t kMaxElements = int64_t{1} << 48;
@@ -101,7 +102,8 @@ class Inference {
     }
   }
 
-  /// Size after a window (convolution or pooling) along one axis, `after` being the padding behind it.
+  /// Size after a window (convolution or pooling) along one axis, `after` being the padding behind
+  /// it.
   int64_t window_size(int64_t size, int64_t kernel, int64_t stride, int64_t before, int64_t after,
                       int64_t dilation, bool ceil_mode) const {
     const int64_t room = size + before + after - dilation * (kernel - 1) - 1;
@@ -119,8 +121,8 @@ class Inference {
     const ConvGeometry& g = s.geometry;
     shape->h = window_size(shape->h, g.kernel_h, g.stride_h, g.pad_top, s.pad_bottom, g.dilation_h,
                            s.ceil_mode);
-    shape->w = window_size(shape->w, g.kernel_w, g.stride_w, g.pad_left, s.pad_right,
-                           g.dilation_w, s.ceil_mode);
+    shape->w = window_size(shape->w, g.kernel_w, g.stride_w, g.pad_left, s.pad_right, g.dilation_w,
+                           s.ceil_mode);
   }
 
   int64_t sliced(int64_t size, const std::array<int64_t, 3>& range) const {
@@ -164,8 +166,7 @@ class Inference {
       case StepKind::kMul: {
         Shape gate = shape;
         gate.h = gate.w = 1;
-        const bool broadcasts =
-            shape.layout != ValueLayout::kRows && value(step.y) == gate;
+        const bool broadcasts = shape.layout != ValueLayout::kRows && value(step.y) == gate;
         if (value(step.y) != shape && !broadcasts) {
           fail("y of shape " + text_of(shape) + " or with one pixel", text_of(value(step.y)));
         }
@@ -256,18 +257,17 @@ class Inference {
   void check_padding(const Step& step, const Shape& shape) const {
     const int64_t most_h = std::max(step.geometry.pad_top, step.pad_bottom);
     const int64_t most_w = std::max(step.geometry.pad_left, step.pad_right);
-    const bool fits =
-        step.mode == PadMode::kConstant ||
-        // An axis without padding is never looked at beyond its ends.
-        (step.mode == PadMode::kReflect && (most_h == 0 || most_h < shape.h) &&
-         (most_w == 0 || most_w < shape.w)) ||
-        (step.mode == PadMode::kReplicate && (most_h == 0 || shape.h > 0) &&
-         (most_w == 0 || shape.w > 0)) ||
-        (step.mode == PadMode::kCircular && most_h <= shape.h && most_w <= shape.w);
+    const bool fits = step.mode == PadMode::kConstant ||
+                      // An axis without padding is never looked at beyond its ends.
+                      (step.mode == PadMode::kReflect && (most_h == 0 || most_h < shape.h) &&
+                       (most_w == 0 || most_w < shape.w)) ||
+                      (step.mode == PadMode::kReplicate && (most_h == 0 || shape.h > 0) &&
+                       (most_w == 0 || shape.w > 0)) ||
+                      (step.mode == PadMode::kCircular && most_h <= shape.h && most_w <= shape.w);
     if (!fits) {
-      fail("padding that the image can be continued by",
-           std::to_string(most_h) + " rows and " + std::to_string(most_w) + " columns for " +
-               text_of(shape));
+      fail("padding that the image can be continued by", std::to_string(most_h) + " rows and " +
+                                                             std::to_string(most_w) +
+                                                             " columns for " + text_of(shape));
     }
   }
 
@@ -309,7 +309,8 @@ std::vector<std::vector<int64_t>> region_output_shapes(
   const auto program = parse_program(text);
   const std::vector<Shape> shapes = infer_shapes(*program, inputs, panel_counts);
   std::vector<std::vector<int64_t>> results;
-  for (const int id : program->outputs) results.push_back(shapes[static_cast<size_t>(id)].logical());
+  for (const int id : program->outputs)
+    results.push_back(shapes[static_cast<size_t>(id)].logical());
   return results;
 }
 

@@ -1,5 +1,5 @@
-// Sizes of every value of a region program, from the sizes of its inputs. Pure arithmetic, checked for overflow:
-// used by region_plan.cpp, and by Python's fake kernel for run_region.
+// Sizes of every value of a region program, from the sizes of its inputs. Pure arithmetic, checked
+// for overflow: used by region_plan.cpp, and by Python's fake kernel for run_region.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@
 
 namespace octavo {
 
-/// Sizes of one value. Images: n, c, h, w (h = 1 for [N, C, L]). Rows: leading sizes, and n = h = 1, w = their product.
+/// Sizes of one value. Images: n, c, h, w (h = 1 for [N, C, L]). Rows: leading sizes, and n = h =
+/// 1, w = their product.
 struct Shape {
   ValueLayout layout = ValueLayout::kImage;
   int64_t n = 1, h = 1, w = 1, c = 0;
@@ -20,8 +21,9 @@ struct Shape {
   bool operator==(const Shape&) const = default;
 };
 
-/// Shape of every value. inputs: sizes of each input tensor; panel_counts: elements of each panel (only those of
-/// gather_channels matter). Throws RegionError where a step does not fit its operands.
+/// Shape of every value. inputs: sizes of each input tensor; panel_counts: elements of each panel
+/// (only those of gather_channels matter). Throws RegionError where a step does not fit its
+/// operands.
 std::vector<Shape> infer_shapes(const Program& program,
                                 const std::vector<std::vector<int64_t>>& inputs,
                                 const std::vector<int64_t>& panel_counts);

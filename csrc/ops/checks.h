@@ -1,6 +1,6 @@
-// Argument checks with one wording, and the few things that every operator does with tensors through libtorch's
-// stable ABI: read a view, allocate a result. Python's wrappers check first and with better words; these
-// checks are what memory safety needs.
+// Argument checks with one wording, and the few things that every operator does with tensors
+// through libtorch's stable ABI: read a view, allocate a result. Python's wrappers check first and
+// with better words; these checks are what memory safety needs.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -43,16 +43,26 @@ inline std::string shape_of(const Tensor& t) { return text_of(t.sizes().data(), 
 
 inline const char* name_of(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Byte: return "uint8";
-    case ScalarType::Char: return "int8";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Bool: return "bool";
-    default: return "another dtype";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another dtype";
   }
 }
 
@@ -102,14 +112,14 @@ inline int64_t checked_axis(const char* where, int64_t axis, int64_t dim) {
   return axis < 0 ? axis + dim : axis;
 }
 
-/// An uninitialised strided CPU tensor. Allocates through the C shim directly: half the time of a dispatcher call.
+/// An uninitialised strided CPU tensor. Allocates through the C shim directly: half the time of a
+/// dispatcher call.
 inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim,
                             ScalarType type) {
   static const int32_t cpu = aoti_torch_device_type_cpu();
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle));
   return Tensor(handle);
 }
 
@@ -133,7 +143,8 @@ inline Tensor as_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-/// The header of a well-formed panel: uint8 [bytes], 64-byte aligned, of the active ISA's layout unless `any_layout`.
+/// The header of a well-formed panel: uint8 [bytes], 64-byte aligned, of the active ISA's layout
+/// unless `any_layout`.
 inline const PanelHeader& checked_panel(const char* where, const Tensor& panel, bool any_layout) {
   check_tensor(where, panel, ScalarType::Byte);
   const void* data = panel.const_data_ptr();
@@ -147,8 +158,9 @@ inline const PanelHeader& checked_panel(const char* where, const Tensor& panel, 
          " bytes that are none. Make it with pack_weight.");
   }
   if (check == PanelCheck::kOtherLayout && !any_layout) {
-    fail(where, ": expected a weight panel in the active instruction set's layout, got another "
-                "layout. Pack the weight again.");
+    fail(where,
+         ": expected a weight panel in the active instruction set's layout, got another "
+         "layout. Pack the weight again.");
   }
   return *static_cast<const PanelHeader*>(data);
 }

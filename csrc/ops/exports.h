@@ -1,5 +1,5 @@
-// What octavo_ops offers besides Torch operators: plain C functions that module.cpp calls. There is one active
-// table in a process because only octavo_ops holds the kernels.
+// What octavo_ops offers besides Torch operators: plain C functions that module.cpp calls. There is
+// one active table in a process because only octavo_ops holds the kernels.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,9 @@ OCTAVO_EXPORT int64_t octavo_integer_macs();
 OCTAVO_EXPORT void octavo_reset_integer_macs();
 /// Threads that a kernel called from here would use.
 OCTAVO_EXPORT int octavo_max_threads();
-/// Shapes of a region's results. sizes: for each input its rank and its sizes, one after the other. Returns the results
-/// in the same form, *count of them, valid until this thread's next call; nullptr and *error where they do not fit.
+/// Shapes of a region's results. sizes: for each input its rank and its sizes, one after the other.
+/// Returns the results in the same form, *count of them, valid until this thread's next call;
+/// nullptr and *error where they do not fit.
 OCTAVO_EXPORT const int64_t* octavo_region_shapes(const char* program, const int64_t* sizes,
                                                   int64_t inputs, const int64_t* panel_counts,
                                                   int64_t panels, int64_t* count,

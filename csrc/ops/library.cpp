@@ -1,5 +1,5 @@
-// The one place where operators are declared: every schema, one a line, as csrc/README.md describes them. Also
-// gives the kernels Torch's thread pool when the library is loaded.
+// The one place where operators are declared: every schema, one a line, as csrc/README.md describes
+// them. Also gives the kernels Torch's thread pool when the library is loaded.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 

@@ -1,5 +1,5 @@
-// Operator linear_dynamic: a layer on its own, its input quantized row by row. Checks, allocates, calls
-// kernels/conv.cpp.
+// Operator linear_dynamic: a layer on its own, its input quantized row by row. Checks, allocates,
+// calls kernels/conv.cpp.
 #include "checks.h"
 #include "kernels.h"
 

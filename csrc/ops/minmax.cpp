@@ -1,5 +1,6 @@
 // Operators that observe floats: minmax, minmax_per_channel, histogram. Checks, allocates, calls
-// kernels/minmax.cpp. None depends on the order of elements inside a channel, so any dense layout is read in place.
+// kernels/minmax.cpp. None depends on the order of elements inside a channel, so any dense layout
+// is read in place.
 #include <algorithm>
 #include <tuple>
 
@@ -15,8 +16,8 @@ struct Split {
   int64_t outer, channels, inner;
 };
 
-/// Whether the tensor's elements fill a stretch of memory without holes or overlaps; `order` then lists its
-/// dimensions from the largest stride to the smallest.
+/// Whether the tensor's elements fill a stretch of memory without holes or overlaps; `order` then
+/// lists its dimensions from the largest stride to the smallest.
 bool is_dense(const Tensor& x, std::vector<int64_t>* order) {
   order->clear();
   for (int64_t d = 0; d < x.dim(); ++d) {

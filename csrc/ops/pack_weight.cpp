@@ -1,5 +1,5 @@
-// Operators on integer weights: the canonical bit stream (pack_bits, unpack_bits) and the active ISA's panels
-// (pack_weight, unpack_weight). Checks, allocates, calls kernels/pack.cpp.
+// Operators on integer weights: the canonical bit stream (pack_bits, unpack_bits) and the active
+// ISA's panels (pack_weight, unpack_weight). Checks, allocates, calls kernels/pack.cpp.
 #include <algorithm>
 #include <optional>
 
@@ -49,8 +49,7 @@ Tensor pack_bits_op(const Tensor& codes, int64_t bits) {
   check_codes("pack_bits: codes", source, bits);
   const int64_t per_channel = per_channel_of("pack_bits: codes", sizes_of(codes));
   const auto width = static_cast<int32_t>(bits);
-  Tensor packed =
-      empty({codes.size(0), packed_row_bytes(per_channel, width)}, ScalarType::Byte);
+  Tensor packed = empty({codes.size(0), packed_row_bytes(per_channel, width)}, ScalarType::Byte);
   pack_bits(source.const_data_ptr<int8_t>(), codes.size(0), per_channel, width,
             packed.mutable_data_ptr<uint8_t>());
   return packed;
@@ -109,8 +108,7 @@ Tensor pack_weight_op(const Tensor& codes, const Tensor& scale, std::optional<Te
   shape.bits = static_cast<int32_t>(bits);
   Tensor panel = empty({panel_bytes(shape)}, ScalarType::Byte);
   pack_panel(shape, source.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(),
-             bias.has_value() ? biases.const_data_ptr<float>() : nullptr,
-             panel.mutable_data_ptr());
+             bias.has_value() ? biases.const_data_ptr<float>() : nullptr, panel.mutable_data_ptr());
   return panel;
 }
 
@@ -118,11 +116,10 @@ Tensor unpack_weight_op(const Tensor& panel, std::vector<int64_t> shape) {
   const PanelHeader& header = checked_panel("unpack_weight: panel", panel, /*any_layout=*/true);
   per_channel_of("unpack_weight: shape", shape);
   const int64_t dim = static_cast<int64_t>(shape.size());
-  const bool fits =
-      dim >= 2 && dim <= 4 && shape[0] == header.out_channels &&
-      shape[1] == header.in_channels / header.groups &&
-      (dim == 4 ? shape[2] : 1) == header.kernel_h &&
-      (dim >= 3 ? shape[static_cast<size_t>(dim - 1)] : 1) == header.kernel_w;
+  const bool fits = dim >= 2 && dim <= 4 && shape[0] == header.out_channels &&
+                    shape[1] == header.in_channels / header.groups &&
+                    (dim == 4 ? shape[2] : 1) == header.kernel_h &&
+                    (dim >= 3 ? shape[static_cast<size_t>(dim - 1)] : 1) == header.kernel_w;
   if (!fits) {
     fail("unpack_weight: shape: expected ", header.out_channels, ", ",
          header.in_channels / header.groups, ", ", header.kernel_h, ", ", header.kernel_w,

@@ -1,5 +1,5 @@
-// Operators between floats and codes: quantize, quantize_per_channel, dequantize. Checks, allocates, calls
-// kernels/quantize.cpp.
+// Operators between floats and codes: quantize, quantize_per_channel, dequantize. Checks,
+// allocates, calls kernels/quantize.cpp.
 #include "checks.h"
 #include "kernels.h"
 

@@ -1,10 +1,11 @@
-// Operators of regions: region_constants and run_region. Reads tensors into plain views, allocates results,
-// calls kernels/region.h, which checks programs, panels and constants.
+// Operators of regions: region_constants and run_region. Reads tensors into plain views, allocates
+// results, calls kernels/region.h, which checks programs, panels and constants.
+#include "region.h"
+
 #include <string>
 #include <utility>
 
 #include "checks.h"
-#include "region.h"
 
 namespace octavo {
 namespace {
@@ -80,8 +81,9 @@ std::vector<Tensor> run_region_op(std::vector<Tensor> inputs, std::vector<Tensor
   input_views.reserve(inputs.size());
   for (const Tensor& x : inputs) {
     input_views.push_back(read_input(x));
-    // Rows need one pitch; images any strides. Which of them an input is only the program knows, so whatever
-    // could be rows is made so, except that images in channels_last order are read as they are.
+    // Rows need one pitch; images any strides. Which of them an input is only the program knows, so
+    // whatever could be rows is made so, except that images in channels_last order are read as they
+    // are.
     const std::string as_rows = "in=" + std::to_string(input_views.size() - 1) + " layout=rows";
     if (!rows_have_one_pitch(input_views.back()) &&
         (!is_channels_last(input_views.back()) || program.find(as_rows) != std::string::npos)) {

@@ -20,8 +20,8 @@ def _check_torch() -> None:
     match = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if match is None or (int(match[1]), int(match[2])) < _OLDEST_TORCH:
         raise ImportError(
-            f"octavo: expected torch >= {_OLDEST_TORCH[0]}.{_OLDEST_TORCH[1]}, got torch {torch.__version__}. "
-            "Upgrade torch."
+            f"octavo: expected torch >= {_OLDEST_TORCH[0]}.{_OLDEST_TORCH[1]}, "
+            f"got torch {torch.__version__}. Upgrade torch."
         )
 
 
@@ -58,8 +58,8 @@ def isa() -> str:
 def set_isa(name: str | None = None) -> None:
     """Forces an instruction set for the process, or with None goes back to the best one.
 
-    Results do not depend on it, time does. Weights are packed anew at each layer's next call. The environment
-    variable OCTAVO_ISA does the same at import.
+    Results do not depend on it, time does. Weights are packed anew at each layer's next call. The
+    environment variable OCTAVO_ISA does the same at import.
 
     Args:
         name: one of `isas()`.
@@ -91,8 +91,8 @@ def _unknown(where: str, name: str) -> str:
 
 def _unsupported(where: str, name: str) -> str:
     return (
-        f"{where}: expected an instruction set that this machine has ({', '.join(_C.isas())}), got {name!r}, "
-        f"which needs {_C.missing_for(name)}. Choose another one."
+        f"{where}: expected an instruction set that this machine has ({', '.join(_C.isas())}), "
+        f"got {name!r}, which needs {_C.missing_for(name)}. Choose another one."
     )
 
 

@@ -18,14 +18,15 @@ namespace octavo {
 class AlignedBytes {
  public:
   explicit AlignedBytes(int64_t count)
-      : memory_(static_cast<char*>(::operator new(static_cast<size_t>(count + 1), std::align_val_t{64}))),
+      : memory_(static_cast<char*>(
+            ::operator new (static_cast<size_t>(count + 1), std::align_val_t{64}))),
         count_(count) {}
   char* data() const { return memory_.get(); }
   int64_t count() const { return count_; }
 
  private:
   struct Free {
-    void operator()(char* p) const { ::operator delete(p, std::align_val_t{64}); }
+    void operator()(char* p) const { ::operator delete (p, std::align_val_t{64}); }
   };
   std::unique_ptr<char, Free> memory_;
   int64_t count_;
@@ -48,7 +49,9 @@ class RegionBuilder {
   int64_t pick(int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(random);
   }
-  float real(float low, float high) { return std::uniform_real_distribution<float>(low, high)(random); }
+  float real(float low, float high) {
+    return std::uniform_real_distribution<float>(low, high)(random);
+  }
 
   /// Appends "<id> = <rest>" and returns the id.
   int step(const std::string& rest) {

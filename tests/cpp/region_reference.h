@@ -1,5 +1,6 @@
-// A straightforward interpreter of region programs for tests: dense values, plain loops, the formulas of
-// csrc/README.md one after another. Shares the parser and the shapes with the driver, no arithmetic and no layout.
+// A straightforward interpreter of region programs for tests: dense values, plain loops, the
+// formulas of csrc/README.md one after another. Shares the parser and the shapes with the driver,
+// no arithmetic and no layout.
 #pragma once
 
 #include <algorithm>
@@ -201,13 +202,11 @@ class RegionReference {
               out.q[at] = static_cast<int32_t>(most);
               continue;
             }
-            const int64_t divisor = s.divisor > 0      ? s.divisor
-                                    : s.include_pad ? window
-                                                    : inside;
-            out.q[at] = rounded(std::fmaf(static_cast<float>(sum - z * inside),
-                                          m / static_cast<float>(divisor),
-                                          static_cast<float>(s.params.zero_point)),
-                                0.0f, static_cast<float>(s.params.max_code));
+            const int64_t divisor = s.divisor > 0 ? s.divisor : s.include_pad ? window : inside;
+            out.q[at] = rounded(
+                std::fmaf(static_cast<float>(sum - z * inside), m / static_cast<float>(divisor),
+                          static_cast<float>(s.params.zero_point)),
+                0.0f, static_cast<float>(s.params.max_code));
           }
   }
 
@@ -239,9 +238,10 @@ class RegionReference {
         const size_t each_image = x.size() / static_cast<size_t>(std::max<int64_t>(out.n, 1));
         for (int64_t b = 0; b < out.n; ++b) {
           const auto first = x.begin() + static_cast<int64_t>(each_image) * b;
-          const auto [low, high] = std::minmax_element(first, first + static_cast<int64_t>(each_image));
-          out.dynamic.push_back(params_of_range(std::min(*low, 0.0f), std::max(*high, 0.0f),
-                                                s.params.max_code));
+          const auto [low, high] =
+              std::minmax_element(first, first + static_cast<int64_t>(each_image));
+          out.dynamic.push_back(
+              params_of_range(std::min(*low, 0.0f), std::max(*high, 0.0f), s.params.max_code));
           for (size_t k = 0; k < each_image; ++k) {
             const size_t at = static_cast<size_t>(b) * each_image + k;
             out.q[at] = quantized(x[at], out.dynamic.back());
@@ -259,10 +259,13 @@ class RegionReference {
       case StepKind::kAdd: {
         const QuantParams &a = params(s.x[0]), &b = params(s.y);
         const double ma = a.scale / s_out, mb = b.scale / s_out;
-        const auto offset = static_cast<float>(s.params.zero_point - a.zero_point * ma - b.zero_point * mb);
+        const auto offset =
+            static_cast<float>(s.params.zero_point - a.zero_point * ma - b.zero_point * mb);
         for (size_t at = 0; at < out.q.size(); ++at) {
-          const float inner = std::fmaf(static_cast<float>(value(s.y).q[at]), static_cast<float>(mb), offset);
-          out.q[at] = rounded(std::fmaf(static_cast<float>(in->q[at]), static_cast<float>(ma), inner), s.lo, s.hi);
+          const float inner =
+              std::fmaf(static_cast<float>(value(s.y).q[at]), static_cast<float>(mb), offset);
+          out.q[at] = rounded(
+              std::fmaf(static_cast<float>(in->q[at]), static_cast<float>(ma), inner), s.lo, s.hi);
         }
         break;
       }
@@ -305,8 +308,10 @@ class RegionReference {
         each(i, [&](int64_t n, int64_t y, int64_t x, int64_t c) {
           const double mult = real[c], shift = real[out.c + c];
           const auto m = static_cast<float>(mult * p.scale / s_out);
-          const auto a = static_cast<float>((shift - mult * p.scale * p.zero_point) / s_out + s.params.zero_point);
-          return rounded(std::fmaf(static_cast<float>(in->q[in->at(n, y, x, c)]), m, a), s.lo, s.hi);
+          const auto a = static_cast<float>((shift - mult * p.scale * p.zero_point) / s_out +
+                                            s.params.zero_point);
+          return rounded(std::fmaf(static_cast<float>(in->q[in->at(n, y, x, c)]), m, a), s.lo,
+                         s.hi);
         });
         break;
       }

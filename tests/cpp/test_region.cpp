@@ -1,7 +1,5 @@
-// The region driver against a straightforward interpreter: every kind of step, random networks, batches, threads,
-// strides, instruction sets.
-#include "region.h"
-
+// The region driver against a straightforward interpreter: every kind of step, random networks,
+// batches, threads, strides, instruction sets.
 #include <gtest/gtest.h>
 #include <omp.h>
 
@@ -9,6 +7,7 @@
 
 #include "dispatch.h"
 #include "kernels.h"
+#include "region.h"
 #include "region_builder.h"
 #include "region_reference.h"
 
@@ -121,9 +120,11 @@ TEST_P(Region, EveryKind) {
   RegionBuilder b(1);
   const int q = b.step("quantize in=0 layout=image" + b.params());
   const int c = b.step("conv" + x(q) + panel(b.weight(24, 6, 1, 3, 3)) +
-                       " channels=24 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1" + b.params() + b.clamp());
+                       " channels=24 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1" + b.params() +
+                       b.clamp());
   const int d = b.step("conv" + x(c) + panel(b.weight(24, 24, 24, 3, 3)) +
-                       " channels=24 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1" + b.params() + b.clamp());
+                       " channels=24 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1" + b.params() +
+                       b.clamp());
   const int r = b.step("conv" + x(d) + panel(b.weight(24, 24, 1, 1, 1)) +
                        " channels=24 kernel=1,1 stride=1,1 pad=0,0,0,0 dilation=1,1" + b.params() +
                        b.clamp() + " r=" + std::to_string(c));
@@ -133,17 +134,21 @@ TEST_P(Region, EveryKind) {
   const int mul2 = b.step("mul" + x(mul) + " y=" + std::to_string(add) + b.params() + b.clamp());
   const int aff = b.step("affine" + x(mul2) + panel(b.floats(48)) + b.params() + b.clamp());
   const int table = b.step("table" + x(aff) + panel(b.byte_table(256)) + b.params());
-  const int tables = b.step("channel_table" + x(table) + panel(b.byte_table(24 * 256)) + b.params());
+  const int tables =
+      b.step("channel_table" + x(table) + panel(b.byte_table(24 * 256)) + b.params());
   const int cat = b.step("concat x=" + std::to_string(tables) + "," + std::to_string(add) + "," +
                          std::to_string(table) + b.params());
   std::vector<int32_t> shuffle;
   for (int i = 0; i < 40; ++i) shuffle.push_back(static_cast<int32_t>(b.pick(-1, 71)));
   const int gather = b.step("gather_channels" + x(cat) + panel(b.channels(shuffle)));
-  const int max = b.step("max_pool" + x(gather) + " kernel=3,2 stride=2,1 pad=1,0,1,1 dilation=1,1 ceil=1");
-  const int avg = b.step("avg_pool" + x(max) +
-                         " kernel=3,3 stride=1,2 pad=1,1,1,1 ceil=1 include_pad=1 divisor=0" + b.params());
-  const int avg2 = b.step("avg_pool" + x(avg) +
-                          " kernel=2,2 stride=1,1 pad=1,1,1,1 ceil=0 include_pad=0 divisor=0" + b.params());
+  const int max =
+      b.step("max_pool" + x(gather) + " kernel=3,2 stride=2,1 pad=1,0,1,1 dilation=1,1 ceil=1");
+  const int avg =
+      b.step("avg_pool" + x(max) +
+             " kernel=3,3 stride=1,2 pad=1,1,1,1 ceil=1 include_pad=1 divisor=0" + b.params());
+  const int avg2 =
+      b.step("avg_pool" + x(avg) +
+             " kernel=2,2 stride=1,1 pad=1,1,1,1 ceil=0 include_pad=0 divisor=0" + b.params());
   const int sl = b.step("slice" + x(avg2) + " h=1,-1,1 w=0,4,2");
   const int up = b.step("upsample_nearest" + x(sl) + " size=0,5 scale=0x1p1,0x0p0");
   const int pad = b.step("pad" + x(up) + " pad=1,2,0,1 mode=reflect value=0");
@@ -153,8 +158,9 @@ TEST_P(Region, EveryKind) {
   const int lin = b.step("linear" + x(rows) + panel(b.weight(33, 40, 1, 1, 1)) + " channels=33" +
                          b.params() + b.clamp());
   const int image = b.step("to_image" + x(lin));
-  const int conv32 = b.step("conv_f32" + x(image) + panel(b.weight(5, 33, 1, 2, 3)) +
-                            " channels=5 kernel=2,3 stride=1,2 pad=1,1,0,2 dilation=1,1 lo=-inf hi=0x1p1");
+  const int conv32 =
+      b.step("conv_f32" + x(image) + panel(b.weight(5, 33, 1, 2, 3)) +
+             " channels=5 kernel=2,3 stride=1,2 pad=1,1,0,2 dilation=1,1 lo=-inf hi=0x1p1");
   const int flat = b.step("flatten" + x(gate));
   const int back = b.step("unflatten" + x(flat) + " size=6,2,2");
   const int lin2 = b.step("linear_f32" + x(flat) + panel(b.weight(10, 24, 1, 1, 1)) +
@@ -178,8 +184,10 @@ TEST_P(Region, OneDimensional) {
   RegionBuilder b(2);
   const int q = b.step("quantize in=0 layout=image1d" + b.params());
   const int c = b.step("conv" + x(q) + panel(b.weight(20, 8, 2, 1, 5)) +
-                       " channels=20 kernel=1,5 stride=1,2 pad=0,4,0,4 dilation=1,2" + b.params() + b.clamp());
-  const int p = b.step("max_pool" + x(c) + " kernel=1,2 stride=1,2 pad=0,0,0,0 dilation=1,1 ceil=0");
+                       " channels=20 kernel=1,5 stride=1,2 pad=0,4,0,4 dilation=1,2" + b.params() +
+                       b.clamp());
+  const int p =
+      b.step("max_pool" + x(c) + " kernel=1,2 stride=1,2 pad=0,0,0,0 dilation=1,1 ceil=0");
   const int f = b.step("conv_f32" + x(p) + panel(b.weight(3, 20, 1, 1, 3)) +
                        " channels=3 kernel=1,3 stride=1,1 pad=0,1,0,1 dilation=1,1 lo=-inf hi=inf");
   const int rows = b.step("to_rows" + x(p));
@@ -194,11 +202,13 @@ TEST_P(Region, RowsOfAnyRank) {
   RegionBuilder b(3);
   const int q = b.step("quantize in=0 layout=rows" + b.params());
   const int r = b.step("quantize in=1 layout=rows" + b.params());
-  const int l = b.step("linear" + x(q) + panel(b.weight(48, 40, 1, 1, 1)) + " channels=48" + b.params() + b.clamp());
+  const int l = b.step("linear" + x(q) + panel(b.weight(48, 40, 1, 1, 1)) + " channels=48" +
+                       b.params() + b.clamp());
   const int t = b.step("table" + x(l) + panel(b.byte_table(256)) + b.params());
-  const int m = b.step("linear" + x(t) + panel(b.weight(40, 48, 1, 1, 1)) + " channels=40" + b.params() +
-                       b.clamp() + " r=" + std::to_string(r));
-  const int f = b.step("linear_f32" + x(m) + panel(b.weight(17, 40, 1, 1, 1)) + " channels=17 lo=-inf hi=inf");
+  const int m = b.step("linear" + x(t) + panel(b.weight(40, 48, 1, 1, 1)) + " channels=40" +
+                       b.params() + b.clamp() + " r=" + std::to_string(r));
+  const int f = b.step("linear_f32" + x(m) + panel(b.weight(17, 40, 1, 1, 1)) +
+                       " channels=17 lo=-inf hi=inf");
   b.out(f), b.out(m);
   for (const int threads : {1, 2}) {
     omp_set_num_threads(threads);
@@ -222,8 +232,9 @@ void random_network(RegionBuilder& b, int64_t n, int64_t c, int64_t h, int64_t w
   };
   add("quantize in=0 layout=image" + b.params(), c, h, w);
   while (static_cast<int>(ids.size()) < length) {
-    const auto i = static_cast<size_t>(
-        b.pick(std::max<int64_t>(0, static_cast<int64_t>(ids.size()) - 4), static_cast<int64_t>(ids.size()) - 1));
+    const auto i =
+        static_cast<size_t>(b.pick(std::max<int64_t>(0, static_cast<int64_t>(ids.size()) - 4),
+                                   static_cast<int64_t>(ids.size()) - 1));
     const Shape s = shapes[i];
     const std::string from = x(ids[i]);
     switch (b.pick(0, 8)) {
@@ -234,10 +245,10 @@ void random_network(RegionBuilder& b, int64_t n, int64_t c, int64_t h, int64_t w
         const int64_t out = depthwise ? s.c : b.pick(1, 40);
         const int64_t pad = k / 2 + (b.pick(0, 3) == 0 ? 1 : 0);
         const std::string p = std::to_string(pad);
-        add("conv" + from + panel(b.weight(out, s.c, depthwise ? s.c : 1, k, k)) +
-                " channels=" + std::to_string(out) + " kernel=" + std::to_string(k) + "," +
-                std::to_string(k) + " stride=" + std::to_string(stride) + "," + std::to_string(stride) +
-                " pad=" + p + "," + p + "," + p + "," + p + " dilation=1,1" + b.params() + b.clamp(),
+        add("conv" + from + panel(b.weight(out, s.c, depthwise ? s.c : 1, k, k)) + " channels=" +
+                std::to_string(out) + " kernel=" + std::to_string(k) + "," + std::to_string(k) +
+                " stride=" + std::to_string(stride) + "," + std::to_string(stride) + " pad=" + p +
+                "," + p + "," + p + "," + p + " dilation=1,1" + b.params() + b.clamp(),
             out, (s.h + 2 * pad - k) / stride + 1, (s.w + 2 * pad - k) / stride + 1);
         break;
       }
@@ -258,13 +269,15 @@ void random_network(RegionBuilder& b, int64_t n, int64_t c, int64_t h, int64_t w
         const std::string shared = b.params();
         const int64_t first = b.pick(1, 20), second = b.pick(1, 20);
         const auto branch = [&](int64_t out) {
-          add("conv" + from + panel(b.weight(out, s.c, 1, 1, 1)) + " channels=" + std::to_string(out) +
+          add("conv" + from + panel(b.weight(out, s.c, 1, 1, 1)) +
+                  " channels=" + std::to_string(out) +
                   " kernel=1,1 stride=1,1 pad=0,0,0,0 dilation=1,1" + shared + b.clamp(),
               out, s.h, s.w);
           return ids.back();
         };
         const int u = branch(first), v = branch(second);
-        add("concat x=" + std::to_string(u) + "," + std::to_string(v) + shared, first + second, s.h, s.w);
+        add("concat x=" + std::to_string(u) + "," + std::to_string(v) + shared, first + second, s.h,
+            s.w);
         // Nobody else reads the branches, so that they can lie inside the result.
         ids.erase(ids.end() - 3, ids.end() - 1);
         shapes.erase(shapes.end() - 3, shapes.end() - 1);
@@ -289,13 +302,14 @@ void random_network(RegionBuilder& b, int64_t n, int64_t c, int64_t h, int64_t w
       }
       case 7:
         if (s.h < 3 || s.w < 3) break;
-        add("max_pool" + from + " kernel=2,2 stride=1,1 pad=0,0,0,0 dilation=1,1 ceil=0", s.c, s.h - 1, s.w - 1);
+        add("max_pool" + from + " kernel=2,2 stride=1,1 pad=0,0,0,0 dilation=1,1 ceil=0", s.c,
+            s.h - 1, s.w - 1);
         break;
       default: {
         // To rows and back: views where no halo stands between.
         const int rows = b.step("to_rows" + from);
-        const int lin = b.step("linear" + x(rows) + panel(b.weight(s.c, s.c, 1, 1, 1)) + " channels=" +
-                               std::to_string(s.c) + b.params() + b.clamp());
+        const int lin = b.step("linear" + x(rows) + panel(b.weight(s.c, s.c, 1, 1, 1)) +
+                               " channels=" + std::to_string(s.c) + b.params() + b.clamp());
         add("to_image" + x(lin), s.c, s.h, s.w);
         break;
       }
@@ -323,8 +337,9 @@ TEST_P(Region, RandomNetworks) {
 TEST_P(Region, EmptyBatch) {
   RegionBuilder b(4);
   const int q = b.step("quantize in=0 layout=image" + b.params());
-  const int c = b.step("conv" + x(q) + panel(b.weight(4, 3, 1, 3, 3)) +
-                       " channels=4 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1" + b.params() + b.clamp());
+  const int c =
+      b.step("conv" + x(q) + panel(b.weight(4, 3, 1, 3, 3)) +
+             " channels=4 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1" + b.params() + b.clamp());
   b.out(c);
   const Input in(b, {0, 3, 5, 5}, Order::kContiguous);
   EXPECT_TRUE(run_region(b, {in.view}, 0).empty());

@@ -1,5 +1,5 @@
-// Region programs, panels and constants from strangers: each is refused in words, or runs; none crashes. Also what the
-// storage plan promises: parts in place, views, halos, parameters.
+// Region programs, panels and constants from strangers: each is refused in words, or runs; none
+// crashes. Also what the storage plan promises: parts in place, views, halos, parameters.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -15,7 +15,8 @@ namespace {
 constexpr const char* kValid =
     "octavo.region 1\n"
     "0 = quantize in=0 layout=image s=0x1.4p-6 z=114 max=255\n"
-    "1 = conv x=0 panel=0 channels=8 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1 s=0x1.9p-5 z=0 max=255 lo=0 hi=255\n"
+    "1 = conv x=0 panel=0 channels=8 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1 s=0x1.9p-5 z=0 "
+    "max=255 lo=0 hi=255\n"
     "2 = max_pool x=1 kernel=3,3 stride=2,2 pad=1,1,1,1 dilation=1,1 ceil=0\n"
     "3 = concat x=2,2 s=0x1.9p-5 z=0 max=255\n"
     "4 = upsample_nearest x=3 size=0,0 scale=0x1p1,0x1p1\n"
@@ -72,7 +73,8 @@ TEST(RegionProgram, RefusesMalformedText) {
       {replaced("conv x=0", "convolve x=0"), "a kind of step, got 'convolve'"},
       {replaced("x=0 panel=0", "panel=0 x=0"), "the key 'x', got 'panel'"},
       {replaced("x=0 panel=0", "x=1 panel=0"), "integer in 0..0, got '1'"},
-      {replaced("kernel=3,3 stride=1,1", "kernel=0,3 stride=1,1"), "integer in 1..2147483648, got '0'"},
+      {replaced("kernel=3,3 stride=1,1", "kernel=0,3 stride=1,1"),
+       "integer in 1..2147483648, got '0'"},
       {replaced("kernel=3,3 stride=1,1", "kernel=3 stride=1,1"), "2 integers, got '3'"},
       {replaced("kernel=3,3 stride=1,1", "kernel=3,3,3 stride=1,1"), "2 integers"},
       {replaced("stride=1,1", "stride=1,99999999999999999999"), "integer in"},
@@ -94,7 +96,8 @@ TEST(RegionProgram, RefusesMalformedText) {
       {replaced("lo=0 hi=255\n", "lo=0 hi=255 \n"), "the key 'r'"},
       {replaced("lo=0 hi=255\n", "lo=0 hi=255 r=0 r=0\n"), "the end of the line"},
       {replaced("ceil=0", "ceil=2"), "integer in 0..1"},
-      {replaced("pad=1,1,1,1 dilation=1,1 ceil", "pad=2,1,1,1 dilation=1,1 ceil"), "half the window"},
+      {replaced("pad=1,1,1,1 dilation=1,1 ceil", "pad=2,1,1,1 dilation=1,1 ceil"),
+       "half the window"},
       {replaced("layout=image", "layout=picture"), "image, image1d or rows, got 'picture'"},
       {replaced("mode=replicate", "mode=zero"), "constant, reflect, replicate or circular"},
       {replaced("value=0", "value=inf"), "a finite value"},
@@ -180,14 +183,17 @@ TEST(RegionCall, RefusesWhatDoesNotFit) {
   Fixture f;
   ASSERT_EQ(f.run(kValid), "");
   const auto expect = [&](const std::string& message, const std::string& part) {
-    EXPECT_NE(message.find(part), std::string::npos) << "expected '" << part << "' in '" << message << "'";
+    EXPECT_NE(message.find(part), std::string::npos)
+        << "expected '" << part << "' in '" << message << "'";
   };
   expect(f.run(replaced("channels=8 kernel", "channels=9 kernel")), "of 9 channels, got 8");
   expect(f.run(replaced("kernel=3,3 stride=1,1", "kernel=1,3 stride=1,1")), "kernel 1x3, got");
-  expect(f.run(replaced("panel=0 channels=8", "panel=1 channels=5")), "3 to 5 channels, kernel 3x3, got");
+  expect(f.run(replaced("panel=0 channels=8", "panel=1 channels=5")),
+         "3 to 5 channels, kernel 3x3, got");
   expect(f.run(replaced("panel=1", "panel=2")), "expected 3 panels, got 2");
   expect(f.run(replaced("in=0", "in=1")), "expected 2 inputs, got 1");
-  expect(f.run(replaced("layout=image s", "layout=image1d s")), "an input of 3 dimensions, got [2, 3, 6, 6]");
+  expect(f.run(replaced("layout=image s", "layout=image1d s")),
+         "an input of 3 dimensions, got [2, 3, 6, 6]");
   expect(f.run(replaced("h=0,-1,2", "h=9,-1,2")), "continued by");
 
   const std::vector<RegionPanel> panels = f.panels;
@@ -204,7 +210,8 @@ TEST(RegionCall, RefusesWhatDoesNotFit) {
   AlignedBytes constants(region_constants_bytes(kValid, panels));
   make_region_constants(kValid, panels, constants.data());
   EXPECT_EQ(f.run_with(kValid, constants.data(), constants.count()), "");
-  expect(f.run_with(kValid, constants.data(), constants.count() - 64), "constants that region_constants made");
+  expect(f.run_with(kValid, constants.data(), constants.count() - 64),
+         "constants that region_constants made");
   expect(f.run_with(kValid, constants.data(), 0), "constants that region_constants made");
   expect(f.run_with(replaced("z=114", "z=113"), constants.data(), constants.count()), "got others");
 
@@ -241,9 +248,15 @@ TEST(RegionCall, SurvivesDamagedPrograms) {
       const auto at = static_cast<size_t>(dice.pick(0, static_cast<int64_t>(text.size()) - 1));
       const char letter = kLetters[dice.pick(0, sizeof(kLetters) - 2)];
       switch (dice.pick(0, 2)) {
-        case 0: text[at] = letter; break;
-        case 1: text.insert(at, 1, letter); break;
-        default: text.erase(at, static_cast<size_t>(dice.pick(1, 8))); break;
+        case 0:
+          text[at] = letter;
+          break;
+        case 1:
+          text.insert(at, 1, letter);
+          break;
+        default:
+          text.erase(at, static_cast<size_t>(dice.pick(1, 8)));
+          break;
       }
       if (text.empty()) text = "o";
     }
@@ -277,35 +290,41 @@ TEST(RegionCall, RefusesUnboundedSizes) {
   Fixture f;
   f.panels = {};
   const auto text = [](const std::string& step) {
-    return "octavo.region 1\n0 = quantize in=0 layout=image s=0x1p-6 z=0 max=255\n" + step + "\nout 1\n";
+    return "octavo.region 1\n0 = quantize in=0 layout=image s=0x1p-6 z=0 max=255\n" + step +
+           "\nout 1\n";
   };
-  for (const char* step :
-       {"1 = upsample_nearest x=0 size=2147483648,2147483648 scale=0,0",
-        "1 = adaptive_max_pool x=0 size=2147483648,2147483648",
-        "1 = pad x=0 pad=2147483648,2147483648,0,0 mode=constant value=0"}) {
+  for (const char* step : {"1 = upsample_nearest x=0 size=2147483648,2147483648 scale=0,0",
+                           "1 = adaptive_max_pool x=0 size=2147483648,2147483648",
+                           "1 = pad x=0 pad=2147483648,2147483648,0,0 mode=constant value=0"}) {
     EXPECT_NE(f.run(text(step)).find("at most 2^48 elements"), std::string::npos) << step;
   }
 }
 
-// ---- plans ----------------------------------------------------------------------------------------------------
+// ---- plans
+// ----------------------------------------------------------------------------------------------------
 
 RegionPlan plan_of(const std::string& text, const std::vector<int64_t>& sizes,
                    std::vector<int64_t> gathers = {}) {
   auto program = parse_program(text);
   gathers.resize(program->steps.size(), -1);
-  return make_plan(program, {sizes}, std::vector<int64_t>(static_cast<size_t>(program->panel_count), 4),
-                   gathers, sizes[0], true);
+  return make_plan(program, {sizes},
+                   std::vector<int64_t>(static_cast<size_t>(program->panel_count), 4), gathers,
+                   sizes[0], true);
 }
 
 TEST(RegionPlan, PartsOfAConcatLieInside) {
   const RegionPlan plan = plan_of(
       "octavo.region 1\n"
       "0 = quantize in=0 layout=image s=0x1p-6 z=0 max=255\n"
-      "1 = conv x=0 panel=0 channels=8 kernel=1,1 stride=1,1 pad=0,0,0,0 dilation=1,1 s=0x1p-5 z=7 max=255 lo=0 hi=255\n"
-      "2 = conv x=0 panel=0 channels=4 kernel=1,1 stride=1,1 pad=0,0,0,0 dilation=1,1 s=0x1p-5 z=7 max=255 lo=0 hi=255\n"
-      "3 = conv x=0 panel=0 channels=4 kernel=1,1 stride=1,1 pad=0,0,0,0 dilation=1,1 s=0x1p-5 z=8 max=255 lo=0 hi=255\n"
+      "1 = conv x=0 panel=0 channels=8 kernel=1,1 stride=1,1 pad=0,0,0,0 dilation=1,1 s=0x1p-5 z=7 "
+      "max=255 lo=0 hi=255\n"
+      "2 = conv x=0 panel=0 channels=4 kernel=1,1 stride=1,1 pad=0,0,0,0 dilation=1,1 s=0x1p-5 z=7 "
+      "max=255 lo=0 hi=255\n"
+      "3 = conv x=0 panel=0 channels=4 kernel=1,1 stride=1,1 pad=0,0,0,0 dilation=1,1 s=0x1p-5 z=8 "
+      "max=255 lo=0 hi=255\n"
       "4 = concat x=1,2,3 s=0x1p-5 z=7 max=255\n"
-      "5 = conv x=4 panel=0 channels=4 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1 s=0x1p-5 z=7 max=255 lo=0 hi=255\n"
+      "5 = conv x=4 panel=0 channels=4 kernel=3,3 stride=1,1 pad=1,1,1,1 dilation=1,1 s=0x1p-5 z=7 "
+      "max=255 lo=0 hi=255\n"
       "out 5\n",
       {2, 3, 6, 5});
   EXPECT_TRUE(plan.in_place(1, 4));
@@ -322,9 +341,11 @@ TEST(RegionPlan, PartsOfAConcatLieInside) {
 
 TEST(RegionPlan, HaloIsWhatConvolutionsRead) {
   const auto halo = [](const std::string& conv) {
-    return plan_of("octavo.region 1\n0 = quantize in=0 layout=image s=0x1p-6 z=0 max=255\n1 = conv x=0 panel=0 channels=8 " +
-                       conv + " s=0x1p-5 z=7 max=255 lo=0 hi=255\nout 1\n",
-                   {1, 3, 8, 8})
+    return plan_of(
+               "octavo.region 1\n0 = quantize in=0 layout=image s=0x1p-6 z=0 max=255\n1 = conv x=0 "
+               "panel=0 channels=8 " +
+                   conv + " s=0x1p-5 z=7 max=255 lo=0 hi=255\nout 1\n",
+               {1, 3, 8, 8})
         .values[0]
         .view.halo;
   };
@@ -359,7 +380,8 @@ TEST(RegionPlan, ReshapesAndRangesAreViews) {
 TEST(RegionPlan, MemoryIsReused) {
   std::string text = "octavo.region 1\n0 = quantize in=0 layout=image s=0x1p-6 z=0 max=255\n";
   for (int i = 1; i < 50; ++i) {
-    text += std::to_string(i) + " = table x=" + std::to_string(i - 1) + " panel=0 s=0x1p-6 z=0 max=255\n";
+    text += std::to_string(i) + " = table x=" + std::to_string(i - 1) +
+            " panel=0 s=0x1p-6 z=0 max=255\n";
   }
   const RegionPlan plan = plan_of(text + "out 49\n", {1, 64, 16, 16});
   EXPECT_EQ(plan.arena_bytes, 2 * 64 * 16 * 16);
@@ -368,14 +390,20 @@ TEST(RegionPlan, MemoryIsReused) {
 TEST(RegionShapes, FollowTorch) {
   const auto shape = [](const std::string& step, const std::vector<int64_t>& sizes) {
     return region_output_shapes(
-        "octavo.region 1\n0 = quantize in=0 layout=image s=0x1p-6 z=0 max=255\n" + step + "\nout 1\n",
+        "octavo.region 1\n0 = quantize in=0 layout=image s=0x1p-6 z=0 max=255\n" + step +
+            "\nout 1\n",
         {sizes}, std::vector<int64_t>(step.find("panel") != std::string::npos ? 1 : 0, 5))[0];
   };
   using Sizes = std::vector<int64_t>;
-  EXPECT_EQ(shape("1 = max_pool x=0 kernel=3,3 stride=2,2 pad=0,0,0,0 dilation=1,1 ceil=1", {1, 2, 6, 8}), (Sizes{1, 2, 3, 4}));
-  EXPECT_EQ(shape("1 = max_pool x=0 kernel=2,2 stride=2,2 pad=1,1,1,1 dilation=1,1 ceil=1", {1, 2, 5, 4}), (Sizes{1, 2, 3, 3}));
+  EXPECT_EQ(
+      shape("1 = max_pool x=0 kernel=3,3 stride=2,2 pad=0,0,0,0 dilation=1,1 ceil=1", {1, 2, 6, 8}),
+      (Sizes{1, 2, 3, 4}));
+  EXPECT_EQ(
+      shape("1 = max_pool x=0 kernel=2,2 stride=2,2 pad=1,1,1,1 dilation=1,1 ceil=1", {1, 2, 5, 4}),
+      (Sizes{1, 2, 3, 3}));
   EXPECT_EQ(shape("1 = slice x=0 h=1,-1,2 w=0,99,3", {1, 2, 6, 8}), (Sizes{1, 2, 3, 3}));
-  EXPECT_EQ(shape("1 = upsample_nearest x=0 size=0,0 scale=0x1.8p0,0x1p-1", {1, 2, 5, 8}), (Sizes{1, 2, 7, 4}));
+  EXPECT_EQ(shape("1 = upsample_nearest x=0 size=0,0 scale=0x1.8p0,0x1p-1", {1, 2, 5, 8}),
+            (Sizes{1, 2, 7, 4}));
   EXPECT_EQ(shape("1 = flatten x=0", {3, 2, 5, 4}), (Sizes{3, 40}));
   EXPECT_EQ(shape("1 = to_rows x=0", {3, 2, 5, 4}), (Sizes{3, 5, 4, 2}));
   EXPECT_EQ(shape("1 = gather_channels x=0 panel=0", {3, 2, 5, 4}), (Sizes{3, 5, 5, 4}));
