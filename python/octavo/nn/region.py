@@ -402,7 +402,8 @@ class _BoundRegion:
                 ):
                     return self._layer_result(step, values)
                 if child is not None:
-                    return child.forward(*args)
+                    # A child that works in place must not write into a value that others read.
+                    return child.forward(*(a.clone() if isinstance(a, Tensor) else a for a in args))
                 return evaluate(part, self._bound.module_of, values)
 
             if child is None:

@@ -252,6 +252,22 @@ def test_compiled_layers(x: Tensor) -> None:
         assert torch.equal(torch.compile(small, fullgraph=True, backend="aot_eager")(x), small(x))
 
 
+def test_hooks_where_children_work_in_place() -> None:
+    """An activation and a dropout in place share a step: neither may change what the step reads."""
+    head = nn.Sequential(
+        nn.Linear(8, 16), nn.Hardswish(inplace=True), nn.Dropout(0.2, inplace=True)
+    )
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)).eval()
+    net = nn.Sequential(net, nn.Flatten(), head, nn.Linear(16, 4)).eval()
+    data = [torch.randn(4, 3, 16, 16) for _ in range(2)]
+    small = captured(net, data)
+    y = small(data[0])
+    leaves = [m for m in small.modules() if not any(True for _ in m.children())]
+    for module in leaves:
+        module.register_forward_hook(lambda m, args, out: None)
+    assert torch.equal(small(data[0]), y)
+
+
 class Mixed(nn.Module):
     """Float steps between regions, a value used twice, a tuple and a dict as result."""
 
