@@ -497,18 +497,20 @@ def _fuse_sums(
     for position, step in enumerate(steps):
         if step.kind != "add":
             continue
-        last = max(step.inputs, key=lambda value: at.get(value, -1))
-        product = result[at[last]] if last in at else None
-        if (
-            product is not None
-            and product.kind in _PRODUCTS
-            and len(product.inputs) == 1
-            and read[last] == 1
-            and last not in outside
-        ):
-            (other,) = (value for value in step.inputs if value != last)
-            result[position] = _joined(product, step, inputs=(product.inputs[0], other))
-            result[at[last]] = None
+        # The later operand first. Either may wait for the other, since nothing else reads it.
+        for value in sorted(step.inputs, key=lambda value: -at.get(value, -1)):
+            product = result[at[value]] if value in at else None
+            if (
+                product is not None
+                and product.kind in _PRODUCTS
+                and len(product.inputs) == 1
+                and read[value] == 1
+                and value not in outside
+            ):
+                (other,) = (v for v in step.inputs if v != value)
+                result[position] = _joined(product, step, inputs=(product.inputs[0], other))
+                result[at[value]] = None
+                break
     return [step for step in result if step is not None]
 
 

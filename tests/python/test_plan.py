@@ -74,6 +74,31 @@ def test_residual_network_is_one_region() -> None:
     assert found.flows[0].items == (region,)
 
 
+class Shortcut(nn.Module):
+    """The shortcut of CIFAR's ResNets: the sum's later operand is no layer, its earlier one is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(4, 8, 3, 2, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(x)
+        y = self.a(x)
+        y += F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2), "constant", 0)
+        return self.out(F.relu(y))
+
+
+def test_a_layer_waits_for_the_other_operand() -> None:
+    (region,) = regions(planned(Shortcut(), torch.randn(2, 3, 6, 6)))
+    assert form(region) == [
+        "b = conv(x)",
+        "getitem = slice(b)",
+        "pad = gather_channels(getitem)",
+        "relu = conv(b, pad)",
+        "out = conv_f32(relu)",
+    ]
+
+
 class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
