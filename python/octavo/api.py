@@ -13,6 +13,7 @@ from octavo import checks, patterns
 from octavo.batches import Batches
 from octavo.calibrate import calibrate, without_unreached
 from octavo.capture import Capture, capture
+from octavo.equalize import equalize
 from octavo.errors import NothingQuantizedError, describe
 from octavo.fold import fold
 from octavo.measure import tensor_bytes
@@ -74,7 +75,8 @@ def quantize(
           else "dynamic".
         rounding: "nearest" (default).
         ranges: "mse" (default), "minmax" or "percentile".
-        effort: "balanced" corrects biases where there is data, "fast" does not.
+        effort: with data, "balanced" corrects biases and equalizes channel ranges around depthwise
+            convolutions, "fast" does not.
         exclude: names, globs or classes of layers to leave out.
         only: names, globs or classes of layers to keep to.
         inplace: change and return ``model`` itself. If anything fails it is as it was.
@@ -125,6 +127,11 @@ def quantize(
             decided = plan(
                 found, schemes, "static" if static else "dynamic", activation_bits or 8, reasons
             )
+        pairs: tuple[tuple[str, str], ...] = ()
+        if batches is not None and effort != "fast":
+            pairs = equalize(work, decided, batches).pairs
+            if pairs:
+                notes.add(f"channel ranges equalized between {len(pairs)} pairs of layers")
         params = {}
         if batches is not None and any(s.activations == "static" for s in decided.sites):
             calibration = calibrate(work, decided, batches, ranges or "mse", progress)
@@ -136,7 +143,7 @@ def quantize(
         if batches is not None and effort != "fast" and codes:
             correction = correct_bias(work, decided, params, codes, batches)
             codes, measured = correction.codes, correction.output_sqnr
-        layers = layer_records(work, decided, codes, measured)
+        layers = layer_records(work, decided, codes, measured, {first for first, _ in pairs})
         result = rewrite(work, decided, params, codes, inplace=True)
         attach(result, Record(layers, float_bytes, notes.said))
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -112,19 +113,29 @@ class Batches:
                 return few.args, few.kwargs
         return call.args, call.kwargs
 
-    def run(self, model: nn.Module, before: Callable[[int, Call | None], None]) -> None:
-        """Run the model on all of the data without gradients.
+    def run(
+        self,
+        model: nn.Module,
+        before: Callable[[int, Call | None], None],
+        samples: float = math.inf,
+    ) -> None:
+        """Run the model on the data without gradients.
 
-        ``before(batch number, call)`` is called ahead of each batch.
+        ``before(batch number, call)`` is called ahead of each batch. samples: stop after the batch
+        that reaches so many; a callable that runs the model itself is not stopped.
         """
         with torch.no_grad():
             if self.runs_model:
                 before(0, None)
                 self.runs_model(model)
                 return
+            seen = 0
             for number, call in enumerate(self.calls(model)):
                 before(number, call)
                 model(*call.args, **call.kwargs)
+                seen += call.samples
+                if seen >= samples:
+                    return
 
 
 def _call_of(item: object, signature: inspect.Signature, name: str, number: int) -> Call:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import nn
@@ -40,6 +40,7 @@ class LayerRecord:
     float_bytes: int = 0
     weight_sqnr: float | None = None
     output_sqnr: float | None = None
+    equalized: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,11 @@ def record_of(model: nn.Module) -> Record | None:
 
 
 def layer_records(
-    model: nn.Module, plan: Plan, codes: Mapping[str, Codes], output_sqnr: Mapping[str, float]
+    model: nn.Module,
+    plan: Plan,
+    codes: Mapping[str, Codes],
+    output_sqnr: Mapping[str, float],
+    equalized: Container[str] = (),
 ) -> tuple[LayerRecord, ...]:
     """One record a site of the plan. model: the float one, folded."""
     records = []
@@ -108,6 +113,7 @@ def layer_records(
                 size,
                 sqnr(weight, codes[site.name].dequantize()),
                 output_sqnr.get(site.name),
+                site.name in equalized,
             )
         )
     return tuple(records)

@@ -16,8 +16,9 @@ from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.fold import fold
 from octavo.measure import bytes_of, decibels
+from octavo.nn.layer import QLayer
 from octavo.nn.region import captured_forward
-from octavo.record import LayerRecord, record_of
+from octavo.record import LayerRecord, Record, record_of
 from octavo.rewrite import copy_model
 
 __all__ = ["Multiplies", "Report", "Row", "count_multiplies", "report", "resident_bytes"]
@@ -118,8 +119,7 @@ def report(model: nn.Module, data: object = None, *, reference: nn.Module | None
         batches = Batches(data)
         multiplies = count_multiplies(model, batches)
         if reference is not None:
-            names = [layer.name for layer in record.layers]
-            measured, output = _compare(model, reference, batches, names)
+            measured, output = _compare(model, reference, batches, record)
     rows = tuple(
         Row(layer, _layer_bytes(model, layer.name), measured.get(layer.name, layer.output_sqnr))
         for layer in record.layers
@@ -187,13 +187,15 @@ def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def _compare(
-    model: nn.Module, reference: nn.Module, batches: Batches, names: list[str]
+    model: nn.Module, reference: nn.Module, batches: Batches, record: Record
 ) -> tuple[dict[str, float], float | None]:
     """SQNR of every named layer's output and of the model's own, over all batches.
 
     The reference is folded first, as the model was: the output of a convolution is that after its
-      BatchNorm.
+    BatchNorm. Channels that `quantize` rescaled are compared in the scale of the reference.
     """
+    names = [layer.name for layer in record.layers]
+    equalized = {layer.name for layer in record.layers if layer.equalized}
     reference = copy_model(reference).eval()
     fold(reference, batches.example(reference))
     layers = {name: _Noise() for name in names}
@@ -207,11 +209,21 @@ def _compare(
             output = model(*call.args, **call.kwargs)
         for name in names:
             for one, other in zip(wanted[name], got[name], strict=False):
-                layers[name].add(one, other)
+                alike = name in equalized and one.shape == other.shape
+                layer = model.get_submodule(name)
+                layers[name].add(one, _in_scale_of(one, other, layer) if alike else other)
         if isinstance(expected, Tensor):
             whole.add(expected, output)
     measured = {name: noise.decibels for name, noise in layers.items()}
     return {name: ratio for name, ratio in measured.items() if ratio is not None}, whole.decibels
+
+
+def _in_scale_of(wanted: Tensor, got: Tensor, layer: nn.Module) -> Tensor:
+    """``got`` with each channel divided by its least-squares gain over ``wanted``."""
+    spatial = len(layer.weight_shape) - 2 if isinstance(layer, QLayer) else 0
+    over = [d for d in range(got.dim()) if d != got.dim() - 1 - spatial]
+    gain = (got * wanted).sum(over, keepdim=True) / wanted.square().sum(over, keepdim=True)
+    return got / torch.where(gain > 0, gain, torch.ones_like(gain))
 
 
 class _Noise:
