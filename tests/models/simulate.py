@@ -78,7 +78,7 @@ def parse(program: str) -> tuple[list[tuple[int, str, dict[str, str]]], list[int
 
 
 def _number(text: str) -> float:
-    return float(text) if "inf" in text else float.fromhex(text)
+    return float.fromhex(text) if "x" in text else float(text)
 
 
 def _ints(text: str) -> list[int]:
