@@ -1,6 +1,6 @@
 """Quantizes torchvision's ResNet-18 as a whole: what it costs, what it gains, how it is kept.
 
-    python examples/quantize_resnet18.py
+python examples/quantize_resnet18.py
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import torchvision
 import octavo
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
-from engines import float_model, images  # a seeded model with real BatchNorm statistics; smooth images
+from engines import (
+    float_model,
+    images,
+)  # a seeded model with real BatchNorm statistics; smooth images
 
 
 def milliseconds(model: torch.nn.Module, x: torch.Tensor) -> float:
@@ -45,9 +48,13 @@ def main() -> int:
         again = octavo.load(file, torchvision.models.resnet18())
         with torch.no_grad():
             same = torch.equal(again(x), fast(x))
-        print(f"\nfile: {file.stat().st_size / 2**20:.1f} MiB, loaded model gives the same bits: {same}")
+        print(
+            f"\nfile: {file.stat().st_size / 2**20:.1f} MiB, loaded model gives the same bits: {same}"
+        )
     before, after = milliseconds(model, x), milliseconds(fast, x)
-    print(f"one image, {torch.get_num_threads()} threads: {before:.1f} ms float, {after:.1f} ms in integers")
+    print(
+        f"one image, {torch.get_num_threads()} threads: {before:.1f} ms float, {after:.1f} ms in integers"
+    )
     return 0 if same else 1
 
 

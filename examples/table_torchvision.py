@@ -71,8 +71,10 @@ def build(name: str) -> nn.Module:
 
 def decibels(expected: torch.Tensor, actual: torch.Tensor) -> float:
     noise = float((expected.double() - actual.double()).square().sum())
-    return float("inf") if noise == 0 else float(
-        10 * torch.log10(expected.double().square().sum() / noise)
+    return (
+        float("inf")
+        if noise == 0
+        else float(10 * torch.log10(expected.double().square().sum() / noise))
     )
 
 

@@ -79,7 +79,7 @@ def the_region(model: nn.Module) -> OneRegion:
     """The only region of a model. Codes come from the state_dict's bit stream, unpacked without octavo."""
     from simulate import Layer, unpack
 
-    [(owner, region)] = regions_of(model)
+    [(_owner, region)] = regions_of(model)
     state = model.state_dict()
     layers: dict[int, Any] = {}
     panels: list[Tensor] = []

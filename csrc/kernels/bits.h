@@ -1,5 +1,6 @@
-// The canonical bit stream of weight codes: LSB-first, two's complement, each output channel starts at a byte.
-// Used by pack.cpp and by tiles that read packed rows. Everything here has internal linkage.
+// The canonical bit stream of weight codes: LSB-first, two's complement, each output channel starts
+// at a byte. Used by pack.cpp and by tiles that read packed rows. Everything here has internal
+// linkage.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,7 @@
-// Micro-kernels of integer products of one ISA, and the plain structs that cross from the driver (conv.cpp) to
-// them. A dense job is one panel of weight columns times a grid of output pixels; the kernel cuts the grid into
-// tiles of its own shape. One thread, no allocation; reads stay within kSlack of activation buffers.
+// Micro-kernels of integer products of one ISA, and the plain structs that cross from the driver
+// (conv.cpp) to them. A dense job is one panel of weight columns times a grid of output pixels; the
+// kernel cuts the grid into tiles of its own shape. One thread, no allocation; reads stay within
+// kSlack of activation buffers.
 #pragma once
 
 #include "types.h"
@@ -9,10 +10,11 @@ namespace octavo {
 
 /// One panel times a grid of h x w output pixels ("rows" of the product).
 ///
-/// Output pixel (y, x) takes, for run r, `run_bytes` activations from a + y * a_row_pitch + x * a_pixel_pitch +
-/// run_offset[r]; run r of the panel begins at b + r * run_bytes * width. run_bytes is padded to the layout's k_unit;
-/// weights there are zero, activations are whatever memory holds. runs may be 0 (everything in the halo).
-/// Arrays of channel parameters have n entries and no padding.
+/// Output pixel (y, x) takes, for run r, `run_bytes` activations from a + y * a_row_pitch + x *
+/// a_pixel_pitch + run_offset[r]; run r of the panel begins at b + r * run_bytes * width. run_bytes
+/// is padded to the layout's k_unit; weights there are zero, activations are whatever memory holds.
+/// runs may be 0 (everything in the halo). Arrays of channel parameters have n entries and no
+/// padding.
 struct GemmJob {
   const uint8_t* a;
   int64_t a_row_pitch, a_pixel_pitch;  // bytes
@@ -36,8 +38,9 @@ struct GemmJob {
   const uint8_t* residual;
   int64_t residual_row_pitch, residual_pixel_pitch;
   float residual_scale;
-  // Pixels between the end of a row and the next row (the halo column): -1 if they are not to be touched; else a kernel
-  // that runs over the row's end may write them in its n columns, if it leaves this code there.
+  // Pixels between the end of a row and the next row (the halo column): -1 if they are not to be
+  // touched; else a kernel that runs over the row's end may write them in its n columns, if it
+  // leaves this code there.
   int32_t gap_code;
 
   // gemm_u8s8_f32, gemm_u8s8_rows: pitches in elements, channels contiguous.
@@ -54,7 +57,8 @@ struct GemmJob {
 /// A grid of h x w output pixels of a depthwise convolution, 1 <= channels <= 64.
 ///
 /// Tap (i, j) of output (y, x) is at a + (y * stride_h + i * dilation_h) * a_row_pitch +
-/// (x * stride_w + j * dilation_w) * a_pixel_pitch. Weights: panel.h, depthwise_offset. Parameters as in GemmJob.
+/// (x * stride_w + j * dilation_w) * a_pixel_pitch. Weights: panel.h, depthwise_offset. Parameters
+/// as in GemmJob.
 struct DepthwiseJob {
   const uint8_t* a;
   int64_t a_row_pitch, a_pixel_pitch;
@@ -78,15 +82,17 @@ struct DepthwiseJob {
   uint8_t* scratch;  // 64-byte aligned, depthwise_scratch() bytes
 };
 
-/// Columns of interleaved taps that a depthwise job may hold in its scratch: 16 KiB, half of the smallest L1, unless one
-/// output pixel alone needs more. A column is one row group of 64 channels: 256 bytes.
+/// Columns of interleaved taps that a depthwise job may hold in its scratch: 16 KiB, half of the
+/// smallest L1, unless one output pixel alone needs more. A column is one row group of 64 channels:
+/// 256 bytes.
 inline constexpr int64_t kDepthwiseColumns = 64;
 [[maybe_unused]] static inline int64_t depthwise_columns(int64_t kernel_h, int64_t kernel_w,
                                                          int64_t dilation_w) {
   const int64_t least = (kernel_h + 3) / 4 * ((kernel_w - 1) * dilation_w + 1);
   return least > kDepthwiseColumns ? least : kDepthwiseColumns;
 }
-/// Bytes of the scratch: the columns, and room for weights in a wider form (8 vectors of 64 bytes a tap column).
+/// Bytes of the scratch: the columns, and room for weights in a wider form (8 vectors of 64 bytes a
+/// tap column).
 [[maybe_unused]] static inline int64_t depthwise_scratch(int64_t kernel_h, int64_t kernel_w,
                                                          int64_t dilation_w) {
   return depthwise_columns(kernel_h, kernel_w, dilation_w) * 256 +

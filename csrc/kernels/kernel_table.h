@@ -1,5 +1,5 @@
-// All micro-kernels of one ISA. A table starts as a copy of its parent's and the ISA's fill function
-// overrides the entries that it does better, so nothing here is ever null.
+// All micro-kernels of one ISA. A table starts as a copy of its parent's and the ISA's fill
+// function overrides the entries that it does better, so nothing here is ever null.
 #pragma once
 
 #include "element_table.h"
@@ -13,11 +13,23 @@ struct KernelTable {
 };
 
 // One per folder under isa/, defined in its table.cpp.
-namespace scalar { void fill(KernelTable& table); }
-namespace avx2 { void fill(KernelTable& table); }
-namespace avx_vnni { void fill(KernelTable& table); }
-namespace avx512_vnni { void fill(KernelTable& table); }
-namespace amx_int8 { void fill(KernelTable& table); }
-namespace neon_dotprod { void fill(KernelTable& table); }
+namespace scalar {
+void fill(KernelTable& table);
+}
+namespace avx2 {
+void fill(KernelTable& table);
+}
+namespace avx_vnni {
+void fill(KernelTable& table);
+}
+namespace avx512_vnni {
+void fill(KernelTable& table);
+}
+namespace amx_int8 {
+void fill(KernelTable& table);
+}
+namespace neon_dotprod {
+void fill(KernelTable& table);
+}
 
 }  // namespace octavo

@@ -1,7 +1,8 @@
-// Public kernel functions: what ops/ and region.cpp may call, with their contracts. Every function is a
-// driver: it blocks, threads (parallel.h) and picks micro-kernels from active_table(). All results are
-// bit-identical for every ISA, thread count, batch composition and memory layout; isa/scalar is the
-// specification. Preconditions are the caller's (debug assertions only). Sizes may be 0.
+// Public kernel functions: what ops/ and region.cpp may call, with their contracts. Every function
+// is a driver: it blocks, threads (parallel.h) and picks micro-kernels from active_table(). All
+// results are bit-identical for every ISA, thread count, batch composition and memory layout;
+// isa/scalar is the specification. Preconditions are the caller's (debug assertions only). Sizes
+// may be 0.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,8 @@
 
 namespace octavo {
 
-// ---- quantize.cpp ---------------------------------------------------------------------------------
+// ---- quantize.cpp
+// ---------------------------------------------------------------------------------
 
 /// q = int(rne(min(max(x * r, -z), max_code - z))) + z with r = float(1 / scale); NaN gives code 0.
 void quantize(const float* x, int64_t count, QuantParams p, uint8_t* q);
@@ -40,22 +42,26 @@ void quantize_image_per_sample(const FloatImage& src, const QuantParams* params,
 /// Fills the halo of every image with `code`. No effect for halo 0.
 void fill_halo(const Image& image, uint8_t code);
 
-// ---- minmax.cpp -----------------------------------------------------------------------------------
+// ---- minmax.cpp
+// -----------------------------------------------------------------------------------
 
-/// Smallest and largest of the finite values, and how many are not finite. Empty: min = +inf, max = -inf.
+/// Smallest and largest of the finite values, and how many are not finite. Empty: min = +inf, max =
+/// -inf.
 struct MinMax {
   float min, max;
   int64_t non_finite;
 };
 MinMax minmax(const float* x, int64_t count);
 /// The same for each channel of [outer, channels, inner]; out has `channels` entries.
-void minmax_per_channel(const float* x, int64_t outer, int64_t channels, int64_t inner, MinMax* out);
-/// Adds counts of floor(x / 2^exponent) - first to bins[0 .. bin_count); values outside go to the end bins,
-/// values that are not finite are skipped.
+void minmax_per_channel(const float* x, int64_t outer, int64_t channels, int64_t inner,
+                        MinMax* out);
+/// Adds counts of floor(x / 2^exponent) - first to bins[0 .. bin_count); values outside go to the
+/// end bins, values that are not finite are skipped.
 void histogram(const float* x, int64_t count, int32_t exponent, int64_t first, int64_t bin_count,
                int64_t* bins);
 
-// ---- pack.cpp -------------------------------------------------------------------------------------
+// ---- pack.cpp
+// -------------------------------------------------------------------------------------
 
 /// What a float layer looks like before packing. Codes are in torch's weight order
 /// [out_channels, in_channels / groups, kernel_h, kernel_w] (linear: kernel 1x1).
@@ -65,68 +71,81 @@ struct WeightShape {
 };
 /// Bytes of the panel that pack_panel writes for the active ISA's layout.
 int64_t panel_bytes(const WeightShape& shape);
-/// Packs codes, scale[out_channels] and bias[out_channels] (or nullptr) for the active ISA. panel: 64-byte aligned.
-void pack_panel(const WeightShape& shape, const int8_t* codes, const float* scale, const float* bias,
-                void* panel);
+/// Packs codes, scale[out_channels] and bias[out_channels] (or nullptr) for the active ISA. panel:
+/// 64-byte aligned.
+void pack_panel(const WeightShape& shape, const int8_t* codes, const float* scale,
+                const float* bias, void* panel);
 /// Codes of any panel in torch's weight order, whatever its layout.
 void unpack_panel(const void* panel, int8_t* codes);
-/// Whether `bytes` at `panel` are a well-formed panel (header, offsets, sizes) of the active layout.
+/// Whether `bytes` at `panel` are a well-formed panel (header, offsets, sizes) of the active
+/// layout.
 enum class PanelCheck { kOk, kMalformed, kOtherLayout };
 PanelCheck check_panel(const void* panel, int64_t bytes);
 
-/// Canonical bit stream: LSB-first, each output channel starts at a byte. bits 2..8, signed codes two's complement.
+/// Canonical bit stream: LSB-first, each output channel starts at a byte. bits 2..8, signed codes
+/// two's complement.
 int64_t packed_row_bytes(int64_t per_channel, int32_t bits);
-void pack_bits(const int8_t* codes, int64_t channels, int64_t per_channel, int32_t bits, uint8_t* out);
-void unpack_bits(const uint8_t* in, int64_t channels, int64_t per_channel, int32_t bits, int8_t* codes);
+void pack_bits(const int8_t* codes, int64_t channels, int64_t per_channel, int32_t bits,
+               uint8_t* out);
+void unpack_bits(const uint8_t* in, int64_t channels, int64_t per_channel, int32_t bits,
+                 int8_t* codes);
 
-// ---- conv.cpp (dense, grouped, depthwise, 1-D and linear: all are convolutions) -----------------------
+// ---- conv.cpp (dense, grouped, depthwise, 1-D and linear: all are convolutions)
+// -----------------------
 
 /// Output size of a convolution or pooling along one axis (floor mode).
-int64_t conv_out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad_total, int64_t dilation);
+int64_t conv_out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad_total,
+                      int64_t dilation);
 
-/// u8 x s8 convolution to u8. `out` may have pixel_pitch > c (a slice of a concat) and any halo; its halo is
-/// not written. `residual` (same n, h, w, c as out, own pitches) or nullptr. in.halo >= what the geometry reads
-/// beyond the image on every side.
+/// u8 x s8 convolution to u8. `out` may have pixel_pitch > c (a slice of a concat) and any halo;
+/// its halo is not written. `residual` (same n, h, w, c as out, own pitches) or nullptr. in.halo >=
+/// what the geometry reads beyond the image on every side.
 void conv_u8(const Image& in, const ConvGeometry& g, const void* panel, const Epilogue& e,
              const Image* residual, const Image& out);
 /// The same to float. Any output strides.
 void conv_f32(const Image& in, const ConvGeometry& g, const void* panel, const Epilogue& e,
               const FloatImage& out);
-/// Dynamic linear: x [m, k] float, contiguous rows of pitch ldx, quantized per row (params_of_range of the row,
-/// max_code 255), y[m, c] = fmaf(float(sum - z[m] * colsum[c]), float(s_x[m] * s_w[c]), bias[c]). No memory beyond
-/// a per-thread scratch.
+/// Dynamic linear: x [m, k] float, contiguous rows of pitch ldx, quantized per row (params_of_range
+/// of the row, max_code 255), y[m, c] = fmaf(float(sum - z[m] * colsum[c]), float(s_x[m] * s_w[c]),
+/// bias[c]). No memory beyond a per-thread scratch.
 void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const void* panel, float* y,
                     int64_t ldy);
 /// Dynamic convolution: one scale a sample. params has in.n entries; y as in linear_dynamic.
-void conv_dynamic(const Image& in, const QuantParams* params, const ConvGeometry& g, const void* panel,
-                  const FloatImage& out);
+void conv_dynamic(const Image& in, const QuantParams* params, const ConvGeometry& g,
+                  const void* panel, const FloatImage& out);
 
-/// Multiply-adds done in integers by conv_* and linear_* since the last reset (logical ones, no padding).
+/// Multiply-adds done in integers by conv_* and linear_* since the last reset (logical ones, no
+/// padding).
 int64_t integer_macs();
 void reset_integer_macs();
 
-// ---- elementwise.cpp --------------------------------------------------------------------------------
-// Images have equal n, h, w, c and any pitches; out may alias an input exactly.
+// ---- elementwise.cpp
+// -------------------------------------------------------------------------------- Images have
+// equal n, h, w, c and any pitches; out may alias an input exactly.
 
 /// y = int(rne(min(max(fmaf(float(a), ma, fmaf(float(b), mb, offset)), lo), hi)))
 void add(const Image& a, const Image& b, float ma, float mb, float offset, float lo, float hi,
          const Image& out);
-/// y = int(rne(min(max(fmaf(float((a - za) * (b - zb)), m, offset), lo), hi))); b has the shape of a, or h = w = 1.
-void multiply(const Image& a, const Image& b, int32_t za, int32_t zb, float m, float offset, float lo,
-              float hi, const Image& out);
+/// y = int(rne(min(max(fmaf(float((a - za) * (b - zb)), m, offset), lo), hi))); b has the shape of
+/// a, or h = w = 1.
+void multiply(const Image& a, const Image& b, int32_t za, int32_t zb, float m, float offset,
+              float lo, float hi, const Image& out);
 /// y = int(rne(min(max(fmaf(float(x), m[c], offset[c]), lo), hi)))
-void affine(const Image& x, const float* m, const float* offset, float lo, float hi, const Image& out);
+void affine(const Image& x, const float* m, const float* offset, float lo, float hi,
+            const Image& out);
 /// y = table[x]; with per_channel, y = table[256 * c + x].
 void apply_table(const Image& x, const uint8_t* table, bool per_channel, const Image& out);
 
-// ---- pool.cpp ---------------------------------------------------------------------------------------
+// ---- pool.cpp
+// ---------------------------------------------------------------------------------------
 
 /// Maximum over the part of the window inside the image.
 void max_pool(const Image& x, const ConvGeometry& g, const Image& out);
-/// y = int(rne(min(max(fmaf(float(sum - z * inside), m / divisor, offset), lo), hi))), where sum and inside are over the
-/// part of the window inside the image, m = float(s_x / s_y) and the quotient m / divisor is one float division.
-/// divisor: `inside` or, with count_include_pad, the window's size clipped to the padded image (as torch), or
-/// divisor_override if > 0. pad_bottom and pad_right are needed for that.
+/// y = int(rne(min(max(fmaf(float(sum - z * inside), m / divisor, offset), lo), hi))), where sum
+/// and inside are over the part of the window inside the image, m = float(s_x / s_y) and the
+/// quotient m / divisor is one float division. divisor: `inside` or, with count_include_pad, the
+/// window's size clipped to the padded image (as torch), or divisor_override if > 0. pad_bottom and
+/// pad_right are needed for that.
 struct AveragePool {
   ConvGeometry window;
   int64_t pad_bottom = 0, pad_right = 0;
@@ -140,7 +159,8 @@ void adaptive_average_pool(const Image& x, int32_t z, float m, float offset, flo
                            const Image& out);
 void adaptive_max_pool(const Image& x, const Image& out);
 
-// ---- layout.cpp: moves codes, computes nothing ---------------------------------------------------------
+// ---- layout.cpp: moves codes, computes nothing
+// ---------------------------------------------------------
 
 void copy(const Image& x, const Image& out);
 /// out channel i = x channel index[i], or `code` where index[i] < 0.
@@ -154,7 +174,8 @@ void upsample_nearest(const Image& x, const int64_t* row_index, const int64_t* c
 enum class PadMode : int32_t { kConstant = 0, kReflect = 1, kReplicate = 2, kCircular = 3 };
 /// Pads by (top, left); below and right follow from out's size.
 void pad(const Image& x, int64_t top, int64_t left, PadMode mode, uint8_t code, const Image& out);
-/// Image [n, h, w, c] to rows [n, c * h * w] in NCHW order, and back. `rows` is an Image with n = 1, h = 1, w = n.
+/// Image [n, h, w, c] to rows [n, c * h * w] in NCHW order, and back. `rows` is an Image with n =
+/// 1, h = 1, w = n.
 void flatten(const Image& x, const Image& rows);
 void unflatten(const Image& rows, const Image& out);
 

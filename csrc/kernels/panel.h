@@ -1,14 +1,17 @@
-// Where every weight lies inside a panel: the one description of the memory orders, used by pack.cpp (writes
-// them), conv.cpp (finds panels and runs) and tests. Tiles know their own order by heart.
+// Where every weight lies inside a panel: the one description of the memory orders, used by
+// pack.cpp (writes them), conv.cpp (finds panels and runs) and tests. Tiles know their own order by
+// heart.
 //
-// A dense panel holds `blocks` dense products. Each block's columns (output channels) are cut into panels of
-// `nr` columns, the last one narrower (a multiple of n_unit). Inside a panel, K is cut into runs, one for each stretch of
-// activations that is contiguous in memory, each padded with zero weights to a multiple of k_unit:
+// A dense panel holds `blocks` dense products. Each block's columns (output channels) are cut into
+// panels of `nr` columns, the last one narrower (a multiple of n_unit). Inside a panel, K is cut
+// into runs, one for each stretch of activations that is contiguous in memory, each padded with
+// zero weights to a multiple of k_unit:
 //
 //   block 0: [panel 0: run 0 | run 1 | ...][panel 1: run 0 | run 1 | ...] ...   block 1: ...
 //
-// One block: a run is a kernel row (kernel_w * in_channels codes). More blocks: a run is one kernel position
-// (block_in codes). Run r of a panel of `width` columns begins at r * run_bytes * width, in every layout.
+// One block: a run is a kernel row (kernel_w * in_channels codes). More blocks: a run is one kernel
+// position (block_in codes). Run r of a panel of `width` columns begins at r * run_bytes * width,
+// in every layout.
 //
 //   kScalar  [k][width]
 //   kVnni    [k / 4][width][4]
@@ -68,9 +71,10 @@ struct PanelGeometry {
 /// Rows of kernel taps that are interleaved into dwords, four at a time (vector layouts).
 constexpr int64_t tap_row_groups(int64_t kernel_h) { return (kernel_h + 3) / 4; }
 
-/// Bytes of one chunk of kDepthwiseChunk channels. kScalar and kNeon: [kernel_h][kernel_w][chunk]. kVnni and kAmx:
-/// [row group][kernel_w][4 vectors][16 dwords][4 rows], dword 4 * lane + i of vector j being channel
-/// 16 * lane + 4 * j + i: the order in which byte and word unpacks interleave four rows of 64 channels.
+/// Bytes of one chunk of kDepthwiseChunk channels. kScalar and kNeon: [kernel_h][kernel_w][chunk].
+/// kVnni and kAmx: [row group][kernel_w][4 vectors][16 dwords][4 rows], dword 4 * lane + i of
+/// vector j being channel 16 * lane + 4 * j + i: the order in which byte and word unpacks
+/// interleave four rows of 64 channels.
 constexpr int64_t depthwise_chunk_bytes(PanelLayout layout, int64_t kernel_h, int64_t kernel_w) {
   const bool interleaved = layout == PanelLayout::kVnni || layout == PanelLayout::kAmx;
   return (interleaved ? 4 * tap_row_groups(kernel_h) : kernel_h) * kernel_w * kDepthwiseChunk;
@@ -130,9 +134,11 @@ inline PanelGeometry panel_geometry(const PanelHeader& h) {
 }
 
 /// Blocks that `groups` groups become in a layout.
-inline int64_t merged_blocks(PanelLayout layout, int64_t groups, int64_t group_in, int64_t group_out) {
+inline int64_t merged_blocks(PanelLayout layout, int64_t groups, int64_t group_in,
+                             int64_t group_out) {
   const PanelUnits& units = kPanelUnits[static_cast<int>(layout)];
-  // No unit is above 64, so larger merges never qualify (channels may be 0: then merging is pointless too).
+  // No unit is above 64, so larger merges never qualify (channels may be 0: then merging is
+  // pointless too).
   for (int64_t merged = groups < 64 ? groups : 64; merged > 1; --merged) {
     if (groups % merged == 0 &&
         (merged * group_out <= units.merge_n || merged * group_in <= units.merge_k)) {

@@ -10,13 +10,13 @@ namespace octavo {
 
 /// Quantized activations: u8 codes in NHWC order with a halo. real = scale * (q - zero_point).
 ///
-/// `data` points to image 0, row 0, column 0, channel 0. Around every image there are `halo` readable
-/// rows above and below and `halo` readable pixels left and right; the right halo of a row and the left halo
-/// of the next row are the same memory, so a dense view has
+/// `data` points to image 0, row 0, column 0, channel 0. Around every image there are `halo`
+/// readable rows above and below and `halo` readable pixels left and right; the right halo of a row
+/// and the left halo of the next row are the same memory, so a dense view has
 ///   pixel_pitch = c, row_pitch = (w + halo) * c, image_pitch = (h + 2 * halo) * row_pitch
-/// (plus alignment). Convolution reads the halo, so its producer's driver fills it with the zero point.
-/// A view of some channels of a wider image has pixel_pitch > c. Matrices ("rows", [.., C]) are images with
-/// n = 1, h = 1, w = rows, halo = 0. All pitches are in bytes = elements.
+/// (plus alignment). Convolution reads the halo, so its producer's driver fills it with the zero
+/// point. A view of some channels of a wider image has pixel_pitch > c. Matrices ("rows", [.., C])
+/// are images with n = 1, h = 1, w = rows, halo = 0. All pitches are in bytes = elements.
 struct Image {
   uint8_t* data = nullptr;
   int64_t n = 0, h = 0, w = 0, c = 0;
@@ -31,8 +31,9 @@ struct FloatImage {
   int64_t stride_n = 0, stride_h = 0, stride_w = 0, stride_c = 0;
 };
 
-/// Bytes that any activation buffer keeps readable before its first and after its last element, so that
-/// tiles may load whole vectors and padded K runs. Their content is free: weights there are zero.
+/// Bytes that any activation buffer keeps readable before its first and after its last element, so
+/// that tiles may load whole vectors and padded K runs. Their content is free: weights there are
+/// zero.
 inline constexpr int64_t kSlack = 4096;
 
 /// Affine parameters of one tensor. scale is a normal number > 0; codes lie in [0, max_code].
@@ -51,11 +52,13 @@ struct ConvGeometry {
 };
 
 /// What a layer does with an exact sum. For output channel c (all arrays have one entry a channel):
-///   u8 out:  y = int(rne(min(max(v, lo), hi))),  v = fmaf(float(start[c] + sum), scale[c], offset[c]),
+///   u8 out:  y = int(rne(min(max(v, lo), hi))),  v = fmaf(float(start[c] + sum), scale[c],
+///   offset[c]),
 ///            then, with a residual r: v = fmaf(float(r), residual_scale, v) before the clamp
 ///   f32 out: y = min(max(fmaf(float(start[c] + sum), scale[c], offset[c]), lo), hi)
-/// start holds -zero_point_in * column sum; lo and hi are codes (u8) or reals (f32, may be infinite).
-/// zero_point is zero_point_in, or -1 where the caller does not tell: with 0, products with the halo are skipped.
+/// start holds -zero_point_in * column sum; lo and hi are codes (u8) or reals (f32, may be
+/// infinite). zero_point is zero_point_in, or -1 where the caller does not tell: with 0, products
+/// with the halo are skipped.
 struct Epilogue {
   const int32_t* start = nullptr;
   const float* scale = nullptr;
@@ -68,16 +71,17 @@ struct Epilogue {
 /// Memory order of a weight panel; the tag of `PanelHeader`.
 enum class PanelLayout : int32_t { kScalar = 0, kVnni = 1, kAmx = 2, kNeon = 3 };
 
-/// First 128 bytes of a packed weight ("panel"), followed by its sections at 64-byte aligned offsets.
-/// One tensor per layer: int8 weights in the layout's order, column sums, weight scales, bias.
+/// First 128 bytes of a packed weight ("panel"), followed by its sections at 64-byte aligned
+/// offsets. One tensor per layer: int8 weights in the layout's order, column sums, weight scales,
+/// bias.
 struct PanelHeader {
-  uint32_t magic;         // kPanelMagic
-  int32_t layout;         // PanelLayout
-  int32_t depthwise;      // 1: one input and one output channel a group, weights [taps][channel]-like
-  int32_t bits;           // of the canonical codes, 2..8
-  int64_t out_channels;   // total
-  int64_t in_channels;    // total (groups * channels per group)
-  int64_t groups;         // of the float layer
+  uint32_t magic;     // kPanelMagic
+  int32_t layout;     // PanelLayout
+  int32_t depthwise;  // 1: one input and one output channel a group, weights [taps][channel]-like
+  int32_t bits;       // of the canonical codes, 2..8
+  int64_t out_channels;  // total
+  int64_t in_channels;   // total (groups * channels per group)
+  int64_t groups;        // of the float layer
   int64_t kernel_h, kernel_w;
   int64_t blocks;         // groups after merging: each block is a dense product
   int64_t weight_offset;  // bytes from the header; so are the next three

@@ -190,9 +190,7 @@ def _openvino(model: Any, x: Any, calibration: Any, folder: Path, name: str, int
 
         count = len(calibration) // x.shape[0] * x.shape[0]
         batches = calibration[:count].split(x.shape[0]) if count else (x,)
-        ir = nncf.quantize(
-            ir, nncf.Dataset([b.numpy() for b in batches]), subset_size=len(batches)
-        )
+        ir = nncf.quantize(ir, nncf.Dataset([b.numpy() for b in batches]), subset_size=len(batches))
     config = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": int(os.environ["BENCH_THREADS"]),

@@ -64,7 +64,13 @@ class Worker:
 
 
 def measure(
-    model: str, batch: int, threads: int, engines: list[str], rounds: int, seconds: float, folder: Path
+    model: str,
+    batch: int,
+    threads: int,
+    engines: list[str],
+    rounds: int,
+    seconds: float,
+    folder: Path,
 ) -> dict[str, dict[str, Any]]:
     """Returns for each engine either {"error"} or {"min", "median", "cosine"}, times in milliseconds."""
     groups = dict.fromkeys(GROUPS[e] for e in engines)
@@ -115,7 +121,9 @@ def cpu_features() -> str:
 
 def print_table(title: str, results: dict[str, dict[str, Any]]) -> None:
     print(f"\n{title}")
-    print(f"  {'engine':22}{'min ms':>9}{'median ms':>11}{'octavo/it':>11}{'(median)':>10}{'cosine':>9}")
+    print(
+        f"  {'engine':22}{'min ms':>9}{'median ms':>11}{'octavo/it':>11}{'(median)':>10}{'cosine':>9}"
+    )
     own = results.get("octavo", {})
     for engine, row in results.items():
         if "error" in row:

@@ -1,8 +1,14 @@
-"""One exception family and one message form: ``<where>: <expected>, got <actual>. <what to do>``."""
+"""One exception family, one message form: ``<where>: <expected>, got <actual>. <what to do>``."""
 
 from __future__ import annotations
 
-__all__ = ["CalibrationError", "CheckpointError", "NothingQuantizedError", "OctavoError", "describe"]
+__all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "NothingQuantizedError",
+    "OctavoError",
+    "describe",
+]
 
 
 class OctavoError(Exception):

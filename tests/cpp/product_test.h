@@ -1,6 +1,6 @@
-// What the tests of integer products share: activations inside guard pages at exactly the slack that tiles may
-// read, the fill rule (ends of the range as often as its inside), packed layers, and an int64 reference that
-// shares no code with the kernels.
+// What the tests of integer products share: activations inside guard pages at exactly the slack
+// that tiles may read, the fill rule (ends of the range as often as its inside), packed layers, and
+// an int64 reference that shares no code with the kernels.
 #pragma once
 
 #include <sys/mman.h>
@@ -19,7 +19,8 @@
 
 namespace octavo::testing {
 
-/// A u8 image with kSlack readable bytes around it and unreadable pages beyond. Slack is poisoned with 0xff.
+/// A u8 image with kSlack readable bytes around it and unreadable pages beyond. Slack is poisoned
+/// with 0xff.
 class Activations {
  public:
   Activations(int64_t n, int64_t h, int64_t w, int64_t c, int64_t halo = 0, int64_t gap = 0,
@@ -47,7 +48,8 @@ class Activations {
   Activations& operator=(const Activations&) = delete;
   ~Activations() { munmap(base_, mapped_); }
 
-  /// Halo and gaps get `zero_point`, the image gets random codes (all `constant` if that is not negative).
+  /// Halo and gaps get `zero_point`, the image gets random codes (all `constant` if that is not
+  /// negative).
   void fill(Random& random, int32_t zero_point, int32_t constant = -1) {
     std::memset(first_, zero_point, content_);
     for (int64_t n = 0; n < view.n; ++n) {
@@ -106,8 +108,10 @@ struct Layer {
 /// The layer's panel for the active ISA, 64-byte aligned and followed by an unreadable page.
 class Packed {
  public:
-  explicit Packed(const Layer& layer) : bytes_(panel_bytes(layer.shape)), memory_((bytes_ + 63) / 64 * 64) {
-    pack_panel(layer.shape, layer.codes.data(), layer.scale.data(), layer.bias.data(), memory_.data());
+  explicit Packed(const Layer& layer)
+      : bytes_(panel_bytes(layer.shape)), memory_((bytes_ + 63) / 64 * 64) {
+    pack_panel(layer.shape, layer.codes.data(), layer.scale.data(), layer.bias.data(),
+               memory_.data());
   }
   const void* data() { return memory_.data(); }
   uint8_t* bytes() { return memory_.data(); }
@@ -118,7 +122,8 @@ class Packed {
   Guarded<uint8_t> memory_;
 };
 
-/// sum of (x - z) * w over the kernel window of output (n, y, x), channel o; outside the image x = z.
+/// sum of (x - z) * w over the kernel window of output (n, y, x), channel o; outside the image x =
+/// z.
 inline int64_t exact_sum(Activations& in, const Layer& layer, const ConvGeometry& g, int32_t z,
                          int64_t n, int64_t y, int64_t x, int64_t o) {
   const WeightShape& s = layer.shape;

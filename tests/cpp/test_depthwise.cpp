@@ -1,5 +1,6 @@
-// Depthwise convolutions: every kernel size, stride and dilation with every channel tail, against the int64
-// reference, bit for bit, on every ISA of this machine. (Random geometry with residuals and slices: test_conv.cpp.)
+// Depthwise convolutions: every kernel size, stride and dilation with every channel tail, against
+// the int64 reference, bit for bit, on every ISA of this machine. (Random geometry with residuals
+// and slices: test_conv.cpp.)
 #include "product_test.h"
 
 namespace octavo::testing {
@@ -10,9 +11,10 @@ OCTAVO_FOR_EVERY_ISA(Depthwise);
 
 void check(int64_t channels, int64_t h, int64_t w, const ConvGeometry& g, Random& random,
            int32_t zero_point) {
-  SCOPED_TRACE("channels " + std::to_string(channels) + " h " + std::to_string(h) + " w " + std::to_string(w) +
-               " kernel " + std::to_string(g.kernel_h) + "x" + std::to_string(g.kernel_w) + " stride " +
-               std::to_string(g.stride_w) + " dilation " + std::to_string(g.dilation_w) + " isa " + active_isa());
+  SCOPED_TRACE("channels " + std::to_string(channels) + " h " + std::to_string(h) + " w " +
+               std::to_string(w) + " kernel " + std::to_string(g.kernel_h) + "x" +
+               std::to_string(g.kernel_w) + " stride " + std::to_string(g.stride_w) + " dilation " +
+               std::to_string(g.dilation_w) + " isa " + active_isa());
   const int64_t out_h = conv_out_size(h, g.kernel_h, g.stride_h, 2 * g.pad_top, g.dilation_h);
   const int64_t out_w = conv_out_size(w, g.kernel_w, g.stride_w, 2 * g.pad_left, g.dilation_w);
   if (out_h <= 0 || out_w <= 0) return;
@@ -37,7 +39,8 @@ TEST_P(Depthwise, KernelsStridesAndDilations) {
     for (const int64_t stride : {1, 2, 3}) {
       for (const int64_t dilation : {1, 2, 3}) {
         for (const int64_t channels : {7, 70}) {
-          ConvGeometry g{kernel, kernel, stride, stride, kernel / 2, kernel / 2, dilation, dilation};
+          ConvGeometry g{kernel,     kernel,     stride,   stride,
+                         kernel / 2, kernel / 2, dilation, dilation};
           check(channels, 9, 20, g, random, 3);
           if (HasFatalFailure()) return;
         }

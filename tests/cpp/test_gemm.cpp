@@ -1,5 +1,5 @@
-// Linear layers, dynamic and static, against the int64 reference, bit for bit, on every ISA of this machine: tails
-// of every dimension, extremes, long sums, poison beyond K, threads.
+// Linear layers, dynamic and static, against the int64 reference, bit for bit, on every ISA of this
+// machine: tails of every dimension, extremes, long sums, poison beyond K, threads.
 #include "product_test.h"
 
 namespace octavo::testing {
@@ -8,7 +8,8 @@ namespace {
 class Gemm : public IsaTest {};
 OCTAVO_FOR_EVERY_ISA(Gemm);
 
-/// Reference of one dynamic row: parameters and codes by the written rule, in double and float as stated there.
+/// Reference of one dynamic row: parameters and codes by the written rule, in double and float as
+/// stated there.
 struct Row {
   QuantParams params;
   std::vector<int64_t> codes;
@@ -29,8 +30,8 @@ Row quantized_row(const float* x, int64_t k) {
 }
 
 void check_dynamic(int64_t m, int64_t k, int64_t n, Random& random, int32_t weight = 1000) {
-  SCOPED_TRACE("m " + std::to_string(m) + " k " + std::to_string(k) + " n " + std::to_string(n) + " isa " +
-               active_isa());
+  SCOPED_TRACE("m " + std::to_string(m) + " k " + std::to_string(k) + " n " + std::to_string(n) +
+               " isa " + active_isa());
   const Layer layer({n, k, 1, 1, 1, 8}, random, weight);
   Packed panel(layer);
   const int64_t ldx = k + random.below(3), ldy = n + random.below(3);
@@ -49,7 +50,8 @@ void check_dynamic(int64_t m, int64_t k, int64_t n, Random& random, int32_t weig
     const Row row = quantized_row(x.data() + i * ldx, k);
     for (int64_t o = 0; o < n; ++o) {
       int64_t sum = 0;
-      for (int64_t j = 0; j < k; ++j) sum += (row.codes[j] - row.params.zero_point) * layer.codes[o * k + j];
+      for (int64_t j = 0; j < k; ++j)
+        sum += (row.codes[j] - row.params.zero_point) * layer.codes[o * k + j];
       const float scale = row.params.scale * layer.scale[o];
       ASSERT_EQ(y[i * ldy + o], std::fma(static_cast<float>(sum), scale, layer.bias[o]))
           << "row " << i << " column " << o;
@@ -79,9 +81,10 @@ TEST_P(Gemm, TailsOfEveryDimension) {
 
 TEST_P(Gemm, NamedShapes) {
   Random random(62);
-  const int64_t shapes[][3] = {{1, 1, 1},    {1, 512, 100}, {1, 4096, 96},  {2, 100, 200}, {15, 33, 65},
-                               {16, 64, 64}, {28, 48, 80},  {29, 1024, 48}, {64, 63, 129}, {127, 65, 17},
-                               {200, 16, 16}, {5, 2048, 16}, {3, 8192, 33}};
+  const int64_t shapes[][3] = {{1, 1, 1},     {1, 512, 100}, {1, 4096, 96}, {2, 100, 200},
+                               {15, 33, 65},  {16, 64, 64},  {28, 48, 80},  {29, 1024, 48},
+                               {64, 63, 129}, {127, 65, 17}, {200, 16, 16}, {5, 2048, 16},
+                               {3, 8192, 33}};
   for (const auto& [m, k, n] : shapes) {
     check_dynamic(m, k, n, random);
     if (HasFatalFailure()) return;
@@ -132,7 +135,8 @@ TEST_P(Gemm, NotFiniteValuesStayInTheirRow) {
   std::vector<float> x(3 * k), clean(n), y(3 * n);
   for (auto& v : x) v = random.real();
   linear_dynamic(x.data() + k, 1, k, k, panel.data(), clean.data(), n);
-  x[3] = NAN, x[5] = std::numeric_limits<float>::infinity(), x[2 * k] = -std::numeric_limits<float>::infinity();
+  x[3] = NAN, x[5] = std::numeric_limits<float>::infinity(),
+  x[2 * k] = -std::numeric_limits<float>::infinity();
   linear_dynamic(x.data(), 3, k, k, panel.data(), y.data(), n);
   EXPECT_EQ(std::vector<float>(y.begin() + n, y.begin() + 2 * n), clean);
 }

@@ -1,4 +1,5 @@
-// Panels and bit streams: round trips, over-long and damaged headers, padding, on every ISA of this machine.
+// Panels and bit streams: round trips, over-long and damaged headers, padding, on every ISA of this
+// machine.
 #include "product_test.h"
 
 namespace octavo::testing {
@@ -21,7 +22,8 @@ std::vector<WeightShape> shapes() {
     list.push_back({groups * 2, groups, groups, 3, 3, 8});
     list.push_back({groups * 17, groups * 5, groups, 1, 3, 7});
   }
-  for (const int64_t channels : {2, 63, 64, 65, 130}) list.push_back({channels, channels, channels, 5, 3, 8});
+  for (const int64_t channels : {2, 63, 64, 65, 130})
+    list.push_back({channels, channels, channels, 5, 3, 8});
   list.push_back({0, 4, 1, 3, 3, 8});
   list.push_back({4, 0, 1, 3, 3, 8});
   return list;
@@ -90,8 +92,8 @@ TEST_P(Pack, PanelsOfOtherIsasUnpackHere) {
   }
 }
 
-/// A damaged header is refused, or describes another layer whose panel is just as large (20 and 22 channels have
-/// the same padding): reading it stays inside.
+/// A damaged header is refused, or describes another layer whose panel is just as large (20 and 22
+/// channels have the same padding): reading it stays inside.
 TEST_P(Pack, EveryDamagedHeaderBitIsSafe) {
   Random random(55);
   const Layer layer({20, 6, 2, 3, 3, 8}, random);
@@ -106,8 +108,8 @@ TEST_P(Pack, EveryDamagedHeaderBitIsSafe) {
       PanelHeader h;
       std::memcpy(&h, panel.data(), sizeof h);
       EXPECT_LE(h.total_bytes, panel.size()) << "bit " << bit;
-      std::vector<int8_t> codes(
-          static_cast<size_t>(h.out_channels * (h.in_channels / h.groups) * h.kernel_h * h.kernel_w));
+      std::vector<int8_t> codes(static_cast<size_t>(h.out_channels * (h.in_channels / h.groups) *
+                                                    h.kernel_h * h.kernel_w));
       unpack_panel(panel.data(), codes.data());
     }
     std::memcpy(panel.bytes(), good.data(), good.size());
@@ -117,7 +119,8 @@ TEST_P(Pack, EveryDamagedHeaderBitIsSafe) {
 
 TEST_P(Pack, ShortOrHostilePanelsAreRefused) {
   Random random(56);
-  // Channels for more than one padded run unit of any layout, so that each field below changes a size.
+  // Channels for more than one padded run unit of any layout, so that each field below changes a
+  // size.
   const Layer layer({20, 70, 1, 3, 3, 8}, random);
   Packed panel(layer);
   for (int64_t bytes = 0; bytes < panel.size(); ++bytes) {

@@ -1,6 +1,6 @@
 """Prints one SHA-256 a setting of the logits of a saved integer network; test_identity runs it once an ISA.
 
-    python hash_outputs.py resnet20|probe FILE IMAGES
+python hash_outputs.py resnet20|probe FILE IMAGES
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ def settings(model: nn.Module, x: Tensor) -> dict[str, str]:
 def main() -> int:
     sys.path.insert(0, str(Path(__file__).parent))
     import networks
-
     import octavo
 
     kind, file, images = sys.argv[1:4]

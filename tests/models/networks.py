@@ -45,8 +45,12 @@ class ResNet20(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = nn.Sequential(*[BasicBlock(16, 16, 1) for _ in range(3)])
-        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2), *[BasicBlock(32, 32, 1) for _ in range(2)])
-        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2), *[BasicBlock(64, 64, 1) for _ in range(2)])
+        self.layer2 = nn.Sequential(
+            BasicBlock(16, 32, 2), *[BasicBlock(32, 32, 1) for _ in range(2)]
+        )
+        self.layer3 = nn.Sequential(
+            BasicBlock(32, 64, 2), *[BasicBlock(64, 64, 1) for _ in range(2)]
+        )
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:

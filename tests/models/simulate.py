@@ -194,7 +194,9 @@ class _Simulation:
         rows = x.data.dim() == 2
         m = f32(mult * x.scale / scale)
         a = f32((offset - mult * x.scale * x.zero) / scale + zero)
-        return _clamp(fmaf(x.data, self._along(m, x.data, rows), self._along(a, x.data, rows)), lo, hi)
+        return _clamp(
+            fmaf(x.data, self._along(m, x.data, rows), self._along(a, x.data, rows)), lo, hi
+        )
 
     def _table(self, k, x, scale, zero, top, lo, hi):  # type: ignore[no-untyped-def]
         return self.panels[int(k["panel"])].double()[x.data.long()]
@@ -209,7 +211,12 @@ class _Simulation:
         line = x.data.dim() == 3
         data = x.data.unsqueeze(2) if line else x.data
         out = F.max_pool2d(
-            data, _ints(k["kernel"]), _ints(k["stride"]), pad[:2], _ints(k["dilation"]), k["ceil"] == "1"
+            data,
+            _ints(k["kernel"]),
+            _ints(k["stride"]),
+            pad[:2],
+            _ints(k["dilation"]),
+            k["ceil"] == "1",
         )
         return out.squeeze(2) if line else out
 
@@ -250,9 +257,8 @@ class _Simulation:
     def _adaptive_windows(self, k, x):  # type: ignore[no-untyped-def]
         windows = []
         for out, size in zip(_ints(k["size"]), x.data.shape[-2:], strict=True):
-            out = out or size
-            starts = [i * size // out for i in range(out)]
-            stops = [-(-(i + 1) * size // out) for i in range(out)]
+            starts = [i * size // count for i in range(count)]
+            stops = [-(-(i + 1) * size // count) for i in range(count)]
             windows.append((starts, stops))
         return windows
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import networks
 import pytest
 import torch
+from torch import nn
+
+import networks
+import octavo
 from budgets import (
     PROBE_FLOAT,
     PROBE_STATIC,
@@ -20,9 +23,6 @@ from budgets import (
     RESNET20_FLOAT,
     RESNET20_STATIC,
 )
-from torch import nn
-
-import octavo
 
 CALIBRATION = 1024
 # Short size: 0.13 points of 2,000 images are 3; the rest is what two networks of equal accuracy differ by on a
@@ -47,7 +47,9 @@ def _check(kind: str, data: Path, static: bool, full: bool, floor: float, known:
     count, allowance = (10000, 0) if full else SHORT[kind]
     x, labels = networks.cifar(data, "test", 0, count)
     right = networks.correct(small, x, labels, 100, probe)
-    print(f"{kind} {'static' if static else 'dynamic'}: {right} of {count} ({100 * right / count:.2f} %)")
+    print(
+        f"{kind} {'static' if static else 'dynamic'}: {right} of {count} ({100 * right / count:.2f} %)"
+    )
     if full:
         assert right >= round(floor * 100), f"{right / 100:.2f} % < {floor} % (float {known} %)"
         return

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hash_outputs
-import networks
 import pytest
 import torch
 
+import hash_outputs
+import networks
 import octavo
 
 
@@ -20,9 +20,7 @@ def test_one_hash(kind: str, data: Path, tmp_path: Path) -> None:
     probe = kind == "probe"
     model = networks.mobilenet_probe(data) if probe else networks.resnet20(data)
     train, _ = networks.cifar(data, "train", 0, 128)
-    small = octavo.quantize(
-        model, 8, data=list(networks.batches(train, 64, probe)), progress=False
-    )
+    small = octavo.quantize(model, 8, data=list(networks.batches(train, 64, probe)), progress=False)
     x, _ = networks.cifar(data, "test", 0, 64)
     x = next(networks.batches(x, 64, probe))
     file, images = tmp_path / "small.safetensors", tmp_path / "images.pt"

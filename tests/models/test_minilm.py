@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from budgets import MINILM_COSINE
-from conftest import missing
 from torch import nn
 
 import octavo
+from budgets import MINILM_COSINE
+from conftest import missing
 
 SENTENCES = [
     f"{subject} {verb} {place}."

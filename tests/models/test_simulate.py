@@ -7,6 +7,7 @@ import ctypes.util
 
 import numpy as np
 import torch
+
 from simulate import fmaf, parse, simulate, unpack
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from budgets import INTEGER_SHARE, NETWORK_SQNR_DYNAMIC, NETWORK_SQNR_STATIC
-from conftest import FULL, ROOT
 
 import octavo
+from budgets import INTEGER_SHARE, NETWORK_SQNR_DYNAMIC, NETWORK_SQNR_STATIC
+from conftest import FULL, ROOT
 
 SHORT = ("resnet18", "mobilenet_v3_large", "shufflenet_v2_x1_0", "squeezenet1_1", "vit_b_16")
 ALL = (

@@ -20,7 +20,26 @@ from torch import Tensor
 
 import octavo
 
-INTEGERS = (0, 1, -1, 2, 3, 7, 8, 9, 127, 128, 255, 256, -128, 2**31 - 1, 2**31, -(2**31), 2**63 - 1, -(2**63))
+INTEGERS = (
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    8,
+    9,
+    127,
+    128,
+    255,
+    256,
+    -128,
+    2**31 - 1,
+    2**31,
+    -(2**31),
+    2**63 - 1,
+    -(2**63),
+)
 FLOATS = (0.0, 1.0, -1.0, 0.01, 1e-45, 1e38, float("inf"), float("-inf"), float("nan"))
 DTYPES = (torch.float32,) * 8 + (
     torch.uint8,
@@ -43,20 +62,36 @@ class Source:
         self.generator = torch.Generator().manual_seed(seed)
 
     def integer(self) -> int:
-        return self.random.choice(INTEGERS) if self.random.random() < 0.5 else self.random.randint(-4, 20)
+        return (
+            self.random.choice(INTEGERS)
+            if self.random.random() < 0.5
+            else self.random.randint(-4, 20)
+        )
 
     def real(self) -> float:
-        return self.random.choice(FLOATS) if self.random.random() < 0.5 else self.random.uniform(0.001, 2)
+        return (
+            self.random.choice(FLOATS)
+            if self.random.random() < 0.5
+            else self.random.uniform(0.001, 2)
+        )
 
-    def tensor(self, dtype: torch.dtype | None = None, ranks: tuple[int, ...] = (0, 1, 2, 3, 4, 5)) -> Tensor:
-        shape = [self.random.choice((0, 1, 2, 3, 5, 8, 17)) for _ in range(self.random.choice(ranks))]
+    def tensor(
+        self, dtype: torch.dtype | None = None, ranks: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    ) -> Tensor:
+        shape = [
+            self.random.choice((0, 1, 2, 3, 5, 8, 17)) for _ in range(self.random.choice(ranks))
+        ]
         if dtype is None or self.random.random() < 0.1:
             dtype = self.random.choice(DTYPES)
         x = torch.randn(shape, generator=self.generator) * self.random.choice((1, 1, 100, 1e30))
         if self.random.random() < 0.1 and x.numel():
             x.view(-1)[self.random.randrange(x.numel())] = self.random.choice(FLOATS)
         if not dtype.is_floating_point and not dtype.is_complex:
-            x = x.nan_to_num().clamp(-100, 100).abs() if dtype == torch.uint8 else x.nan_to_num().clamp(-100, 100)
+            x = (
+                x.nan_to_num().clamp(-100, 100).abs()
+                if dtype == torch.uint8
+                else x.nan_to_num().clamp(-100, 100)
+            )
         x = x.to(dtype)
         form = self.random.random()
         if form < 0.1 and x.dim() >= 2:
@@ -146,7 +181,11 @@ def mutate(source: Source, text: str) -> str:
             lines.insert(i, r.choice(lines))
         elif kind == 2 and lines[i]:
             at = r.randrange(len(lines[i]))
-            lines[i] = lines[i][:at] + chr(r.choice((0, 32, 45, 48, 57, 61, 120, 255))) + lines[i][at + 1 :]
+            lines[i] = (
+                lines[i][:at]
+                + chr(r.choice((0, 32, 45, 48, 57, 61, 120, 255)))
+                + lines[i][at + 1 :]
+            )
         elif kind == 3 and "=" in lines[i]:
             words = lines[i].split(" ")
             k = r.randrange(len(words))
@@ -188,7 +227,9 @@ def case(source: Source) -> None:
         ops.quantize(source.tensor(f32), source.real(), source.integer(), source.integer())
     elif which == 1:
         x = source.tensor(f32, (1, 2, 3, 4))
-        scale = torch.rand(r.choice((*x.shape, 3))) if x.layout is torch.strided else source.tensor(f32)
+        scale = (
+            torch.rand(r.choice((*x.shape, 3))) if x.layout is torch.strided else source.tensor(f32)
+        )
         ops.quantize_per_channel(x, scale, r.randint(-5, 5), source.integer(), source.integer())
     elif which == 2:
         ops.dequantize(source.tensor(torch.uint8), source.real(), source.integer())
@@ -197,7 +238,9 @@ def case(source: Source) -> None:
     elif which == 4:
         ops.minmax_per_channel(source.tensor(f32), source.integer())
     elif which == 5:
-        ops.histogram(source.tensor(f32), source.integer(), source.integer(), r.choice((0, 1, 7, 2048, -1)))
+        ops.histogram(
+            source.tensor(f32), source.integer(), source.integer(), r.choice((0, 1, 7, 2048, -1))
+        )
     elif which == 6:
         ops.pack_bits(source.tensor(torch.int8), source.integer())
     elif which == 7:
@@ -207,7 +250,9 @@ def case(source: Source) -> None:
         codes = source.tensor(torch.int8, (1, 2, 3, 4))
         scale = torch.rand(codes.shape[0] if r.random() < 0.8 else 3)
         bias = None if r.random() < 0.5 else torch.rand(codes.shape[0] if r.random() < 0.8 else 2)
-        ops.pack_weight(codes, scale, bias, r.choice((1, 1, 2, 0, -1, 3, 2**40)), r.choice((8, 4, 0, 9, 2)))
+        ops.pack_weight(
+            codes, scale, bias, r.choice((1, 1, 2, 0, -1, 3, 2**40)), r.choice((8, 4, 0, 9, 2))
+        )
     elif which == 9:
         shape = [r.choice((1, 3, 16, 17, 4, 30, -1, 2**62)) for _ in range(r.randint(0, 4))]
         ops.unpack_weight(panel(source), shape)
@@ -242,7 +287,9 @@ def main() -> int:
     warnings.simplefilter("ignore")
     count, seed = int(sys.argv[1]), int(sys.argv[2])
     first = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    last: Any = open(os.environ["OCTAVO_FUZZ_LAST"], "w") if "OCTAVO_FUZZ_LAST" in os.environ else None
+    last: Any = (
+        open(os.environ["OCTAVO_FUZZ_LAST"], "w") if "OCTAVO_FUZZ_LAST" in os.environ else None
+    )
     torch.set_num_threads(2)
     raised = passed = 0
     for i in range(first, first + count):
@@ -253,7 +300,14 @@ def main() -> int:
         try:
             case(Source(seed * 1_000_003 + i))
             passed += 1
-        except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError, OverflowError):
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            NotImplementedError,
+            IndexError,
+            OverflowError,
+        ):
             raised += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{passed} gave results, {raised} raised, peak {peak:.2f} GiB, {octavo.isa()}")

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from budgets import LAYER_SQNR, sqnr
-from inspection import rows_of, state_bytes
 from torch import Tensor, nn
 
 import octavo
+from budgets import LAYER_SQNR, sqnr
+from inspection import rows_of, state_bytes
 from octavo import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning:torch")
@@ -53,7 +53,9 @@ def refuses(
 ) -> None:
     """The call raises `error` with `text` in the one message form, and leaves the model alone."""
     before = state_bytes(model) if model is not None else ""
-    forwards = {id(m): m.__dict__.get("forward") for m in model.modules()} if model is not None else {}
+    forwards = (
+        {id(m): m.__dict__.get("forward") for m in model.modules()} if model is not None else {}
+    )
     with pytest.raises(error, match=text) as info:
         call()
     message = str(info.value)
@@ -402,7 +404,12 @@ def test_rows_39_40_exceptions_in_calibration(error: BaseException) -> None:
 @pytest.mark.parametrize("size", [0, -1, 24])
 def test_row_41_group_size(size: int) -> None:
     model = small_net()
-    refuses(ValueError, f"16(.|\n)*{size}|{size}(.|\n)*16", lambda: quantize(model, group_size=size), model)
+    refuses(
+        ValueError,
+        f"16(.|\n)*{size}|{size}(.|\n)*16",
+        lambda: quantize(model, group_size=size),
+        model,
+    )
 
 
 @pytest.mark.parametrize("axis", [5, -5, 2**40])
@@ -445,7 +452,12 @@ def test_row_46_code_range(low: int, high: int) -> None:
 
 def test_row_47_misspelled_argument() -> None:
     model = small_net()
-    refuses(TypeError, "did you mean 'bits'|Did you mean 'bits'", lambda: octavo.quantize(model, bit=8), model)
+    refuses(
+        TypeError,
+        "did you mean 'bits'|Did you mean 'bits'",
+        lambda: octavo.quantize(model, bit=8),
+        model,
+    )
 
 
 def test_row_48_inference_model_in_place() -> None:
@@ -477,7 +489,11 @@ def test_rows_49_to_54_shapes_and_types(pair: tuple[nn.Module, nn.Module]) -> No
     assert conv(torch.randn(0, 3, 8, 8)).shape == (0, 4, 6, 6)
     refuses((ValueError, RuntimeError), "[Kk]ernel", lambda: conv(torch.randn(1, 3, 2, 8)))
     for dtype in (torch.int64, torch.bool, torch.complex64):
-        refuses(TypeError, r"\.float\(\)|float", lambda dtype=dtype: linear(torch.ones(2, 16, dtype=dtype)))
+        refuses(
+            TypeError,
+            r"\.float\(\)|float",
+            lambda dtype=dtype: linear(torch.ones(2, 16, dtype=dtype)),
+        )
         refuses(TypeError, "float", lambda dtype=dtype: conv(torch.ones(2, 3, 8, 8, dtype=dtype)))
     assert state_bytes(linear) == state
 
@@ -508,7 +524,9 @@ def test_row_59_not_tensors(pair: tuple[nn.Module, nn.Module]) -> None:
 @torch.no_grad()
 def test_rows_61_62_strange_numbers() -> None:
     q = octavo.ops.quantize(
-        torch.tensor([float("nan"), float("inf"), float("-inf"), 1e30, -1e30, 1e-42, -0.0, 0.5, 1.5]),
+        torch.tensor(
+            [float("nan"), float("inf"), float("-inf"), 1e30, -1e30, 1e-42, -0.0, 0.5, 1.5]
+        ),
         1.0,
         7,
         255,
@@ -684,7 +702,9 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "83 unknown dtype": lambda h: _first(h).update(dtype="F99"),
     "83 lower-case dtype": lambda h: _first(h).update(dtype=_first(h)["dtype"].lower()),
     "83 extra field": lambda h: _first(h).update(device="cuda"),
-    "L3 name with dots": lambda h: h.update({"../x": h.pop(next(k for k in h if k != "__metadata__"))}),
+    "L3 name with dots": lambda h: h.update(
+        {"../x": h.pop(next(k for k in h if k != "__metadata__"))}
+    ),
     "L3 name with control character": lambda h: h.update(
         {"a\x01b": h.pop(next(k for k in h if k != "__metadata__"))}
     ),
@@ -761,7 +781,9 @@ def test_row_90_other_shape(saved: Path) -> None:
     refuses(CheckpointError, r"'?0'?(.|\n)*(8|16)", lambda: octavo.load(saved, model), model)
 
 
-def tampered(path: Path, saved: Path, edit: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Path:
+def tampered(
+    path: Path, saved: Path, edit: Callable[[dict[str, Any], dict[str, Any]], Any]
+) -> Path:
     """A file with a right digest and other content: what a careful stranger would send."""
     from octavo import safetensors_file
 
@@ -795,9 +817,13 @@ def model_edit(old: str, new: str) -> Callable[[dict[str, Any], dict[str, Any]],
 
 TAMPERED: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
     "91 scale too short": lambda t, m: t.update({"0.weight_scale": t["0.weight_scale"][:3]}),
-    "91 scale of another type": lambda t, m: t.update({"0.weight_scale": t["0.weight_scale"].double()}),
+    "91 scale of another type": lambda t, m: t.update(
+        {"0.weight_scale": t["0.weight_scale"].double()}
+    ),
     "91 codes too short": lambda t, m: t.update({"0.weight_packed": t["0.weight_packed"][:, :-1]}),
-    "91 codes of another type": lambda t, m: t.update({"0.weight_packed": t["0.weight_packed"].float()}),
+    "91 codes of another type": lambda t, m: t.update(
+        {"0.weight_packed": t["0.weight_packed"].float()}
+    ),
     "91 code -128": lambda t, m: t["0.weight_packed"].fill_(0x80),
     "91 bias not finite": lambda t, m: t["0.bias"].fill_(float("nan")),
     "95 bits 9": model_edit('"bits":8', '"bits":9'),
@@ -847,7 +873,9 @@ def test_row_93_digest(tmp_path: Path, saved: Path) -> None:
 def test_row_88_newer_version(tmp_path: Path, saved: Path) -> None:
     newer = tampered(tmp_path / "newer", saved, lambda t, m: m.update(version="99.0"))
     refused(newer, r"1\.(.|\n)*99")
-    minor = tampered(tmp_path / "minor", saved, lambda t, m: m.update(version="1.7", note="unknown"))
+    minor = tampered(
+        tmp_path / "minor", saved, lambda t, m: m.update(version="1.7", note="unknown")
+    )
     octavo.load(minor, small_net())
 
 

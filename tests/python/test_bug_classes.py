@@ -13,18 +13,24 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FULL
-from inspection import OneRegion, run_with_all_values
-from simulate import Layer, simulate
 from torch import Tensor, nn
 
 import octavo
+from conftest import FULL
+from inspection import OneRegion, run_with_all_values
+from simulate import Layer, simulate
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def one_layer(
-    codes: Tensor, kind: str, keys: str, layout: str, groups: int = 1, scale: float = 1.0, zero: int = 0
+    codes: Tensor,
+    kind: str,
+    keys: str,
+    layout: str,
+    groups: int = 1,
+    scale: float = 1.0,
+    zero: int = 0,
 ) -> OneRegion:
     """quantize, then one layer with float32 output: sums come out exactly where they fit 24 bits."""
     weight_scale = torch.ones(codes.shape[0])
@@ -114,7 +120,9 @@ def random_conv(source: random.Random, generator: torch.Generator) -> tuple[OneR
         max(d * (k - 1) + 1 - pad[i] - pad[i + 2], 1) + source.randint(0, 9)
         for i, (k, d) in enumerate(zip(kernel, dilation, strict=True))
     ]
-    codes = torch.randint(-127, 128, (outputs, per_group, *kernel), dtype=torch.int8, generator=generator)
+    codes = torch.randint(
+        -127, 128, (outputs, per_group, *kernel), dtype=torch.int8, generator=generator
+    )
     kind = source.random()
     if kind < 0.15:
         codes = torch.full_like(codes, source.choice((127, -127)))
@@ -122,7 +130,9 @@ def random_conv(source: random.Random, generator: torch.Generator) -> tuple[OneR
     bias = torch.randn(outputs, generator=generator) * 2
     zero, out_zero = source.choice((0, 255, 114, 1)), source.choice((0, 255, 128, 9))
     scale = 0.03
-    out_scale = max(scale * 0.005 * 127 * 73 * (per_group * kernel[0] * kernel[1]) ** 0.5 / 60, 1e-3)
+    out_scale = max(
+        scale * 0.005 * 127 * 73 * (per_group * kernel[0] * kernel[1]) ** 0.5 / 60, 1e-3
+    )
     scale, out_scale = (float(torch.tensor(v)) for v in (scale, out_scale))
     lo = float(out_zero) if source.random() < 0.5 else 0.0
     join = ",".join
@@ -134,7 +144,10 @@ def random_conv(source: random.Random, generator: torch.Generator) -> tuple[OneR
         f"lo={lo.hex()} hi={(255.0).hex()}\n"
         "out 1\n"
     )
-    x = (torch.rand(source.choice((1, 2)), groups * per_group, *size, generator=generator) * 255 - zero) * scale
+    x = (
+        torch.rand(source.choice((1, 2)), groups * per_group, *size, generator=generator) * 255
+        - zero
+    ) * scale
     panel = octavo.ops.pack_weight(codes, weight_scale, bias, groups, 8)
     return OneRegion(program, {0: Layer(codes, weight_scale, bias)}, [panel]), x
 
@@ -163,7 +176,9 @@ def test_k7_two_billion_elements() -> None:
     if not FULL:
         pytest.skip("needs 12 GiB and a minute: OCTAVO_SUITE=ci")
     available = next(
-        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvail" in line
+        int(line.split()[1])
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if "MemAvail" in line
     )
     if available < 14 * 2**20:
         pytest.skip(f"needs 14 GiB of free memory, {available / 2**20:.1f} available")
@@ -187,7 +202,9 @@ def test_k8_inf_nan(isa: str) -> None:
 
 @torch.no_grad()
 def test_k10_strides_and_formats(isa: str) -> None:
-    conv = octavo.quantize(nn.Conv2d(5, 7, 3, 2, 1), 8, data=[torch.randn(2, 5, 9, 9)], progress=False)
+    conv = octavo.quantize(
+        nn.Conv2d(5, 7, 3, 2, 1), 8, data=[torch.randn(2, 5, 9, 9)], progress=False
+    )
     x = torch.randn(3, 5, 9, 11)
     expected = conv(x)
     offset = torch.zeros(x.numel() + 1)
@@ -227,7 +244,9 @@ def test_k13_empty_tensors(isa: str) -> None:
         assert linear(torch.empty(0, 8)).shape == (0, 3)
         assert linear(torch.empty(2, 0, 8)).shape == (2, 0, 3)
         small = octavo.quantize(
-            nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 1)),
+            nn.Sequential(
+                nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 2, 1)
+            ),
             8,
             data=[torch.randn(2, 3, 8, 8)],
             progress=False,
@@ -255,7 +274,9 @@ def test_k16_dtypes(isa: str) -> None:
 def test_k21_one_rounding_rule(isa: str) -> None:
     """Ties go to even before the zero point is added; the product with the reciprocal is what torch computes."""
     ties = torch.arange(-20, 21) / 2 + 0.5
-    assert torch.equal(octavo.ops.quantize(ties, 1.0, 101, 255).int(), torch.round(ties).int() + 101)
+    assert torch.equal(
+        octavo.ops.quantize(ties, 1.0, 101, 255).int(), torch.round(ties).int() + 101
+    )
     x = torch.randn(100_000) * 3
     for scale, zero in ((0.1, 3), (0.037, 128), (1e-3, 255), (2.5e-8, 7)):
         mine = octavo.ops.quantize(x, scale, zero, 255)
@@ -280,7 +301,9 @@ def test_pools_and_moves_equal_the_simulation(isa: str) -> None:
         join = ",".join
         geometry = f"kernel={join(map(str, k))} stride={join(map(str, s))} pad={join(map(str, p))}"
         q = "s=0x1.3p-5 z=9 max=255"
-        index = torch.tensor([r.randint(-1, channels - 1) for _ in range(channels + 2)], dtype=torch.int32)
+        index = torch.tensor(
+            [r.randint(-1, channels - 1) for _ in range(channels + 2)], dtype=torch.int32
+        )
         affine = torch.randn(2, channels, generator=g)
         lines = [
             f"0 = quantize in=0 layout=image s=0x1p-5 z={z} max=255",

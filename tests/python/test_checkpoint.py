@@ -1,5 +1,5 @@
 """save and load: the same bits back, without tracing; other models and damaged contents refused."""
-# ruff: noqa: E501 (rows of tables are one line each)
+
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FULL
 from torch import Tensor, nn
 
 import octavo
+from conftest import FULL
 from octavo import CheckpointError
 
 

@@ -12,16 +12,27 @@ from typing import Any
 import fuzz_ops
 import pytest
 import torch
-from conftest import FULL
 
 import octavo
+from conftest import FULL
 
 
 def samples(name: str) -> list[tuple[Any, ...]]:
     """Arguments for opcheck, twenty a operator where there is something to vary."""
     g = torch.Generator().manual_seed(0)
     out: list[tuple[Any, ...]] = []
-    shapes = [(7,), (3, 4), (2, 3, 5), (2, 3, 4, 5), (0, 3), (1,), (17, 16), (4, 1, 9), (2, 0, 3), (33,)]
+    shapes = [
+        (7,),
+        (3, 4),
+        (2, 3, 5),
+        (2, 3, 4, 5),
+        (0, 3),
+        (1,),
+        (17, 16),
+        (4, 1, 9),
+        (2, 0, 3),
+        (33,),
+    ]
     for i in range(20):
         shape = shapes[i % len(shapes)]
         x = torch.randn(shape, generator=g)
@@ -68,7 +79,9 @@ def samples(name: str) -> list[tuple[Any, ...]]:
                 x = inputs[0]
                 if i % 2:
                     x = x.contiguous(memory_format=torch.channels_last)
-                out.append(([x], panels, torch.ops.octavo.region_constants(panels, program), program))
+                out.append(
+                    ([x], panels, torch.ops.octavo.region_constants(panels, program), program)
+                )
     return out
 
 
@@ -112,7 +125,9 @@ def test_p17_hostile_arguments(seed: int, tmp_path: Path) -> None:
         text=True,
         timeout=1200,
     )
-    again = f"python {fuzz_ops.__file__} 1 {seed} {last.read_text().strip() if last.exists() else ''}"
+    again = (
+        f"python {fuzz_ops.__file__} 1 {seed} {last.read_text().strip() if last.exists() else ''}"
+    )
     assert result.returncode == 0, f"reproduce: {again}\n{result.stderr[-3000:]}"
     print(result.stdout)
     passed, raised = map(int, re.findall(r"(\d+) (?:gave|raised)", result.stdout))

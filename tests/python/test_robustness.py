@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FULL
 from torch import Tensor, nn
 
 import octavo
+from conftest import FULL
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -87,7 +87,14 @@ def test_p12_the_forced_isa_runs() -> None:
         layer(x)
         layouts[isa] = struct.unpack("<i", layer.panel[4:8].numpy().tobytes())[0]
     octavo.set_isa(before)
-    expected = {"scalar": 0, "avx2": 1, "avx_vnni": 1, "avx512_vnni": 1, "amx_int8": 2, "neon_dotprod": 3}
+    expected = {
+        "scalar": 0,
+        "avx2": 1,
+        "avx_vnni": 1,
+        "avx512_vnni": 1,
+        "amx_int8": 2,
+        "neon_dotprod": 3,
+    }
     assert layouts == {isa: expected[isa] for isa in octavo.isas()}
     assert "scalar" in octavo.isas()
 
@@ -348,7 +355,9 @@ def test_p26_data_loader() -> None:
     dataset = _Features(made())
     expected = torch.stack([dataset[i] for i in range(6)])
     for workers in (0, 2):
-        loader = torch.utils.data.DataLoader(dataset, batch_size=2, num_workers=workers, timeout=30 if workers else 0)
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_size=2, num_workers=workers, timeout=30 if workers else 0
+        )
         assert torch.equal(torch.cat(list(loader)), expected)
 
 
@@ -380,7 +389,10 @@ def test_p27_loading_a_state_makes_new_panels() -> None:
     other(x)
     missing = set(a.state_dict()) ^ set(b.state_dict())
     assert not missing
-    for name, module in b.named_modules():  # the ranges are part of the model's program, so take layers alone
+    for (
+        name,
+        module,
+    ) in b.named_modules():  # the ranges are part of the model's program, so take layers alone
         if type(module).__name__ == "QLinear":
             twin = other.get_submodule(name)
             twin.load_state_dict(module.state_dict())

@@ -1,5 +1,5 @@
 """The file format: what is written reads back, and every other byte string is refused with a reason."""
-# ruff: noqa: E501 (rows of tables are one line each)
+
 
 from __future__ import annotations
 

@@ -18,13 +18,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from budgets import LAYER_SQNR, sqnr
-from inspection import rows_of, state_bytes
 from torch import Tensor, nn
 from torture_models import CASES, Case, randomize
 
 import octavo
-
+from budgets import LAYER_SQNR, sqnr
+from inspection import rows_of, state_bytes
 
 # The float model's own notices (padding="same" with an even kernel) are torch's matter.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -375,7 +374,7 @@ def test_t40_save_here_load_on_another_isa(with_data: bool, tmp_path: Path) -> N
 
 @torch.no_grad()
 def test_t41_checkpoints_into_the_wrong_model(tmp_path: Path) -> None:
-    model, small, x = net_pair(True)
+    model, small, _x = net_pair(True)
     missing = model.load_state_dict(small.state_dict(), strict=False)
     assert "conv1.weight" in missing.missing_keys, "integers must never be loaded as float weights"
     with pytest.raises(RuntimeError, match=r"octavo\.load|Unexpected key"):

@@ -418,9 +418,7 @@ case("T18 conv3d bn", lambda: (torch.randn(1, 2, 5, 6, 7),), ("3",), ("0",))(
     lambda: nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(240, 3))
 )
 case("T18 bn without affine", image(), ("0", "2"))(
-    lambda: nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 4, 3)
-    )
+    lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 4, 3))
 )
 case("T18 bn without statistics", image(), ("0", "2"))(
     lambda: nn.Sequential(

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import missing
 
 import octavo
+from conftest import missing
 
 PACKAGE = Path(octavo.__file__).parent
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -91,7 +91,9 @@ def test_no_avx_outside_isa_objects() -> None:
             if match:
                 checked += 1
                 name = match.group(1)
-                assert not (name.startswith("v") and name not in ("verr", "verw")), f"{path.name}: {line}"
+                assert not (name.startswith("v") and name not in ("verr", "verw")), (
+                    f"{path.name}: {line}"
+                )
                 assert "%ymm" not in line and "%zmm" not in line, f"{path.name}: {line}"
     assert checked > 10_000
 
@@ -136,7 +138,11 @@ def test_dot_products_are_there_and_accumulators_stay_in_registers(tier: str) ->
                     continue
                 loops += 1
                 body = body[dots[0] : dots[-1]]
-                spills = [t for t in body if re.match(rf"vmov\w+\s+%{register}\d+,[-0-9a-fx]*\(%r[sb]p", t)]
+                spills = [
+                    t
+                    for t in body
+                    if re.match(rf"vmov\w+\s+%{register}\d+,[-0-9a-fx]*\(%r[sb]p", t)
+                ]
                 assert not spills, f"{path.name}: {name}: {spills[:4]} ({len(spills)})"
     assert loops > 0, f"no loop with {dot} in {[p.name for p in files]}"
     print(f"{tier}: {loops} loops")
@@ -163,7 +169,9 @@ def test_no_openmp_runtime_of_our_own() -> None:
         assert needed
         assert not [n for n in needed if re.search(r"omp|tbb|mkl", n)], needed
     needed = re.findall(r"NEEDED\s+(\S+)", run("objdump", "-p", str(LIBRARY)))
-    assert "libtorch_cpu.so" in needed and not [n for n in needed if "c10" in n or "torch_python" in n]
+    assert "libtorch_cpu.so" in needed and not [
+        n for n in needed if "c10" in n or "torch_python" in n
+    ]
 
 
 def test_only_stable_symbols_of_torch() -> None:
@@ -205,5 +213,7 @@ def test_one_openmp_runtime_is_mapped() -> None:
 
 def test_size_of_the_package() -> None:
     """The wheel promises at most 8 MB."""
-    total = sum(p.stat().st_size for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    total = sum(
+        p.stat().st_size for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    )
     assert total < 16 * 2**20, f"{total / 2**20:.1f} MiB unpacked"

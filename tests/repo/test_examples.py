@@ -47,6 +47,17 @@ def test_benchmark_runs_and_counts_missing_engines(torchvision: object) -> None:
 def test_benchmark_with_every_engine(torchvision: object) -> None:
     out = run(
         str(EXAMPLES / "bench" / "models.py"),
-        *("--models", "squeezenet1_1", "--batches", "1", "--threads", "2", "--rounds", "1", "--seconds", "0.01"),
+        *(
+            "--models",
+            "squeezenet1_1",
+            "--batches",
+            "1",
+            "--threads",
+            "2",
+            "--rounds",
+            "1",
+            "--seconds",
+            "0.01",
+        ),
     )
     assert "openvino_int8" in out

@@ -30,7 +30,9 @@ def test_kernels_never_see_torch() -> None:
     assert len(files) > 20
     for path in files:
         for header in includes(path):
-            assert not re.match(r"(torch|ATen|c10|pybind11|Python\.h|aoti)", header), f"{path}: {header}"
+            assert not re.match(r"(torch|ATen|c10|pybind11|Python\.h|aoti)", header), (
+                f"{path}: {header}"
+            )
 
 
 def test_ops_use_the_stable_interface_only() -> None:
@@ -39,9 +41,13 @@ def test_ops_use_the_stable_interface_only() -> None:
     for path in files:
         for header in includes(path):
             if header.startswith(("torch/", "ATen", "c10")):
-                assert header.startswith(("torch/csrc/stable/", "torch/headeronly/")), f"{path}: {header}"
+                assert header.startswith(("torch/csrc/stable/", "torch/headeronly/")), (
+                    f"{path}: {header}"
+                )
             elif "/" not in header and header.endswith(".h"):
-                allowed = {"checks.h", "exports.h"} | {p.name for p in (CSRC / "kernels").glob("*.h")}
+                allowed = {"checks.h", "exports.h"} | {
+                    p.name for p in (CSRC / "kernels").glob("*.h")
+                }
                 assert header in allowed, f"{path}: {header}"
 
 
@@ -93,7 +99,9 @@ def test_every_isa_file_has_a_scalar_twin() -> None:
 def test_every_cpp_file_says_its_place() -> None:
     for path in [*cpp_files(CSRC), *cpp_files(TESTS / "cpp")]:
         lines = path.read_text().splitlines()
-        assert lines and lines[0].startswith("//"), f"{path.relative_to(ROOT)} opens without a comment"
+        assert lines and lines[0].startswith("//"), (
+            f"{path.relative_to(ROOT)} opens without a comment"
+        )
 
 
 def test_no_isa_conditions_inside_functions() -> None:
@@ -127,7 +135,18 @@ FORBIDDEN = {
     "grids.py": {"*", "-errors", "-scheme"},
     "ranges.py": {"*", "-errors", "-scheme"},
 }
-ABOVE_NN = {"plan", "calibrate", "rewrite", "api", "report", "checkpoint", "rounding", "capture", "fold", "cli"}
+ABOVE_NN = {
+    "plan",
+    "calibrate",
+    "rewrite",
+    "api",
+    "report",
+    "checkpoint",
+    "rounding",
+    "capture",
+    "fold",
+    "cli",
+}
 ABOVE_OPS = ABOVE_NN | {"nn", "flow", "lower", "scheme", "ranges", "grids", "record", "trace"}
 
 
@@ -151,7 +170,9 @@ def test_only_ops_touch_torch_ops() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr in ("ops", "library"):
                 base = node.value
-                assert not (isinstance(base, ast.Name) and base.id == "torch"), f"{path.name}:{node.lineno}"
+                assert not (isinstance(base, ast.Name) and base.id == "torch"), (
+                    f"{path.name}:{node.lineno}"
+                )
 
 
 def test_only_rewrite_assigns_submodules() -> None:
@@ -160,7 +181,9 @@ def test_only_rewrite_assigns_submodules() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                assert node.func.attr not in ("set_submodule", "add_module"), f"{path.name}:{node.lineno}"
+                assert node.func.attr not in ("set_submodule", "add_module"), (
+                    f"{path.name}:{node.lineno}"
+                )
             if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
                 target = node.value
                 if isinstance(target, ast.Attribute) and target.attr == "_modules":
@@ -212,7 +235,9 @@ def test_no_assert_as_validation_of_user_input() -> None:
         for node in ast.walk(ast.parse((PYTHON / name).read_text())):
             if isinstance(node, ast.Assert):
                 text = ast.unparse(node.test)
-                assert "isinstance" in text or "is not None" in text, f"{name}:{node.lineno}: {text}"
+                assert "isinstance" in text or "is not None" in text, (
+                    f"{name}:{node.lineno}: {text}"
+                )
 
 
 # ---- operators, README, examples ------------------------------------------------------------------------
@@ -239,12 +264,22 @@ def test_every_op_has_schema_fake_and_test() -> None:
 
 def test_readme_paths_exist() -> None:
     checked = 0
-    for readme in [ROOT / "README.md", *CSRC.rglob("README.md"), *(ROOT / "examples").rglob("README.md")]:
+    for readme in [
+        ROOT / "README.md",
+        *CSRC.rglob("README.md"),
+        *(ROOT / "examples").rglob("README.md"),
+    ]:
         text = readme.read_text()
         for path in re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:md|toml|py|txt))`", text):
             if path.startswith(("http", "/")) or "<" in path or path.startswith("torch/"):
                 continue
-            places = (ROOT / path, readme.parent / path, CSRC / path, PYTHON / path, CSRC / "kernels" / path)
+            places = (
+                ROOT / path,
+                readme.parent / path,
+                CSRC / path,
+                PYTHON / path,
+                CSRC / "kernels" / path,
+            )
             assert any(p.exists() for p in places), f"{readme.relative_to(ROOT)} names {path}"
             checked += 1
         for link in re.findall(r"\]\(([^)#:\s]+)\)", text):

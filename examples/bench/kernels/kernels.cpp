@@ -1,10 +1,14 @@
-// Times the integer products on layers of ResNet-18, ResNet-50 and MobileNetV2 and on linear layers, one thread, and
-// states each as a share of what a loop of dot products in registers reaches on the same machine in the same run.
+// Times the integer products on layers of ResNet-18, ResNet-50 and MobileNetV2 and on linear
+// layers, one thread, and states each as a share of what a loop of dot products in registers
+// reaches on the same machine in the same run.
 //
-//   kernel_bench [isa ...]     default: every ISA of this machine; OCTAVO_BENCH_THREADS=2 for more threads
+//   kernel_bench [isa ...]     default: every ISA of this machine; OCTAVO_BENCH_THREADS=2 for more
+//   threads
 //
-// Rounds go over all layers again and again and the least time of each counts, so that a neighbour's burst
-// hits one round, not one layer.
+// Rounds go over all layers again and again and the least time of each counts, so that a
+// neighbour's burst hits one round, not one layer.
+#include "kernels.h"
+
 #include <omp.h>
 
 #include <algorithm>
@@ -18,7 +22,6 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "kernels.h"
 
 namespace octavo {
 namespace {
@@ -47,7 +50,8 @@ uint32_t random_bits() {
   random_state ^= random_state << 17;
   return static_cast<uint32_t>(random_state >> 16);
 }
-/// Roughly gaussian weights, half-rectified activations: what networks hold (AMX's clock depends on data).
+/// Roughly gaussian weights, half-rectified activations: what networks hold (AMX's clock depends on
+/// data).
 int8_t random_weight() {
   int32_t sum = 0;
   for (int i = 0; i < 4; ++i) sum += static_cast<int32_t>(random_bits() % 64);
@@ -108,8 +112,8 @@ class ConvLayer {
     geometry_ = {s.kernel, s.kernel, s.stride, s.stride, s.kernel / 2, s.kernel / 2, 1, 1};
   }
   void run() {
-    conv_u8(in_.view, geometry_, panel_.get(), epilogue_, shape_.residual ? &residual_.view : nullptr,
-            out_.view);
+    conv_u8(in_.view, geometry_, panel_.get(), epilogue_,
+            shape_.residual ? &residual_.view : nullptr, out_.view);
   }
   double macs() const {
     return 1.0 * static_cast<double>(shape_.n * out_size_ * out_size_ * shape_.out) *
@@ -196,25 +200,28 @@ constexpr Shape kShapes[] = {
 };
 
 #if defined(__x86_64__)
-#define DOTS8(reg, base)                                                                  \
-  "vpdpbusd %%" reg "30, %%" reg "31, %%" reg base "0\n\tvpdpbusd %%" reg "30, %%" reg    \
-  "31, %%" reg base "1\n\tvpdpbusd %%" reg "30, %%" reg "31, %%" reg base                 \
-  "2\n\tvpdpbusd %%" reg "30, %%" reg "31, %%" reg base "3\n\tvpdpbusd %%" reg "30, %%" reg \
-  "31, %%" reg base "4\n\tvpdpbusd %%" reg "30, %%" reg "31, %%" reg base                 \
-  "5\n\tvpdpbusd %%" reg "30, %%" reg "31, %%" reg base "6\n\tvpdpbusd %%" reg "30, %%" reg \
-  "31, %%" reg base "7\n\t"
+#define DOTS8(reg, base)                                                                         \
+  "vpdpbusd %%" reg "30, %%" reg "31, %%" reg base "0\n\tvpdpbusd %%" reg "30, %%" reg           \
+  "31, %%" reg base "1\n\tvpdpbusd %%" reg "30, %%" reg "31, %%" reg base "2\n\tvpdpbusd %%" reg \
+  "30, %%" reg "31, %%" reg base "3\n\tvpdpbusd %%" reg "30, %%" reg "31, %%" reg base           \
+  "4\n\tvpdpbusd %%" reg "30, %%" reg "31, %%" reg base "5\n\tvpdpbusd %%" reg "30, %%" reg      \
+  "31, %%" reg base "6\n\tvpdpbusd %%" reg "30, %%" reg "31, %%" reg base "7\n\t"
 
 __attribute__((target("avx512f,avx512vl,avx512vnni"))) void zmm_dots(int64_t rounds) {
   for (int64_t i = 0; i < rounds; ++i) {
     __asm__ volatile(DOTS8("zmm", "") DOTS8("zmm", "1")
-                     : : : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm10",
+                     :
+                     :
+                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm10",
                        "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17");
   }
 }
 __attribute__((target("avx512f,avx512vl,avx512vnni"))) void ymm_dots(int64_t rounds) {
   for (int64_t i = 0; i < rounds; ++i) {
     __asm__ volatile(DOTS8("ymm", "") DOTS8("ymm", "1")
-                     : : : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm10",
+                     :
+                     :
+                     : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm10",
                        "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17");
   }
 }
@@ -226,7 +233,9 @@ __attribute__((target("avx2"))) void madd_pairs(int64_t rounds) {
         "vpmaddwd %%ymm14, %%ymm15, %%ymm9\n\tvpaddd %%ymm9, %%ymm1, %%ymm1\n\t"
         "vpmaddwd %%ymm14, %%ymm15, %%ymm10\n\tvpaddd %%ymm10, %%ymm2, %%ymm2\n\t"
         "vpmaddwd %%ymm14, %%ymm15, %%ymm11\n\tvpaddd %%ymm11, %%ymm3, %%ymm3\n\t"
-        : : : "xmm0", "xmm1", "xmm2", "xmm3", "xmm8", "xmm9", "xmm10", "xmm11");
+        :
+        :
+        : "xmm0", "xmm1", "xmm2", "xmm3", "xmm8", "xmm9", "xmm10", "xmm11");
   }
 }
 
@@ -275,13 +284,15 @@ void bench(const std::string& isa, int rounds, const char* only) {
   std::vector<std::unique_ptr<ConvLayer>> convs;
   std::vector<std::unique_ptr<LinearLayer>> linears;
   for (const Shape& s : kShapes) {
-    if (only == nullptr || std::strstr(s.net, only) != nullptr || std::strstr(s.name, only) != nullptr) {
+    if (only == nullptr || std::strstr(s.net, only) != nullptr ||
+        std::strstr(s.name, only) != nullptr) {
       convs.push_back(std::make_unique<ConvLayer>(s));
     }
   }
   if (only == nullptr || std::strcmp(only, "linear") == 0) {
-    constexpr int64_t kSizes[][3] = {{1, 768, 768},   {1, 4096, 4096},  {4, 4096, 4096}, {16, 4096, 4096},
-                                     {128, 768, 768}, {128, 768, 3072}, {128, 3072, 768}, {128, 4096, 4096}};
+    constexpr int64_t kSizes[][3] = {{1, 768, 768},    {1, 4096, 4096},  {4, 4096, 4096},
+                                     {16, 4096, 4096}, {128, 768, 768},  {128, 768, 3072},
+                                     {128, 3072, 768}, {128, 4096, 4096}};
     for (const auto& [m, k, n] : kSizes) {
       linears.push_back(std::make_unique<LinearLayer>(m, k, n));
     }
@@ -296,7 +307,8 @@ void bench(const std::string& isa, int rounds, const char* only) {
   std::printf("%-10s %-28s %8s %9s %8s %7s\n", "net", "layer", "MMAC", "us", "GMAC/s", "of peak");
   for (auto& l : convs) print(l->shape().net, l->shape().name, l->macs(), l->best, top);
   for (auto& l : linears) {
-    const std::string name = "m " + std::to_string(l->m_) + " k " + std::to_string(l->k_) + " n " + std::to_string(l->n_);
+    const std::string name = "m " + std::to_string(l->m_) + " k " + std::to_string(l->k_) + " n " +
+                             std::to_string(l->n_);
     print("linear", name, l->macs(), l->best, top);
   }
   std::fflush(stdout);

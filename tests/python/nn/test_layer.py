@@ -1,5 +1,5 @@
 """What every quantized layer promises: copies, moves, state, hooks, attributes."""
-# ruff: noqa: E501 (rows of tables are one line each)
+
 
 from __future__ import annotations
 

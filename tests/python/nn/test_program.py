@@ -1,5 +1,5 @@
 """Cutting single steps out of region programs."""
-# ruff: noqa: E501 (lines of programs are what they are)
+
 
 from __future__ import annotations
 

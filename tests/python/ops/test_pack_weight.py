@@ -1,5 +1,5 @@
 """The canonical bit stream and panels: round trips, the layout of the stream, messages."""
-# ruff: noqa: E501 (rows of tables are one line each)
+
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """quantize, quantize_per_channel, dequantize: the formula in a few lines, opcheck, messages."""
-# ruff: noqa: E501 (rows of tables are one line each)
+
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """region_constants, run_region and the shapes that the fake kernel derives."""
-# ruff: noqa: E501 (rows of tables are one line each)
+
 
 from __future__ import annotations
 

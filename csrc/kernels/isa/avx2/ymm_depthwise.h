@@ -1,9 +1,11 @@
-// Depthwise tiles on 256-bit registers, shared by avx2 and avx_vnni as ymm_gemm.h is: 32 channels at a time, four
-// kernel rows interleaved into scratch, then one dot product a kernel column. Weight order: panel.h, depthwise_offset
-// (the lower half of each 64-byte vector holds channels 0..31 of the chunk, the upper half 32..63).
+// Depthwise tiles on 256-bit registers, shared by avx2 and avx_vnni as ymm_gemm.h is: 32 channels
+// at a time, four kernel rows interleaved into scratch, then one dot product a kernel column.
+// Weight order: panel.h, depthwise_offset (the lower half of each 64-byte vector holds channels
+// 0..31 of the chunk, the upper half 32..63).
 //
-// Taps supplies: kColumnBytes (interleaved bytes of one input column, 32 channels), kWeightBytes (prepared weights
-// of one kernel column), interleave(four rows, out), prepare(weights, out), add(sum[4], column, weights).
+// Taps supplies: kColumnBytes (interleaved bytes of one input column, 32 channels), kWeightBytes
+// (prepared weights of one kernel column), interleave(four rows, out), prepare(weights, out),
+// add(sum[4], column, weights).
 #pragma once
 
 #include <immintrin.h>
@@ -38,10 +40,11 @@ inline __m256i load_row(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
 
-/// Interleaves kernel rows 4 g .. 4 g + 3 of `columns` input columns. A row that the kernel lacks repeats the last
-/// one: its weights are zero.
+/// Interleaves kernel rows 4 g .. 4 g + 3 of `columns` input columns. A row that the kernel lacks
+/// repeats the last one: its weights are zero.
 template <class Taps>
-void interleave(const DepthwiseJob& job, const uint8_t* a, int64_t g, int64_t columns, uint8_t* out) {
+void interleave(const DepthwiseJob& job, const uint8_t* a, int64_t g, int64_t columns,
+                uint8_t* out) {
   const uint8_t* row[4];
   for (int64_t i = 0; i < 4; ++i) {
     const int64_t k = 4 * g + i < job.kernel_h ? 4 * g + i : job.kernel_h - 1;
@@ -65,8 +68,8 @@ inline __attribute__((always_inline)) void finish(const DepthwiseJob& job, const
     v[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[i]), p.scale[i], p.offset[i]);
   }
   if constexpr (kResult == Result::kCodesResidual) {
-    const __m256i codes = load_row(job.residual + y * job.residual_row_pitch +
-                                   x * job.residual_pixel_pitch + first);
+    const __m256i codes =
+        load_row(job.residual + y * job.residual_row_pitch + x * job.residual_pixel_pitch + first);
     const __m256i zero = _mm256_setzero_si256();
     const __m256i low = _mm256_unpacklo_epi8(codes, zero), high = _mm256_unpackhi_epi8(codes, zero);
     const __m256 scale = _mm256_set1_ps(job.residual_scale);
@@ -88,9 +91,9 @@ inline __attribute__((always_inline)) void finish(const DepthwiseJob& job, const
     __builtin_memcpy(out, ordered, static_cast<size_t>(p.channels) * sizeof(float));
   } else {
     // In-lane packs undo the interleaving; values lie in [0, 255], so nothing saturates.
-    const __m256i codes = _mm256_packus_epi16(
-        _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1])),
-        _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3])));
+    const __m256i codes =
+        _mm256_packus_epi16(_mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1])),
+                            _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3])));
     uint8_t* out = job.out + y * job.out_row_pitch + x * job.out_pixel_pitch + first;
     if (p.channels == 32) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), codes);
@@ -158,7 +161,8 @@ void depthwise_u8s8_u8(const DepthwiseJob& job) {
 
 template <class Taps>
 void depthwise_u8s8_f32(const DepthwiseJob& job) {
-  for (int64_t first = 0; first < job.channels; first += 32) sweep<Taps, Result::kFloats>(job, first);
+  for (int64_t first = 0; first < job.channels; first += 32)
+    sweep<Taps, Result::kFloats>(job, first);
 }
 
 }  // namespace

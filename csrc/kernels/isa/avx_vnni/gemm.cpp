@@ -1,5 +1,5 @@
-// Dense products by the VEX form of vpdpbusd on 256-bit registers (CPUs without AVX-512). Filled into the row by
-// table.cpp; called by conv.cpp.
+// Dense products by the VEX form of vpdpbusd on 256-bit registers (CPUs without AVX-512). Filled
+// into the row by table.cpp; called by conv.cpp.
 #include "../avx2/ymm_gemm.h"
 
 namespace octavo::avx_vnni {
@@ -17,8 +17,8 @@ struct VnniDot {
     __builtin_memcpy(&bytes, p, 4);
     return _mm256_set1_epi32(bytes);
   }
-  /// Inline assembly for the reason given in avx512_vnni/gemm.cpp. OCTAVO_EVEX: tests on CPUs that have the
-  /// instruction in its AVX-512 encoding only.
+  /// Inline assembly for the reason given in avx512_vnni/gemm.cpp. OCTAVO_EVEX: tests on CPUs that
+  /// have the instruction in its AVX-512 encoding only.
   static inline __attribute__((always_inline)) void add(__m256i& sum, const A& a, const B& b) {
 #if defined(OCTAVO_EVEX)
     __asm__("%{evex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));

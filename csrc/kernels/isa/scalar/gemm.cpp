@@ -1,12 +1,12 @@
-// Dense products in plain loops: the specification that every other ISA equals bit for bit. Filled into the
-// scalar row by table.cpp; called by conv.cpp.
+// Dense products in plain loops: the specification that every other ISA equals bit for bit. Filled
+// into the scalar row by table.cpp; called by conv.cpp.
 #include "../../kernel_table.h"
 
 namespace octavo::scalar {
 namespace {
 
-/// Exact sum of one output, added to `sum` modulo 2^32. u8 x s8 products reach 32,640, so the sum holds in 32
-/// bits for k <= 65,793; the driver sends longer sums elsewhere.
+/// Exact sum of one output, added to `sum` modulo 2^32. u8 x s8 products reach 32,640, so the sum
+/// holds in 32 bits for k <= 65,793; the driver sends longer sums elsewhere.
 int32_t dot(const GemmJob& job, int64_t y, int64_t x, int64_t n, int32_t sum) {
   uint32_t total = static_cast<uint32_t>(sum);
   const uint8_t* pixel = job.a + y * job.a_row_pitch + x * job.a_pixel_pitch;
@@ -49,8 +49,7 @@ void gemm_u8s8_f32(const GemmJob& job) {
       for (int64_t n = 0; n < job.n; ++n) {
         const auto sum = static_cast<float>(dot(job, y, x, n, job.start[n]));
         const float v = __builtin_fmaf(sum, job.scale[n], job.offset[n]);
-        job.out_f32[y * job.f32_row_pitch + x * job.f32_pixel_pitch + n] =
-            clamp(v, job.lo, job.hi);
+        job.out_f32[y * job.f32_row_pitch + x * job.f32_pixel_pitch + n] = clamp(v, job.lo, job.hi);
       }
     }
   }
