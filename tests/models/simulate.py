@@ -256,7 +256,8 @@ class _Simulation:
 
     def _adaptive_windows(self, k, x):  # type: ignore[no-untyped-def]
         windows = []
-        for out, size in zip(_ints(k["size"]), x.data.shape[-2:], strict=True):
+        for asked, size in zip(_ints(k["size"]), x.data.shape[-2:], strict=True):
+            count = asked or size
             starts = [i * size // count for i in range(count)]
             stops = [-(-(i + 1) * size // count) for i in range(count)]
             windows.append((starts, stops))

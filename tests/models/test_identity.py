@@ -15,7 +15,7 @@ import networks
 import octavo
 
 
-@pytest.mark.parametrize("kind", ["resnet20", "probe"])
+@pytest.mark.parametrize("kind", ["resnet20", pytest.param("probe", marks=pytest.mark.slow)])
 def test_one_hash(kind: str, data: Path, tmp_path: Path) -> None:
     probe = kind == "probe"
     model = networks.mobilenet_probe(data) if probe else networks.resnet20(data)
