@@ -57,6 +57,10 @@ def float_model(name: str) -> Any:
     torch.manual_seed(0)
     kwargs = {"init_weights": True} if name == "googlenet" else {}
     model = getattr(torchvision.models, name)(weights=None, **kwargs)
+    for module in model.modules():
+        # Heads that start at zero (vision transformers) would make all logits zero.
+        if isinstance(module, torch.nn.Linear) and not bool(module.weight.any()):
+            torch.nn.init.normal_(module.weight, std=0.02)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()

@@ -151,9 +151,15 @@ def count_multiplies(model: nn.Module, data: object) -> Multiplies:
         _C.reset_integer_macs()
         run()
         integer = int(_C.integer_macs())
-        # A run of its own: torch's counter tries operators it does not know more than once.
-        with FlopCounterMode(display=False) as counter:
-            run()
+        # A run of its own: torch's counter tries operators it does not know more than once. The fused
+        # attention of eval mode is one operator that it does not count.
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with FlopCounterMode(display=False) as counter:
+                run()
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
     return Multiplies(integer, int(counter.get_total_flops()) // 2)
 
 

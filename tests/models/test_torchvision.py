@@ -61,6 +61,7 @@ def test_quantize_run_save_load(name: str, table: Any, tmp_path: Path) -> None:
         assert r.same_bits
         assert r.sqnr >= (NETWORK_SQNR_STATIC if with_data else NETWORK_SQNR_DYNAMIC), r
         assert r.integer_layers > 0
+        assert r.sqnr < 200, "logits that are all equal prove nothing"
         if name in table.CONVOLUTIONAL:
             assert r.integer_share >= INTEGER_SHARE, r
             assert r.integer_share <= 1.0
