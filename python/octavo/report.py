@@ -151,8 +151,8 @@ def count_multiplies(model: nn.Module, data: object) -> Multiplies:
         _C.reset_integer_macs()
         run()
         integer = int(_C.integer_macs())
-        # A run of its own: torch's counter tries operators it does not know more than once. The fused
-        # attention of eval mode is one operator that it does not count.
+        # A run of its own: torch's counter tries operators it does not know more than once. The
+        # fused attention of eval mode is one operator that it does not count.
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:

@@ -1,6 +1,5 @@
 """save and load: the same bits back, without tracing; other models and damaged contents refused."""
 
-
 from __future__ import annotations
 
 import json

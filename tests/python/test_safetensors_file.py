@@ -1,6 +1,5 @@
 """The file format: what is written reads back, and every other byte string is refused with a reason."""
 
-
 from __future__ import annotations
 
 import json

@@ -1,6 +1,5 @@
 """What every quantized layer promises: copies, moves, state, hooks, attributes."""
 
-
 from __future__ import annotations
 
 import copy

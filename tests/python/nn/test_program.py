@@ -1,6 +1,5 @@
 """Cutting single steps out of region programs."""
 
-
 from __future__ import annotations
 
 import pytest

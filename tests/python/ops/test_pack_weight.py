@@ -1,6 +1,5 @@
 """The canonical bit stream and panels: round trips, the layout of the stream, messages."""
 
-
 from __future__ import annotations
 
 import numpy as np

@@ -1,6 +1,5 @@
 """quantize, quantize_per_channel, dequantize: the formula in a few lines, opcheck, messages."""
 
-
 from __future__ import annotations
 
 import numpy as np

@@ -1,6 +1,5 @@
 """region_constants, run_region and the shapes that the fake kernel derives."""
 
-
 from __future__ import annotations
 
 import pytest
