@@ -74,9 +74,10 @@ def quantize(
         activations: "dynamic", or the bits 2..8 of static ones (needs data). Default: 8 with data,
           else "dynamic".
         rounding: "nearest" (default).
-        ranges: "mse" (default), "minmax" or "percentile".
-        effort: with data, "balanced" corrects biases and equalizes channel ranges around depthwise
-            convolutions, "fast" does not.
+        ranges: "huber" (default: squared error that giant values count in linearly), "mse",
+            "minmax" or "percentile".
+        effort: with data, "balanced" corrects biases and equalizes channel ranges in networks with
+            depthwise convolutions, "fast" does not.
         exclude: names, globs or classes of layers to leave out.
         only: names, globs or classes of layers to keep to.
         inplace: change and return ``model`` itself. If anything fails it is as it was.
@@ -127,14 +128,14 @@ def quantize(
             decided = plan(
                 found, schemes, "static" if static else "dynamic", activation_bits or 8, reasons
             )
-        pairs: tuple[tuple[str, str], ...] = ()
+        divided: frozenset[str] = frozenset()
         if batches is not None and effort != "fast":
-            pairs = equalize(work, decided, batches).pairs
-            if pairs:
-                notes.add(f"channel ranges equalized between {len(pairs)} pairs of layers")
+            divided = equalize(work, decided, batches).divided
+            if divided:
+                notes.add(f"channel ranges equalized behind {len(divided)} layers")
         params = {}
         if batches is not None and any(s.activations == "static" for s in decided.sites):
-            calibration = calibrate(work, decided, batches, ranges or "mse", progress)
+            calibration = calibrate(work, decided, batches, ranges or "huber", progress)
             decided = without_unreached(decided, calibration)
             params = calibration.qparams
             notes.add_all(calibration.notes)
@@ -143,7 +144,7 @@ def quantize(
         if batches is not None and effort != "fast" and codes:
             correction = correct_bias(work, decided, params, codes, batches)
             codes, measured = correction.codes, correction.output_sqnr
-        layers = layer_records(work, decided, codes, measured, {first for first, _ in pairs})
+        layers = layer_records(work, decided, codes, measured, divided)
         result = rewrite(work, decided, params, codes, inplace=True)
         attach(result, Record(layers, float_bytes, notes.said))
     return result

@@ -61,7 +61,7 @@ class Calibration:
 
 
 def calibrate(
-    model: nn.Module, plan: Plan, data: object, ranges: str = "mse", progress: bool = True
+    model: nn.Module, plan: Plan, data: object, ranges: str = "huber", progress: bool = True
 ) -> Calibration:
     """The ranges of all values that ``plan`` stores in integers, from one pass over the data.
 

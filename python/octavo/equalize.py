@@ -1,9 +1,9 @@
-"""Channel ranges made alike around depthwise convolutions, which per-tensor activations need.
+"""Channel ranges made alike in networks with depthwise convolutions: activations share one range.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
-section 4.1, with activation ranges measured on data: where a layer's result goes through nothing
-but a ReLU into one other layer, its channels may be divided by any s_c > 0 whose product the next
-layer takes back. The network computes the same function. Changes the model it is given.
+section 4.1, with activation ranges measured on data: values that go from layers to layers through
+nothing but sums and max(x, 0) may have each channel divided by any s_c > 0 if the layers that read
+them take the product back. The network computes the same function. Changes the model it is given.
 """
 
 from __future__ import annotations
@@ -21,29 +21,36 @@ from octavo.replay import replayed
 
 __all__ = ["Equalized", "equalize"]
 
-_SAMPLES = 128  # Largest values per channel settle early.
-_SMALLEST = 1 / 32  # Quiet channels are not blown up further: other data may be louder.
+_SAMPLES = 128  # Typical magnitudes are wanted, not those of the rarest image.
+_SMALLEST = 1 / 8  # Quiet channels are not blown up further: other data may be louder.
 _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_LAYERS = ("conv", "linear")
 
 
 @dataclass(frozen=True)
 class Equalized:
-    """pairs: (layer whose channels were divided, layer that multiplies them again)."""
+    """groups: (layers whose output channels were divided, layers that multiply them again)."""
 
-    pairs: tuple[tuple[str, str], ...]
+    groups: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+
+    @property
+    def divided(self) -> frozenset[str]:
+        """Names of the layers whose output channels were divided."""
+        return frozenset(name for writers, _ in self.groups for name in writers)
 
     def __str__(self) -> str:
-        return "\n".join(f"{a} -> {b}" for a, b in self.pairs) or "nothing to equalize"
+        lines = [f"{', '.join(a)} -> {', '.join(b)}" for a, b in self.groups]
+        return "\n".join(lines) or "nothing to equalize"
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
-    """Two layers and the value between them."""
+class _Group:
+    """Values that share the scale of each channel, and the layers that write and read them."""
 
     flow: Flow
-    first: str
-    value: str
-    second: str
+    values: tuple[str, ...]
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
 
 
 class _Channels:
@@ -55,7 +62,10 @@ class _Channels:
         self.count = 0
 
     def add(self, x: Tensor, axis: int) -> None:
+        """Take in one tensor."""
         rows = x.movedim(axis, 0).reshape(x.shape[axis], -1)
+        if rows.numel() == 0:
+            return
         largest = rows.abs().amax(1)
         squares = rows.square().mean(1, dtype=torch.float64) * rows.shape[1]
         if self.count:
@@ -65,11 +75,11 @@ class _Channels:
 
 
 def equalize(model: nn.Module, plan: Plan, data: object) -> Equalized:
-    """Rescales the channels between pairs of layers of which one is a depthwise convolution.
+    """Rescales channels in the regions that hold a depthwise convolution.
 
-    s_c = (r_c / max r)^p, r_c the channel's largest magnitude on the first samples of the data,
-    with the power p out of 0, 0.25, ... 1 that minimises the noise expected in the second layer's
-    result: step_x^2 sum_c s_c^2 |w_c|^2 + sum_o step_o^2 sum_c E[x_c^2] / s_c^2. p = 0 changes
+    s_c = (r_c / max r)^p, r_c the channel's largest magnitude on the first samples, with
+    the power p out of 0, 0.25, ... 1 that minimises the noise expected in the results of the layers
+    that read: step_x^2 sum_c s_c^2 |w_c|^2 + sum_o step_o^2 sum_c E[x_c^2] / s_c^2. p = 0 changes
     nothing. Layers with hooks are left alone.
 
     Args:
@@ -77,91 +87,119 @@ def equalize(model: nn.Module, plan: Plan, data: object) -> Equalized:
         plan: tells what stands between layers.
         data: the batches.
     """
-    pairs = [
-        _Pair(plan_of.flow, first.module, first.output, second.module)
+    free = _free_layers(model, plan)
+    groups = [
+        group
         for plan_of in plan.flows
         for region in plan_of.regions
-        for first, second in _neighbours(region)
-        if _may_change(model, plan, first, second)
+        if any(_is_depthwise(model.get_submodule(name)) for name in region.layers)
+        for group in _groups(plan_of.flow, region)
+        if free.issuperset(group.writers) and free.issuperset(group.readers)
     ]
-    if not pairs:
+    if not groups:
         return Equalized(())
-    seen = {pair: _Channels() for pair in pairs}
-
-    def handle(flow: Flow, tensors: tuple[Tensor, ...]) -> object:
-        wanted = {pair.value: pair for pair in pairs if pair.flow is flow}
-
-        def observe(value: str, x: Tensor) -> None:
-            if value in wanted:
-                pair = wanted[value]
-                seen[pair].add(x, _axis(model.get_submodule(pair.second), x))
-
-        return run(flow, model, *tensors, observe=observe)
-
-    batches = data if isinstance(data, Batches) else Batches(data)
-    with replayed(model, [plan_of.flow for plan_of in plan.flows], handle):
-        batches.run(model, lambda _number, _call: None, samples=_SAMPLES)
+    seen = _observe(model, plan, groups, data if isinstance(data, Batches) else Batches(data))
     done = []
     with torch.no_grad(), torch.inference_mode(False):
-        for (
-            pair
-        ) in pairs:  # In execution order: a layer may be second in one pair, first in the next.
-            divisor = _divisor(model.get_submodule(pair.second), seen[pair])
+        for group in groups:
+            readers = [model.get_submodule(name) for name in group.readers]
+            divisor = _divisor(readers, seen[group])
             if divisor is not None:
-                _divide(model.get_submodule(pair.first), divisor)
-                _multiply(model.get_submodule(pair.second), divisor)
-                done.append((pair.first, pair.second))
+                for name in group.writers:
+                    _divide(model.get_submodule(name), divisor)
+                for layer in readers:
+                    _multiply(layer, divisor)
+                done.append((group.writers, group.readers))
     return Equalized(tuple(done))
 
 
-def _neighbours(region: RegionPlan) -> Iterator[tuple[Step, Step]]:
-    """Steps of which the first feeds nothing but the second, through nothing but max(x, 0)."""
-    readers: dict[str, list[Step]] = {}
-    for step in region.steps:
-        for value in step.inputs:
-            readers.setdefault(value, []).append(step)
-    for step in region.steps:
-        clamp = (step.params.get("lo", -torch.inf), step.params.get("hi", torch.inf))
-        reader = readers.get(step.output, [])
-        if (
-            step.kind in ("conv", "linear")
-            and len(step.inputs) == 1
-            and clamp in ((-torch.inf, torch.inf), (0.0, torch.inf))
-            and step.output not in region.outputs
-            and len(reader) == 1
-            and reader[0].kind.removesuffix("_f32") in ("conv", "linear")
-            and reader[0].inputs[0] == step.output
-            and (reader[0].fused or reader)[0].module == reader[0].module  # No padding of its own.
-        ):
-            yield step, reader[0]
+def _observe(
+    model: nn.Module, plan: Plan, groups: list[_Group], batches: Batches
+) -> dict[_Group, _Channels]:
+    """Channel ranges of each group's values on the first samples."""
+    seen = {group: _Channels() for group in groups}
+
+    def handle(flow: Flow, tensors: tuple[Tensor, ...]) -> object:
+        wanted = {value: group for group in groups if group.flow is flow for value in group.values}
+
+        def observe(value: str, x: Tensor) -> None:
+            if value in wanted:
+                reader = model.get_submodule(wanted[value].readers[0])
+                seen[wanted[value]].add(x, _axis(reader, x))
+
+        return run(flow, model, *tensors, observe=observe)
+
+    with replayed(model, [plan_of.flow for plan_of in plan.flows], handle):
+        batches.run(model, lambda _number, _call: None, samples=_SAMPLES)
+    return seen
 
 
-def _may_change(model: nn.Module, plan: Plan, first: Step, second: Step) -> bool:
-    """Both are plain layers of one use and one owner, not hooked, and one is depthwise."""
-    names = [
-        part.module
-        for plan_of in plan.flows
-        for item in plan_of.items
-        for step in (item.steps if isinstance(item, RegionPlan) else (item,))
-        for part in step.fused or (step,)
-    ]
-    between = {part.module for step in (first, second) for part in step.fused if part.module}
-    hooked = any(
-        model.get_submodule(name)._forward_hooks or model.get_submodule(name)._forward_pre_hooks
-        for name in between | {first.module, second.module}
-    )
-    layers = [model.get_submodule(step.module) for step in (first, second)]
+def _groups(flow: Flow, region: RegionPlan) -> Iterator[_Group]:
+    """The groups of a region in which every value is written and read as it must be."""
+    leader: dict[str, str] = {}
+
+    def find(value: str) -> str:
+        while leader.setdefault(value, value) != value:
+            value = leader[value]
+        return value
+
+    fixed = {*region.inputs, *region.outputs}
+    writers: list[Step] = []
+    readers: list[Step] = []
+    for step in region.steps:
+        if step.kind.removesuffix("_f32") in _LAYERS:
+            readers.append(step)
+            if (step.fused or (step,))[0].module != step.module:  # Padded before, say.
+                fixed.add(step.inputs[0])
+            linked = step.inputs[1:]
+        elif step.kind == "add":
+            linked = step.inputs
+        else:
+            fixed |= {*step.inputs, step.output}
+            continue
+        limits = (step.params.get("lo", -torch.inf), step.params.get("hi", torch.inf))
+        if limits not in ((-torch.inf, torch.inf), (0.0, torch.inf)) or step.kind.endswith("_f32"):
+            fixed.add(step.output)
+        if step.kind in _LAYERS:
+            writers.append(step)
+        for value in linked:
+            leader[find(value)] = find(step.output)
+    fixed = {find(value) for value in fixed}
+    for root in dict.fromkeys(find(step.output) for step in writers):
+        if root not in fixed:
+            read = tuple(step.module for step in readers if find(step.inputs[0]) == root)
+            if read:
+                values = tuple(value for value in leader if find(value) == root)
+                written = tuple(step.module for step in writers if find(step.output) == root)
+                yield _Group(flow, values, written, read)
+
+
+def _free_layers(model: nn.Module, plan: Plan) -> set[str]:
+    """Plain layers of one use and one owner, whose results nobody looks at."""
+    used: dict[str, int] = {}
+    for plan_of in plan.flows:
+        for item in plan_of.items:
+            for step in item.steps if isinstance(item, RegionPlan) else (item,):
+                parts = step.fused or (step,)
+                watched = any(
+                    model.get_submodule(part.module)._forward_hooks
+                    or model.get_submodule(part.module)._forward_pre_hooks
+                    for part in parts
+                    if part.module
+                )
+                for part in parts:
+                    used[part.module] = used.get(part.module, 0) + (2 if watched else 1)
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    return (
-        not hooked
-        and all(names.count(step.module) == 1 for step in (first, second))
-        and all(isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) for layer in layers)
-        and all(owners[id(layer.weight)] == 1 for layer in layers)
-        and any(_is_depthwise(layer) for layer in layers)
-    )
+    return {
+        name
+        for name, count in used.items()
+        if count == 1
+        and isinstance(model.get_submodule(name), (nn.Linear, nn.Conv1d, nn.Conv2d))
+        and owners[id(model.get_submodule(name).weight)] == 1
+    }
 
 
 def _is_depthwise(layer: nn.Module) -> bool:
@@ -182,26 +220,31 @@ def _grouped(layer: nn.Module) -> Tensor:
     return weight.detach().double().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
 
 
-def _divisor(second: nn.Module, seen: _Channels) -> Tensor | None:
+def _divisor(readers: list[nn.Module], seen: _Channels) -> Tensor | None:
     """float64 [C], or None where leaving things alone is best."""
     if seen.count == 0 or not bool(seen.largest.isfinite().all()) or not bool(seen.largest.any()):
         return None
-    weight = _grouped(second)
-    groups, _, inputs, _ = weight.shape
-    power = (seen.squares / seen.count).view(groups, 1, inputs, 1)
     largest = seen.largest.double()
     best, lowest = None, torch.inf
     for exponent in _POWERS:
         s = (largest / largest.max()).clamp(min=_SMALLEST) ** exponent
-        grouped = s.view(groups, 1, inputs, 1)
-        scaled = weight * grouped
         step_x = float((largest / s).max()) / 255
-        step_w = scaled.abs().amax((2, 3), keepdim=True) / 127
-        noise_x = step_x**2 * float(scaled.square().sum())
-        noise_w = float((step_w.square() * power / grouped.square()).sum()) * weight.shape[3]
-        if noise_x + noise_w < lowest:
-            best, lowest = (s if exponent else None), noise_x + noise_w
+        noise = sum(_noise(layer, s, step_x, seen.squares / seen.count) for layer in readers)
+        if noise < lowest:
+            best, lowest = (s if exponent else None), noise
     return best
+
+
+def _noise(layer: nn.Module, s: Tensor, step_x: float, power: Tensor) -> float:
+    """Expected squared error (times 12) of the layer's results with its inputs divided by s."""
+    weight = _grouped(layer)
+    groups, _, inputs, taps = weight.shape
+    divisor = s.view(groups, 1, inputs, 1)
+    scaled = weight * divisor
+    step_w = scaled.abs().amax((2, 3), keepdim=True) / 127
+    of_inputs = step_x**2 * float(scaled.square().sum())
+    of_weights = float((step_w.square() * power.view(divisor.shape) / divisor.square()).sum())
+    return of_inputs + of_weights * taps
 
 
 def _divide(first: nn.Module, s: Tensor) -> None:

@@ -11,6 +11,7 @@ from octavo.ranges import (
     RULES,
     Histogram,
     clipped,
+    huber,
     minmax,
     mse,
     percentile,
@@ -119,6 +120,14 @@ def test_mse_is_never_worse_than_the_other_rules(name, bits):
     best = squared_error(x, mse(histogram, bits))
     for rule in (minmax, percentile):
         assert best <= squared_error(x, rule(histogram, bits)) * 1.01
+
+
+def test_huber_leaves_single_giants_out_and_keeps_many():
+    usual = torch.randn(1_000_000, generator=torch.Generator().manual_seed(6))
+    for giants, kept in ((5, False), (1000, True)):
+        x = torch.cat([usual, torch.full((giants,), 30.0)])
+        p = huber(histogram_of(x), 8)
+        assert ((p.qmax - p.zero_point) * p.scale > 25) is kept
 
 
 def test_mse_of_a_normal_distribution_at_4_bits():
