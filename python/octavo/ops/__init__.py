@@ -1,8 +1,13 @@
 """The operators as typed Python functions. Only this package touches ``torch.ops.octavo``."""
 
 from octavo.ops.checks import as_float32
+from octavo.ops.fake_quantize import fake_quantize
+from octavo.ops.fake_quantize_clipped import fake_quantize_clipped
+from octavo.ops.fake_quantize_learned import fake_quantize_learned
+from octavo.ops.fake_quantize_levels import fake_quantize_levels
 from octavo.ops.linear_dynamic import linear_dynamic
 from octavo.ops.minmax import histogram, minmax, minmax_per_channel
+from octavo.ops.observe_fake_quantize import Observed, observe_fake_quantize
 from octavo.ops.pack_weight import (
     active_isa,
     pack_bits,
@@ -15,13 +20,19 @@ from octavo.ops.quantize import dequantize, quantize, quantize_per_channel
 from octavo.ops.run_region import region_constants, run_region
 
 __all__ = [
+    "Observed",
     "active_isa",
     "as_float32",
     "dequantize",
+    "fake_quantize",
+    "fake_quantize_clipped",
+    "fake_quantize_learned",
+    "fake_quantize_levels",
     "histogram",
     "linear_dynamic",
     "minmax",
     "minmax_per_channel",
+    "observe_fake_quantize",
     "pack_bits",
     "pack_weight",
     "panel_is_current",

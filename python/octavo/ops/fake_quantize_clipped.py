@@ -1,0 +1,58 @@
+"""Fake quantization between 0 and a trained clipping value: PACT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from octavo.ops import checks
+from octavo.ops import fake_quantize_checks as fake_checks
+from octavo.ops import fake_quantize_formula as formula
+
+__all__ = ["fake_quantize_clipped"]
+
+
+def fake_quantize_clipped(x: Tensor, alpha: Tensor, *, bits: int) -> Tensor:
+    """``x`` clipped to 0 .. abs(alpha) and rounded to 2^bits - 1 equal steps; contains the ReLU.
+
+    >>> import torch
+    >>> from octavo import ops
+    >>> alpha = torch.tensor([6.0], requires_grad=True)
+    >>> y = ops.fake_quantize_clipped(torch.tensor([-1.0, 2.2, 7.0]), alpha, bits=2)
+    >>> y.sum().backward()
+    >>> y.detach(), alpha.grad
+    (tensor([0., 2., 6.]), tensor([1.]))
+
+    It is `fake_quantize` with scale max(abs(alpha / (2^bits - 1)), 1.2e-7), qmin 0 and qmax 2^bits
+    - 1, and other gradients: dx = dy where 0 < x < abs(alpha), else 0; dalpha = sign(alpha) * sum
+    of dy where x >= abs(alpha).
+
+    Args:
+        x: as in `fake_quantize`.
+        alpha: float32 [1] or [], of any value.
+        bits: 2..8.
+
+    Source: PACT (arXiv 1805.06085, equations 1 to 3).
+    """
+    values = fake_checks.check_values(x, "fake_quantize_clipped: x")
+    fake_checks.check_parameter(alpha, values, None, 0, "fake_quantize_clipped: alpha")
+    checks.check_bits(bits, "fake_quantize_clipped: bits")
+    result: Tensor = _Clipped.apply(values, alpha, bits)  # type: ignore[no-untyped-call]
+    return result if result.dtype is x.dtype else result.to(x.dtype)
+
+
+class _Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, bits: int) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        return formula.clipped(x, alpha, bits)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, alpha = ctx.saved_tensors
+        dx, to_alpha = formula.clipped_gradients(dy, x, alpha)
+        return dx, torch.where(alpha < 0, -to_alpha, to_alpha).float(), None

@@ -1,0 +1,123 @@
+"""Observe the range of values and fake-quantize them by it, in one call."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from octavo.errors import describe
+from octavo.ops import fake_quantize_checks as checks
+from octavo.ops import fake_quantize_formula as formula
+from octavo.ops.fake_quantize import fake_quantize
+
+__all__ = ["Observed", "observe_fake_quantize"]
+
+
+class Observed(NamedTuple):
+    """What `observe_fake_quantize` returns.
+
+    y: the values, fake-quantized. scale, zero_point: float32, the steps used, [1] or [C].
+    non_finite: int64 [1], how many values were not finite (0 where nothing was observed).
+    """
+
+    y: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    non_finite: Tensor
+
+
+def observe_fake_quantize(
+    x: Tensor,
+    state: Tensor,
+    *,
+    qmin: int,
+    qmax: int,
+    momentum: float,
+    axis: int | None = None,
+    symmetric: bool = False,
+    rule: str = "minmax",
+    update: bool = True,
+    relu: bool = False,
+) -> Observed:
+    """``x`` fake-quantized by the moving average of its range, which this batch moves first.
+
+    >>> import math, torch
+    >>> from octavo import ops
+    >>> state = torch.tensor([math.inf, -math.inf])  # nothing seen yet
+    >>> x = torch.tensor([-1.0, 0.5, 2.0])
+    >>> ops.observe_fake_quantize(x, state, qmin=0, qmax=3, momentum=0.1).y
+    tensor([-1.,  0.,  2.])
+    >>> state
+    tensor([-1.,  2.])
+
+    The batch's range is the smallest and largest finite value (rule "minmax"), or that range times
+    the one of 1.00, 0.95 ... 0.20 with the smallest squared error (rule "mse"; of at most 16,384
+    values, evenly spaced). The first range is taken as it is; later ones move the state by
+    ``state += momentum * (range - state)``. Values that are not finite never enter; a batch without
+    finite values leaves the state alone. From the state, widened to hold 0, follow scale =
+    max((max - min) / (qmax - qmin), 1.2e-7) and zero_point = rne(-min / scale) + qmin clamped to
+    qmin .. qmax; with ``symmetric`` scale = max(max(-min, max) / qmax, 1.2e-7) and zero_point = 0.
+    y and the gradient to x are those of `fake_quantize`.
+
+    Args:
+        x: as in `fake_quantize`.
+        state: float32 [2] or [2, C], minima then maxima; (inf, -inf) before the first batch. Moved
+            in place, and only if ``update``.
+        qmin: smallest code, -128 or more.
+        qmax: largest code, up to 255.
+        momentum: weight of the new batch, 0..1.
+        axis: dimension of the channels, None for one range in all.
+        symmetric: whether 0 is the middle of the range; qmin <= 0 < qmax then.
+        rule: "minmax", or "mse" (without axis).
+        update: whether this batch is observed.
+        relu: max(x, 0) before.
+    """
+    where = "observe_fake_quantize"
+    values = checks.check_values(x, f"{where}: x")
+    checks.check_range(qmin, qmax, None if symmetric else state, where)
+    if symmetric and qmax == 0:
+        raise ValueError(f"{where}: qmax: expected a positive one with symmetric, got 0.")
+    number = checks.check_steps(values, axis, 0, where)
+    _check_state(state, values, number, f"{where}: state")
+    factor = checks.check_number(momentum, 0.0, 1.0, f"{where}: momentum")
+    if rule not in ("minmax", "mse"):
+        raise ValueError(f"{where}: rule: expected 'minmax' or 'mse', got {describe(rule)}.")
+    if rule == "mse" and number is not None:
+        raise ValueError(
+            f"{where}: rule: expected 'minmax' with axis, got 'mse'. Observe the whole tensor, or "
+            "choose weight ranges once, before training."
+        )
+    with torch.no_grad():
+        bad = torch.zeros(1, dtype=torch.int64, device=values.device)
+        if update and values.numel():
+            now, bad = formula.range_of(values.detach(), number, relu)
+            if rule == "mse":
+                now = formula.shrunk(values.detach(), now, relu, (qmin, qmax, symmetric))
+            _move(state, now, factor)
+        scale, zero_point = formula.steps_of_range(state, qmin, qmax, symmetric)
+    y = fake_quantize(
+        values, scale, zero_point, qmin=qmin, qmax=qmax, axis=number, group_size=0, relu=relu
+    )
+    return Observed(y if y.dtype is x.dtype else y.to(x.dtype), scale, zero_point, bad)
+
+
+def _check_state(state: object, x: Tensor, axis: int | None, where: str) -> None:
+    if not isinstance(state, Tensor) or state.dtype is not torch.float32:
+        got: Any = state.dtype if isinstance(state, Tensor) else describe(state)
+        raise TypeError(f"{where}: expected a float32 tensor, got {got}. Register a buffer.")
+    shape = [2] if axis is None else [2, x.shape[axis]]
+    if list(state.shape) != shape or state.device != x.device:
+        raise ValueError(
+            f"{where}: expected shape {shape} on device {str(x.device)!r}, got "
+            f"{list(state.shape)} on {str(state.device)!r}. Pass minima and maxima."
+        )
+    if state.requires_grad:
+        raise ValueError(f"{where}: expected no gradient, got requires_grad=True. Use a buffer.")
+
+
+def _move(state: Tensor, now: Tensor, momentum: float) -> None:
+    fresh = state[0] > state[1]
+    moved = torch.where(fresh, now, state + momentum * (now - state))
+    state.copy_(torch.where(now[0] > now[1], state, moved))
