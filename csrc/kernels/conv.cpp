@@ -13,6 +13,7 @@
 #include "kernels.h"
 #include "panel.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace octavo {
 namespace {
@@ -31,27 +32,6 @@ constexpr int64_t kBandBytes = 384 << 10;
 constexpr int64_t kRowsBytes = 640 << 10;
 
 std::atomic<int64_t> macs_done{0};
-
-/// Grow-only memory of the calling thread, 64-byte aligned, with kSlack around it.
-class Scratch {
- public:
-  ~Scratch() { std::free(memory_); }
-  uint8_t* get(int64_t bytes) {
-    const int64_t needed = round_up(bytes + 2 * kSlack, 64);
-    if (needed > size_) {
-      std::free(memory_);
-      memory_ = static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(needed)));
-      if (memory_ == nullptr)
-        std::abort();  // out of memory; nothing may throw inside a parallel range
-      size_ = needed;
-    }
-    return memory_ + kSlack;
-  }
-
- private:
-  uint8_t* memory_ = nullptr;
-  int64_t size_ = 0;
-};
 
 enum ScratchUse { kGather, kFloats, kRows, kRowParams, kTaps, kSample, kScratchUses };
 
@@ -763,6 +743,7 @@ void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const voi
   });
 }
 
+void add_integer_macs(int64_t macs) { macs_done.fetch_add(macs, std::memory_order_relaxed); }
 int64_t integer_macs() { return macs_done.load(std::memory_order_relaxed); }
 void reset_integer_macs() { macs_done.store(0, std::memory_order_relaxed); }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "lowbit_layout.h"
 #include "types.h"
 
 namespace octavo {
@@ -115,9 +116,62 @@ void conv_dynamic(const Image& in, const QuantParams* params, const ConvGeometry
                   const void* panel, const FloatImage& out);
 
 /// Multiply-adds done in integers by conv_* and linear_* since the last reset (logical ones, no
-/// padding).
+/// padding). Drivers add theirs.
 int64_t integer_macs();
+void add_integer_macs(int64_t macs);
 void reset_integer_macs();
+
+// ---- lowbit_pack.cpp
+// -------------------------------------------------------------------------------
+
+/// A weight [out_features, in_features] of unsigned codes before packing; arrays in that order.
+struct LowbitWeight {
+  LowbitOrder order;
+  LowbitKind kind;
+  int32_t bits;
+  int64_t out_features, in_features;
+  int64_t group_size;         // a multiple of 16 in 16..256, or 0: one scale for the whole row
+  const uint8_t* codes;       // below 2^bits
+  const float* scale;         // [out_features, groups]; bfloat16 values unless group_size is 0
+  const uint8_t* zero_point;  // kAffine (bits <= 7): [out_features, groups], below 2^bits
+  const int8_t* levels;       // kLevels: [ceil(out_features / 64), 2^bits]
+  const float* bias;          // [out_features] or nullptr
+};
+/// max(1, ceil(in_features / group_size)); 1 where group_size is 0.
+int64_t lowbit_groups(int64_t in_features, int64_t group_size);
+/// Bytes of what pack_lowbit writes, or -1 where that does not fit 63 bits.
+int64_t lowbit_bytes(const LowbitWeight& weight);
+/// packed: 64-byte aligned. One order serves every ISA.
+void pack_lowbit(const LowbitWeight& weight, void* packed);
+/// What was packed; arrays may be nullptr. Level tables of more than 4 bits are stored as levels:
+/// codes of equal levels come back as the smallest of them.
+void unpack_lowbit(const void* packed, uint8_t* codes, float* scale, uint8_t* zero_point,
+                   int8_t* levels, float* bias);
+/// float(level) * scale, [out_features, in_features].
+void dequantize_lowbit(const void* packed, float* weight);
+/// Whether `bytes` at `packed` are well formed (header, offsets, sizes, no code that would be read
+/// outside a table).
+bool check_lowbit(const void* packed, int64_t bytes);
+
+// ---- lowbit.cpp
+// ------------------------------------------------------------------------------------
+
+/// x [m, k] float, rows of pitch ldx, quantized per row like linear_dynamic's; with the row's scale
+/// s and zero point Z, S[g] = sum of (q - Z) * level over group g,
+///   f = 0, f = fmaf(float(S[g]), scale[g], f) for every g, y = fmaf(f, s, bias).
+/// packed: kColumns.
+void linear_lowbit(const float* x, int64_t m, int64_t ldx, const void* packed, float* y,
+                   int64_t ldy);
+/// The same with given parameters of x.
+void linear_lowbit_static(const float* x, int64_t m, int64_t ldx, QuantParams params,
+                          const void* packed, float* y, int64_t ldy);
+/// Float activations: p = 0, p = fmaf(x[k], float(level), p) for the inputs of a group in ascending
+/// order; f = 0, f = fmaf(p, scale[g], f) for every group; y = f + bias.
+void linear_lowbit_float(const float* x, int64_t m, int64_t ldx, const void* packed, float* y,
+                         int64_t ldy);
+/// y[i] = row indices[i] of a weight packed as kRows: float(level) * scale of its group. Indices
+/// lie in [0, out_features).
+void embedding_lowbit(const int64_t* indices, int64_t count, const void* packed, float* y);
 
 // ---- elementwise.cpp
 // -------------------------------------------------------------------------------- Images have

@@ -143,6 +143,41 @@ inline Tensor as_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
+/// Whether all leading dimensions of x are one dimension of rows with one pitch (elements).
+inline bool has_row_pitch(const Tensor& x, int64_t* pitch) {
+  const int64_t k = x.size(x.dim() - 1);
+  if (k > 1 && x.stride(x.dim() - 1) != 1) return false;
+  *pitch = k;
+  bool first = true;
+  int64_t expected = 0;
+  for (int64_t d = x.dim() - 2; d >= 0; --d) {
+    if (x.size(d) == 1) continue;
+    if (first) {
+      *pitch = x.stride(d);
+      expected = *pitch * x.size(d);
+      first = false;
+    } else {
+      if (x.stride(d) != expected) return false;
+      expected *= x.size(d);
+    }
+  }
+  return *pitch >= 0;
+}
+
+/// A tensor [..., k], rank >= 1, as rows that are `pitch` elements apart; a copy where strides
+/// allow no such view.
+struct RowView {
+  Tensor source;
+  int64_t count, pitch;
+};
+inline RowView rows_of(const Tensor& x) {
+  int64_t count = 1;
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) count *= x.size(d);
+  int64_t pitch = 0;
+  if (has_row_pitch(x, &pitch)) return {x, count, pitch};
+  return {as_contiguous(x), count, x.size(x.dim() - 1)};
+}
+
 /// The header of a well-formed panel: uint8 [bytes], 64-byte aligned, of the active ISA's layout
 /// unless `any_layout`.
 inline const PanelHeader& checked_panel(const char* where, const Tensor& panel, bool any_layout) {
@@ -163,6 +198,31 @@ inline const PanelHeader& checked_panel(const char* where, const Tensor& panel, 
          "layout. Pack the weight again.");
   }
   return *static_cast<const PanelHeader*>(data);
+}
+
+/// The header of a well-formed packed low-bit weight of one order: uint8 [bytes], 64-byte aligned.
+inline const LowbitHeader& checked_lowbit(const char* where, const Tensor& packed) {
+  check_tensor(where, packed, ScalarType::Byte);
+  const void* data = packed.const_data_ptr();
+  if (packed.dim() != 1 || !packed.is_contiguous() || reinterpret_cast<uintptr_t>(data) % 64 != 0 ||
+      !check_lowbit(data, packed.numel())) {
+    fail(where,
+         ": expected a packed low-bit weight (contiguous, 64-byte aligned, one dimension), got "
+         "shape ",
+         shape_of(packed), " that is none. Make it with pack_lowbit.");
+  }
+  return *static_cast<const LowbitHeader*>(data);
+}
+inline const LowbitHeader& checked_lowbit(const char* where, const Tensor& packed,
+                                          LowbitOrder order) {
+  const LowbitHeader& header = checked_lowbit(where, packed);
+  if (header.order != static_cast<int32_t>(order)) {
+    const bool rows = order == LowbitOrder::kRows;
+    fail(where, ": expected a weight packed for ", rows ? "look-ups" : "products", ", got one for ",
+         rows ? "products" : "look-ups", ". Pass rows=", rows ? "True" : "False",
+         " to pack_lowbit.");
+  }
+  return header;
 }
 
 }  // namespace octavo

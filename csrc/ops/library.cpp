@@ -37,6 +37,19 @@ STABLE_TORCH_LIBRARY(octavo, m) {
   m.def("pack_weight(Tensor codes, Tensor scale, Tensor? bias, int groups, int bits) -> Tensor");
   m.def("unpack_weight(Tensor panel, int[] shape) -> Tensor");
   m.def("linear_dynamic(Tensor x, Tensor panel, int out_features) -> Tensor");
+  m.def(
+      "pack_lowbit(Tensor codes, Tensor scale, Tensor? zero_point, Tensor? levels, Tensor? bias, "
+      "int bits, int group_size, bool rows) -> Tensor");
+  m.def(
+      "unpack_lowbit(Tensor packed, int out_features, int in_features) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def("dequantize_lowbit(Tensor packed, int out_features, int in_features) -> Tensor");
+  m.def("linear_lowbit(Tensor x, Tensor packed, int out_features, str activations) -> Tensor");
+  m.def(
+      "linear_lowbit_static(Tensor x, Tensor packed, int out_features, float scale, int "
+      "zero_point, "
+      "int max_code) -> Tensor");
+  m.def("embedding_lowbit(Tensor indices, Tensor packed, int features) -> Tensor");
   m.def("region_constants(Tensor[] panels, str program) -> Tensor");
   m.def("run_region(Tensor[] inputs, Tensor[] panels, Tensor constants, str program) -> Tensor[]");
 }

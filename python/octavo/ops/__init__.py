@@ -1,13 +1,22 @@
 """The operators as typed Python functions. Only this package touches ``torch.ops.octavo``."""
 
 from octavo.ops.checks import as_float32
+from octavo.ops.embedding_lowbit import embedding_lowbit
 from octavo.ops.fake_quantize import fake_quantize
 from octavo.ops.fake_quantize_clipped import fake_quantize_clipped
 from octavo.ops.fake_quantize_learned import fake_quantize_learned
 from octavo.ops.fake_quantize_levels import fake_quantize_levels
 from octavo.ops.linear_dynamic import linear_dynamic
+from octavo.ops.linear_lowbit import linear_lowbit, linear_lowbit_static
 from octavo.ops.minmax import histogram, minmax, minmax_per_channel
 from octavo.ops.observe_fake_quantize import Observed, observe_fake_quantize
+from octavo.ops.pack_lowbit import (
+    LowbitWeight,
+    dequantize_lowbit,
+    lowbit_groups,
+    pack_lowbit,
+    unpack_lowbit,
+)
 from octavo.ops.pack_weight import (
     active_isa,
     pack_bits,
@@ -20,20 +29,27 @@ from octavo.ops.quantize import dequantize, quantize, quantize_per_channel
 from octavo.ops.run_region import region_constants, run_region
 
 __all__ = [
+    "LowbitWeight",
     "Observed",
     "active_isa",
     "as_float32",
     "dequantize",
+    "dequantize_lowbit",
+    "embedding_lowbit",
     "fake_quantize",
     "fake_quantize_clipped",
     "fake_quantize_learned",
     "fake_quantize_levels",
     "histogram",
     "linear_dynamic",
+    "linear_lowbit",
+    "linear_lowbit_static",
+    "lowbit_groups",
     "minmax",
     "minmax_per_channel",
     "observe_fake_quantize",
     "pack_bits",
+    "pack_lowbit",
     "pack_weight",
     "panel_is_current",
     "quantize",
@@ -41,5 +57,6 @@ __all__ = [
     "region_constants",
     "run_region",
     "unpack_bits",
+    "unpack_lowbit",
     "unpack_weight",
 ]

@@ -11,6 +11,7 @@ void fill_minmax(ElementTable& table);
 void fill_elementwise(ElementTable& table);
 void fill_pool(ElementTable& table);
 void fill_layout(ElementTable& table);
+void fill_lowbit(LowbitTable& table);
 
 void fill(KernelTable& table) {
   fill_gemm(table.gemm);
@@ -20,6 +21,7 @@ void fill(KernelTable& table) {
   fill_elementwise(table.element);
   fill_pool(table.element);
   fill_layout(table.element);
+  fill_lowbit(table.lowbit);
 }
 
 }  // namespace octavo::scalar

@@ -1,0 +1,33 @@
+// Memory that a driver keeps between calls: one block a thread and use, which only grows. Included
+// by drivers.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "panel.h"
+
+namespace octavo {
+
+/// Grow-only memory of one thread, 64-byte aligned, with kSlack around it.
+class Scratch {
+ public:
+  ~Scratch() { std::free(memory_); }
+  uint8_t* get(int64_t bytes) {
+    const int64_t needed = round_up(bytes + 2 * kSlack, 64);
+    if (needed > size_) {
+      std::free(memory_);
+      memory_ = static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(needed)));
+      if (memory_ == nullptr)
+        std::abort();  // out of memory; nothing may throw inside a parallel range
+      size_ = needed;
+    }
+    return memory_ + kSlack;
+  }
+
+ private:
+  uint8_t* memory_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace octavo
