@@ -1,6 +1,7 @@
 // Operators on integer weights: the canonical bit stream (pack_bits, unpack_bits) and the active
 // ISA's panels (pack_weight, unpack_weight). Checks, allocates, calls kernels/pack.cpp.
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "checks.h"
@@ -89,7 +90,8 @@ Tensor pack_weight_op(const Tensor& codes, const Tensor& scale, std::optional<Te
   check_codes("pack_weight: codes", source, bits);
   const Tensor scales = as_contiguous(scale);
   for (int64_t c = 0; c < channels; ++c) {
-    checked_scale("pack_weight: scale", scales.const_data_ptr<float>()[c]);
+    // Negative where training left a BatchNorm with a negative gamma.
+    checked_scale("pack_weight: scale", std::fabs(scales.const_data_ptr<float>()[c]));
   }
   Tensor biases = scales;
   if (bias.has_value()) {

@@ -4,9 +4,12 @@ from octavo.library import __version__, isa, isas, set_isa  # first: it loads th
 
 from octavo.api import dequantize, quantize  # isort: skip
 from octavo.checkpoint import load, save  # isort: skip
+from octavo.freeze import freeze  # isort: skip
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError  # isort: skip
 from octavo.plan import Plan  # isort: skip
 from octavo.report import Report, report  # isort: skip
+from octavo.trainee import range_parameters  # isort: skip
+from octavo.verify import Verification, verify  # isort: skip
 
 __all__ = [
     "CalibrationError",
@@ -15,13 +18,17 @@ __all__ = [
     "OctavoError",
     "Plan",
     "Report",
+    "Verification",
     "__version__",
     "dequantize",
+    "freeze",
     "isa",
     "isas",
     "load",
     "quantize",
+    "range_parameters",
     "report",
     "save",
     "set_isa",
+    "verify",
 ]

@@ -18,12 +18,14 @@ from octavo.errors import NothingQuantizedError, describe
 from octavo.fold import fold
 from octavo.measure import tensor_bytes
 from octavo.nn.layer import QLayer
+from octavo.nn.registry import canonical_weight
 from octavo.plan import Plan, plan
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import copy_model, rewrite
 from octavo.rewrite import dequantize as _dequantize
-from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
+from octavo.rounding import METHODS, Codes, correct_bias
 from octavo.scheme import Scheme
+from octavo.trainee import make_trainee
 
 __all__ = ["dequantize", "quantize"]
 
@@ -63,7 +65,7 @@ def quantize(
     Args:
         model: any float nn.Module on the CPU. It is not changed unless ``inplace``.
         bits: 2..8 for the weights of every layer; a pair (weights, activations); a mapping of
-            names, globs, classes, "@first", "@last" to 2..8, later entries winning; a `Plan`, or
+            names, globs, classes, "@first", "@last" to either, later entries winning; a `Plan`, or
             the Path of its JSON file.
         data: batches to calibrate with: a tensor, an iterable of tensors, tuples or mappings, or a
             callable that is given the model and runs it. With data activations are static and
@@ -72,23 +74,25 @@ def quantize(
         grid: "linear".
         activations: "dynamic", or the bits 2..8 of static ones (needs data). Default: 8 with data,
           else "dynamic".
-        rounding: "nearest", "squant" or "hqq" (no data needed), "gptq" (needs data). Default: by
-            bits, data and effort, said in the report.
+        rounding: "nearest" (default).
         ranges: "huber" (default: squared error that giant values count in linearly), "mse",
             "minmax" or "percentile".
-        effort: "fast" rounds plainly and takes ranges as they are. "balanced" searches codes of few
-            bits, and with data corrects biases and equalizes channel ranges in networks with
-            depthwise convolutions.
+        effort: with data, "balanced" corrects biases and equalizes channel ranges in networks with
+            depthwise convolutions, "fast" does not.
         exclude: names, globs or classes of layers to leave out.
         only: names, globs or classes of layers to keep to.
         inplace: change and return ``model`` itself. If anything fails it is as it was.
         strict: whether a pattern that matches nothing, or nothing to quantize, is an error.
         progress: tell on stderr what is going on.
-        group_size: not available yet, as the next four; refused unless left alone.
+        group_size: not available yet, as the next two; refused unless left alone.
         evaluate: not available yet.
         max_drop: not available yet.
-        qat: not available yet.
-        method: not available yet.
+        qat: return a trainee instead: a copy with the very Parameters of ``model`` and
+            fake-quantizers exactly where the integer model stores values, for your own training
+            loop and then `octavo.freeze`. Needs data, which its ranges start from.
+        method: with qat, how ranges come about: "ste" (moving averages; adds no Parameters), "lsq",
+            "lsq+", "pact" (trained steps, zero points, clips: `octavo.range_parameters`) or
+            "dorefa". Default: "ste" for values and weights of 8 to 5 bits, "lsq" below.
         **unknown: refused, with the nearest name that there is.
 
     Raises:
@@ -101,36 +105,41 @@ def quantize(
     checks.check_unknown(unknown, ["model", "bits", "data", *(quantize.__kwdefaults__ or {})])
     checks.check_choices(
         grid=grid, group_size=group_size, rounding=rounding, ranges=ranges, effort=effort,
-        evaluate=evaluate, max_drop=max_drop, qat=qat, method=method, has_data=data is not None,
+        evaluate=evaluate, max_drop=max_drop, qat=qat, method=method,
     )  # fmt: skip
     asked, activation_bits = checks.check_widths(bits, activations, data is not None)
     exclude, only = checks.check_patterns("exclude", exclude), checks.check_patterns("only", only)
     checks.check_model(model, inplace)
     batches = None if data is None else Batches(data)
     notes = _Notes(progress)
-    if model.training:
+    if qat:
+        checks.check_training(data, activation_bits, rounding)
+    elif model.training:
         notes.add("the model was in training mode; the quantized one is in evaluation mode")
     with _unharmed(model) if inplace else contextlib.nullcontext():
         float_bytes = tensor_bytes(model)
-        work = (model if inplace else copy_model(model)).eval()
+        work = (model if inplace and not qat else copy_model(model)).eval()
         example = None if batches is None else batches.example(work)
         folded = fold(work, example)
-        notes.add_all(f"{name} is computed once and kept" for name in folded.materialised)
+        if not qat:
+            notes.add_all(f"{name} is computed once and kept" for name in folded.materialised)
         if isinstance(asked, Plan):
             decided = asked
             checks.check_plan(decided, work)
         else:
-            found = capture(work, example)
+            found = capture(work, example, training=qat)
             schemes, reasons, unmatched = _schemes(
                 asked, exclude, only, found=found, model=work, grid=grid, strict=strict
             )
             notes.add_all(unmatched)
             static = activation_bits is not None
+            if isinstance(activation_bits, Mapping):
+                activation_bits = patterns.activation_widths(activation_bits, found.sites, work)
             decided = plan(
                 found, schemes, "static" if static else "dynamic", activation_bits or 8, reasons
             )
         divided: frozenset[str] = frozenset()
-        if batches is not None and effort != "fast":
+        if batches is not None and effort != "fast" and not qat:
             divided = equalize(work, decided, batches).divided
             if divided:
                 notes.add(f"channel ranges equalized behind {len(divided)} layers")
@@ -140,19 +149,19 @@ def quantize(
             decided = without_unreached(decided, calibration)
             params = calibration.qparams
             notes.add_all(calibration.notes)
-        how = METHODS[rounding or _chosen_rounding(decided, batches, effort, notes)]
-        codes, said = round_model(
-            work, decided, how, qparams=params, data=batches, progress=progress
-        )
-        notes.add_all([*said, *_zero_channels(codes)])
+        codes = _round(work, decided, rounding or "nearest", notes)
         measured: dict[str, float] = {}
-        if batches is not None and effort != "fast" and codes:
+        if batches is not None and effort != "fast" and codes and not qat:
             correction = correct_bias(work, decided, params, codes, batches)
-            measured = correction.output_sqnr
-            if not how.needs_data:  # The others have fitted the biases.
-                codes = correction.codes
+            codes, measured = correction.codes, correction.output_sqnr
         layers = layer_records(work, decided, codes, measured, divided)
-        result = rewrite(work, decided, params, codes, inplace=True)
+        if qat:
+            result = make_trainee(
+                model, decided, params, batch_norms=folded.batch_norms,
+                float_bytes=float_bytes, method=method, inplace=inplace,
+            )  # fmt: skip
+        else:
+            result = rewrite(work, decided, params, codes, inplace=True)
         attach(result, Record(layers, float_bytes, notes.said))
     return result
 
@@ -255,23 +264,24 @@ def _nothing(found: Capture) -> str:
     )
 
 
-def _chosen_rounding(decided: Plan, batches: Batches | None, effort: str, notes: _Notes) -> str:
-    widths = [site.scheme.bits for site in decided.sites if site.scheme]
-    name, why = choose(widths, batches is not None, effort)
-    if name != "nearest":
-        notes.add(f"rounding {name!r} chosen for {why}")
-    return name
-
-
-def _zero_channels(codes: Mapping[str, Codes]) -> Iterator[str]:
+def _round(model: nn.Module, decided: Plan, rounding: str, notes: _Notes) -> dict[str, Codes]:
+    """Codes of every layer with a scheme; layers of one weight share theirs."""
+    codes: dict[str, Codes] = {}
     zero: list[str] = []
-    for name, code in codes.items():
-        empty = int((~code.codes.flatten(1).any(1)).sum()) if code.codes.numel() else 0
+    for site in decided.sites:
+        if site.scheme is None:
+            continue
+        module = model.get_submodule(site.name)
+        weight = canonical_weight(module)
+        bias = module._parameters.get("bias")
+        codes[site.name] = METHODS[rounding](weight, bias, site.scheme)
+        empty = int((~codes[site.name].codes.flatten(1).any(1)).sum()) if weight.numel() else 0
         if empty:
-            zero.append(f"{name!r} ({empty} of {code.codes.shape[0]})")
+            zero.append(f"{site.name!r} ({empty} of {weight.shape[0]})")
     if zero:
         more = ", ..." if len(zero) > 5 else ""
-        yield f"output channels whose weights are all zero: {', '.join(zero[:5])}{more}"
+        notes.add(f"output channels whose weights are all zero: {', '.join(zero[:5])}{more}")
+    return codes
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from octavo.flow import Flow, walk
 from octavo.kinds import recognise
 from octavo.nn.registry import float_reasons
-from octavo.trace import Untraceable, bind, is_leaf, trace
+from octavo.trace import Untraceable, bind, is_leaf, trace, training_steps
 
 __all__ = ["Capture", "Example", "Site", "capture"]
 
@@ -64,7 +64,7 @@ class Capture:
         return "\n".join(lines)
 
 
-def capture(model: nn.Module, example: Example = None) -> Capture:
+def capture(model: nn.Module, example: Example = None, training: bool = False) -> Capture:
     """The sites and flows of ``model``, which must be in eval mode and stays as it was.
 
     Each submodule is traced, the root first, its children only if that fails; layers of torch.nn
@@ -75,8 +75,10 @@ def capture(model: nn.Module, example: Example = None) -> Capture:
         model: any module.
         example: ``(args, kwargs)`` of one call, or a callable that is given the model and runs it
             once. Without one, flows hold no shapes and only their layers have integer kinds.
+        training: keep only flows that hold in training mode too (`Flow.training`); ``model`` is
+            then a copy that nobody else uses, since tracing switches its mode. Needs an example.
     """
-    found = _Findings({id(module): name for name, module in model.named_modules()})
+    found = _Findings({id(module): name for name, module in model.named_modules()}, training)
     if example is None:
         _trace_down(model, "", found)
     else:
@@ -89,9 +91,10 @@ def capture(model: nn.Module, example: Example = None) -> Capture:
 
 @dataclass
 class _Findings:
-    """names: id of each module to its qualified name. The rest as in Capture."""
+    """names: id of each module to its qualified name. The rest as in Capture and `capture`."""
 
     names: dict[int, str]
+    training: bool = False
     flows: dict[str, Flow] = field(default_factory=dict)
     untraced: dict[str, str] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
@@ -149,7 +152,7 @@ def _watch_once(model: nn.Module, example: Example, found: _Findings) -> bool:
         if path not in flows:
             watch.idle = True
             try:
-                watch.pending[path] = _attempt(model, path, names, args, kwargs)
+                watch.pending[path] = _attempt(model, path, found, args, kwargs)
             except Untraceable as why:
                 untraced[path] = str(why)
                 return
@@ -198,7 +201,7 @@ def _hooked(
 def _attempt(
     model: nn.Module,
     path: str,
-    names: Mapping[int, str],
+    found: _Findings,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Flow, Any]:
@@ -210,7 +213,9 @@ def _attempt(
         raise Untraceable("its call does not fit its signature") from None
     if not tensors:
         raise Untraceable("it takes no tensor")
-    flow = trace(model, path, list(tensors), constants, names)
+    flow = trace(model, path, list(tensors), constants, found.names)
+    if found.training:
+        flow = replace(flow, training=training_steps(model, flow, found.names))
     values: dict[str, Any] = {}
 
     def observe(name: str, value: Any) -> None:

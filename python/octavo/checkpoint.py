@@ -439,11 +439,11 @@ class _Loader:
         scale = self.take(name)
         if scale.dtype is not torch.float32 or tuple(scale.shape) != (length,):
             raise self.fail(f"{name}: float32 [{length}]", f"{scale.dtype} {list(scale.shape)}")
-        bad = ~(torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny))
+        bad = ~(torch.isfinite(scale) & (scale.abs() >= torch.finfo(torch.float32).tiny))
         if bool(bad.any()):
             index = int(bad.nonzero()[0])
             raise self.fail(
-                f"{name}: finite positive normal numbers", f"{float(scale[index])} at index {index}"
+                f"{name}: finite normal numbers", f"{float(scale[index])} at index {index}"
             )
         return scale
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from octavo.errors import NothingQuantizedError, describe
 from octavo.grids import GRIDS
+from octavo.nn.fake_quantize import METHODS as TRAINING_METHODS
 from octavo.plan import Plan
 from octavo.ranges import RULES
 from octavo.rounding import METHODS
@@ -24,6 +25,7 @@ __all__ = [
     "check_model",
     "check_patterns",
     "check_plan",
+    "check_training",
     "check_unknown",
     "check_widths",
 ]
@@ -265,8 +267,11 @@ _BITS_HELP = "For example octavo.quantize(model, 8)."
 
 def check_widths(
     bits: object, activations: object, has_data: bool
-) -> tuple[Mapping[Any, int] | Plan, int | None]:
-    """Pattern to weight bits (or a Plan), and the bits of static activations or None."""
+) -> tuple[Mapping[Any, int] | Plan, int | Mapping[Any, int] | None]:
+    """Pattern to weight bits (or a Plan), and the bits of static activations or None.
+
+    The latter by pattern too where a pattern has a pair (weights, activations).
+    """
     asked: Mapping[Any, int] | Plan
     if isinstance(bits, Path):
         bits = Plan.from_json(bits.read_text(encoding="utf-8"))
@@ -293,7 +298,26 @@ def check_widths(
                 "Pass data=batches."
             )
     elif isinstance(bits, Mapping):
-        asked = {key: _check_bits(width, f"bits[{key!r}]") for key, width in bits.items()}
+        pairs = {key: width for key, width in bits.items() if isinstance(width, tuple)}
+        for key, pair in pairs.items():
+            if len(pair) != 2:
+                raise ValueError(
+                    f"quantize: bits[{key!r}] must be an integer or a pair (weights, activations), "
+                    f"got {describe(pair)}. Use for example (4, 8)."
+                )
+        alone = {key: pairs[key][0] if key in pairs else width for key, width in bits.items()}
+        asked = {key: _check_bits(width, f"bits[{key!r}]") for key, width in alone.items()}
+        if pairs:
+            default = _check_activations(activations, has_data)
+            if default is None:
+                raise ValueError(
+                    f"quantize: data must be batches where bits has a pair ({describe(pairs)}), "
+                    "got none or dynamic activations. Pass data=batches."
+                )
+            return asked, {
+                key: _check_bits(pairs[key][1], f"bits[{key!r}]") if key in pairs else default
+                for key in bits
+            }
     else:
         asked = {"*": _check_bits(bits)}
     return asked, _check_activations(activations, has_data)
@@ -375,18 +399,11 @@ def check_choices(
     max_drop: object,
     qat: object,
     method: object,
-    has_data: bool = True,
 ) -> None:
     """Refuses values that do not exist, and says of later work that it is not available yet."""
     _one_of("grid", grid, GRIDS)
     if rounding is not None:
         _one_of("rounding", rounding, tuple(METHODS))
-        if METHODS[str(rounding)].needs_data and not has_data:
-            free = ", ".join(repr(m.name) for m in METHODS.values() if not m.needs_data)
-            raise ValueError(
-                f"quantize: data must be batches for rounding={rounding!r}, got None. Pass "
-                f"data=batches, or choose one of {free}."
-            )
     if ranges is not None:
         _one_of("ranges", ranges, tuple(RULES))
     _one_of("effort", effort, ("fast", "balanced"))
@@ -401,17 +418,38 @@ def check_choices(
             f"quantize: group_size must be None (one scale per output channel), got {size}. "
             "Group-wise scales are not available yet."
         )
-    for name, value in (("evaluate", evaluate), ("max_drop", max_drop), ("method", method)):
+    for name, value in (("evaluate", evaluate), ("max_drop", max_drop)):
         if value is not None:
             raise ValueError(
                 f"quantize: {name} must be None, got {describe(value)}. "
-                f"{'Training methods are' if name == 'method' else 'Mixed widths by accuracy are'} "
-                "not available yet."
+                "Mixed widths by accuracy are not available yet."
             )
-    if qat:
+    if not isinstance(qat, bool):
+        raise TypeError(f"quantize: qat must be True or False, got {describe(qat)}. Say which.")
+    if method is not None:
+        if not qat:
+            raise ValueError(
+                f"quantize: method must be None without qat=True, got {describe(method)}. "
+                "It says how ranges are trained."
+            )
+        _one_of("method", method, TRAINING_METHODS)
+
+
+def check_training(data: object, activations: object, rounding: object) -> None:
+    """Refuses what a trainee cannot have."""
+    if data is None:
         raise ValueError(
-            "quantize: qat must be False, got True. Quantization-aware training is not available "
-            "yet."
+            "quantize: data must be batches with qat=True, got None. Pass data=batches: ranges "
+            "start from them."
+        )
+    if activations is None:
+        raise ValueError(
+            'quantize: activations must be 2 to 8 with qat=True, got "dynamic". Leave it out for 8.'
+        )
+    if rounding is not None:
+        raise ValueError(
+            f"quantize: rounding must be None with qat=True, got {describe(rounding)}. Training "
+            "itself decides how weights round."
         )
 
 

@@ -80,6 +80,8 @@ class Flow:
     output: nested tuple / list / dict with `Ref` leaves.
     shapes: shape of each tensor value on the example (empty without one). Batch and spatial sizes
       may differ in a call; the number of dimensions and the channels may not.
+    training: calls that say ``training=`` as they are in training mode, by the value they define.
+      Only capture for training fills it; ``steps`` are those of evaluation mode.
     """
 
     path: str
@@ -88,6 +90,7 @@ class Flow:
     steps: tuple[Step, ...]
     output: Any
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    training: Mapping[str, Step] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"flow {self.path or '(root)'}({', '.join(self.parameters)})"]
@@ -240,7 +243,9 @@ def to_data(value: Any) -> Any:
         name = "step" if isinstance(value, Step) else "flow"
         return {
             name: {
-                key: to_data(item) for key, item in vars(value).items() if item or key != "fused"
+                key: to_data(item)
+                for key, item in vars(value).items()
+                if item or key not in ("fused", "training")
             }
         }
     raise TypeError(f"flow: expected plain data, got {type(value).__name__}.")

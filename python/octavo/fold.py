@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from octavo.capture import Capture, Example, capture
 from octavo.flow import Flow, Step, refs
 
-__all__ = ["Folded", "fold", "materialise"]
+__all__ = ["Folded", "affine_of", "fold", "fold_pair", "materialise"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def fold(model: nn.Module, example: Example = None) -> Folded:
         found = capture(model, example)
         pairs = tuple(_pairs(model, found))
         for norm_name, layer_name in pairs:
-            _fold_pair(model, norm_name, layer_name)
+            fold_pair(model, norm_name, layer_name)
     return Folded(model, pairs, materialised)
 
 
@@ -119,7 +119,8 @@ def _fits(model: nn.Module, flow: Flow, step: Step, layer: Step) -> bool:
     return norm.num_features == channels and source.weight.is_floating_point()
 
 
-def _fold_pair(model: nn.Module, norm_name: str, layer_name: str) -> None:
+def fold_pair(model: nn.Module, norm_name: str, layer_name: str) -> None:
+    """One BatchNorm into one layer, in place; an Identity takes the BatchNorm's place."""
     norm, layer = model.get_submodule(norm_name), model.get_submodule(layer_name)
     assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
     assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))

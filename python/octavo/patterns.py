@@ -12,7 +12,7 @@ from torch import nn
 from octavo.capture import Site
 from octavo.errors import describe
 
-__all__ = ["Unmatched", "matching", "resolve"]
+__all__ = ["Unmatched", "activation_widths", "matching", "resolve"]
 
 Unmatched = list[str]
 """Messages about patterns that matched nothing."""
@@ -94,3 +94,13 @@ def resolve(
             widths.pop(site.name, None)
             reasons[site.name] = "excluded"
     return widths, reasons, unmatched
+
+
+def activation_widths(
+    bits: Mapping[Any, int], sites: Sequence[Site], model: nn.Module
+) -> dict[str, int]:
+    """Bits of every site's input, later entries winning; 8 where no entry matches."""
+    widths = {site.name: 8 for site in sites}
+    for pattern, width in bits.items():
+        widths |= {site.name: width for site in matching(pattern, sites, model, "bits")[0]}
+    return widths

@@ -103,7 +103,7 @@ def plan(
     capture: Capture,
     schemes: Scheme | Mapping[str, Scheme | None],
     activations: Activations = "dynamic",
-    activation_bits: int = 8,
+    activation_bits: int | Mapping[str, int] = 8,
     reasons: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decides for every site how it is stored and run, and where regions lie.
@@ -113,7 +113,8 @@ def plan(
         schemes: of each site, None for those that stay float; or one for all sites. Sites without
             an integer class stay float whatever is asked.
         activations: of all sites.
-        activation_bits: 2..8, of the inputs of layers; every other value in a region has 8 bits.
+        activation_bits: 2..8, of the inputs of layers, or of each by its name; every other value
+            in a region has 8 bits.
         reasons: why a site has None, for the report.
     """
     reasons = reasons or {}
@@ -124,7 +125,13 @@ def plan(
             why = site.reason or reasons.get(site.name, "excluded")
             sites[site.name] = SitePlan(site.name, site.type, None, "float", 8, "", why)
         else:
-            bits = activation_bits if activations == "static" else 8
+            bits = 8
+            if activations == "static":
+                bits = (
+                    activation_bits
+                    if isinstance(activation_bits, int)
+                    else activation_bits.get(site.name, 8)
+                )
             sites[site.name] = SitePlan(site.name, site.type, asked, activations, bits)
     flows: list[FlowPlan] = []
     if activations == "static":

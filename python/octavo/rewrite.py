@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -162,14 +162,20 @@ _OWN = frozenset({"_parameters", "panel", "_prepared", "input_params", "float_cl
 # ---- copies --------------------------------------------------------------------------------------
 
 
-def copy_model(model: nn.Module, replaced: Mapping[int, nn.Module] | None = None) -> nn.Module:
+def copy_model(
+    model: nn.Module,
+    replaced: Mapping[int, nn.Module] | None = None,
+    shared: Iterable[nn.Parameter] = (),
+) -> nn.Module:
     """A deep copy; tensors that are no leaves become clones, hook callables stay the same objects.
 
     Args:
         model: any module.
         replaced: id of a module to the module that stands for it, wherever it is referred to.
+        shared: Parameters that the copy has in common with ``model``.
     """
     memo: dict[int, Any] = dict(replaced or {})
+    memo.update((id(parameter), parameter) for parameter in shared)
     kept: list[Any] = []  # memo holds ids: what they belong to must live as long.
     for module in model.modules():
         for name, table in module.__dict__.items():

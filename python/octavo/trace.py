@@ -14,7 +14,7 @@ from torch import fx, nn
 from octavo.flow import Flow, Ref, Step, refs, substitute
 from octavo.functions import is_in_place, operation, row_of
 
-__all__ = ["Untraceable", "bind", "is_leaf", "trace"]
+__all__ = ["Untraceable", "bind", "is_leaf", "trace", "training_steps"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -182,6 +182,47 @@ def trace(
                 f"it cannot be traced ({type(error).__name__}: {_first_line(error)})"
             ) from None
     return _convert(graph, model, path, tensors, constants)
+
+
+def training_steps(
+    model: nn.Module,
+    flow: Flow,
+    names: Mapping[int, str],
+) -> dict[str, Step]:
+    """The steps of a flow (as `trace` gave it) that differ in training mode, by their output.
+
+    Only arguments that are False in evaluation mode and True in training mode may differ, which is
+    what ``training=self.training`` becomes; Untraceable for any other difference.
+    """
+    module = model.get_submodule(flow.path)
+    modes = {child: child.training for child in module.modules()}
+    module.train()
+    try:
+        trained = trace(model, flow.path, list(flow.parameters), flow.constants, names)
+    except Untraceable as why:
+        raise Untraceable(f"in training mode {why}") from None
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+    if len(trained.steps) != len(flow.steps) or trained.output != flow.output:
+        raise Untraceable("it makes other calls in training mode")
+    found: dict[str, Step] = {}
+    for step, other in zip(flow.steps, trained.steps, strict=True):
+        if other == step:
+            continue
+        if replace(other, args=step.args, kwargs=step.kwargs) != step or not _differ_in_mode(
+            [step.args, step.kwargs], [other.args, other.kwargs]
+        ):
+            raise Untraceable(f"it makes another call for '{step.output}' in training mode")
+        found[step.output] = other
+    return found
+
+
+def _differ_in_mode(one: Any, other: Any) -> bool:
+    """Whether nested arguments are equal but for False that became True."""
+    if isinstance(one, (tuple, list)) and type(one) is type(other) and len(one) == len(other):
+        return all(map(_differ_in_mode, one, other))
+    return bool(type(one) is type(other) and (one == other or (one is False and other is True)))
 
 
 def _first_line(error: Exception) -> str:

@@ -799,7 +799,7 @@ def test_tampering_itself_is_sound(tmp_path: Path, saved: Path) -> None:
     octavo.load(tampered(tmp_path / "same", saved, lambda t, m: None), small_net())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0, 1e-42])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 0.0, 1e-42, -1e-42])
 def test_row_91_bad_scale(value: float, tmp_path: Path, saved: Path) -> None:
     def edit(tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
         tensors["0.weight_scale"][1] = value

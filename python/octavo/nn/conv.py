@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo import ops
 from octavo.nn import registry
@@ -57,6 +57,12 @@ class _QConv(QLayer):
         if not batched:
             y = y.squeeze(0)
         return y if input.dtype is torch.float32 else y.to(input.dtype)
+
+    @staticmethod
+    def call_float(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+        """Torch's convolution, padding mode included."""
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        return module._conv_forward(x, weight, module.bias)
 
     def pads(self) -> list[tuple[int, int]]:
         """Padding before and after each spatial dimension."""

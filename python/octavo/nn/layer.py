@@ -24,6 +24,7 @@ _MODULE_STATE = frozenset(nn.Module().__dict__)
 # What a quantized layer takes over from its float layer: the very hook tables, so that handles keep
 # working.
 _KEPT_STATE = frozenset({"training", *(name for name in _MODULE_STATE if "hooks" in name)})
+_TINY = torch.finfo(torch.float32).tiny
 _COMPUTED = frozenset({"weight", "bias", "forward"})
 
 
@@ -31,7 +32,8 @@ class QLayer(nn.Module):
     """A layer with integer weights that takes and returns floats.
 
     Attributes:
-        weight_scale: float32 [O], real size of one code step in each output channel; no gradient.
+        weight_scale: float32 [O], real size of one code step in each output channel, negative
+            where a trained BatchNorm's gamma was; no gradient.
         bias: float32 [O] or None; no gradient.
         panel: uint8 [bytes], codes, scale and bias packed for the active instruction set. Never
         changed in
@@ -106,6 +108,16 @@ class QLayer(nn.Module):
         weight = module.weight
         assert isinstance(weight, Tensor)
         return weight.detach()
+
+    @staticmethod
+    def call_float(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+        """The float layer's own result for ``x`` with another weight, which is in its order."""
+        raise NotImplementedError
+
+    @staticmethod
+    def channel_axis(module: nn.Module) -> int:
+        """The dimension of the float layer's weight that holds output channels."""
+        return 0
 
     def _float_weight(self, weight: Tensor) -> Tensor:
         """Turns a canonical weight into the order of the float class."""
@@ -368,11 +380,13 @@ class QLayer(nn.Module):
                 )
         for name in ("weight_scale", "input_scale"):
             scale = state_dict.get(prefix + name)
-            if scale is not None and not bool(
-                torch.all(torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny))
-            ):
+            if scale is None:
+                continue
+            size = scale.abs() if name == "weight_scale" else scale
+            if not bool(torch.all(torch.isfinite(scale) & (size >= _TINY))):
                 got = scale.flatten()[:4].tolist()
-                return f"{prefix}{name}: expected finite positive numbers, got {got}."
+                kind = "normal" if name == "weight_scale" else "positive"
+                return f"{prefix}{name}: expected finite {kind} numbers, got {got}."
         zero_point = state_dict.get(prefix + "input_zero_point")
         largest = 255 if self.input_params is None else self.input_params.qmax
         if zero_point is not None and not 0 <= int(zero_point) <= largest:

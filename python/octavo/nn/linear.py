@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo import ops
@@ -51,6 +52,18 @@ class QLinear(QLayer):
         """The weight of a float layer as [out, in], detached."""
         weight = QLayer.canonical_weight(module)
         return weight.t() if _is_transposed(type(module)) else weight
+
+    @staticmethod
+    def call_float(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+        """X W^T + b, or x W + b where the weight is [in, out]."""
+        bias = module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return F.linear(x, weight.t() if _is_transposed(type(module)) else weight, bias)
+
+    @staticmethod
+    def channel_axis(module: nn.Module) -> int:
+        """0, or 1 where the weight is [in, out]."""
+        return 1 if _is_transposed(type(module)) else 0
 
     def _float_weight(self, weight: Tensor) -> Tensor:
         return weight.t().contiguous() if _is_transposed(self.float_class) else weight

@@ -84,8 +84,8 @@ def check_bits(bits: object, where: str) -> None:
         raise ValueError(f"{where}: expected 2..8, got {bits}. Choose a width in that range.")
 
 
-def check_scales(scale: Tensor, length: int, where: str) -> None:
-    """Raises unless ``scale`` is float32 [length], finite, positive and normal."""
+def check_scales(scale: Tensor, length: int, where: str, signed: bool = False) -> None:
+    """Raises unless ``scale`` is float32 [length], finite, normal and, unless signed, positive."""
     check_dtype(scale, torch.float32, where)
     if scale.dim() != 1 or scale.shape[0] != length:
         raise ValueError(
@@ -94,11 +94,13 @@ def check_scales(scale: Tensor, length: int, where: str) -> None:
         )
     if scale.requires_grad:
         raise ValueError(f"{where}: expected no gradient, got requires_grad=True. Detach it.")
-    good = torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny)
+    size = scale.abs() if signed else scale
+    good = torch.isfinite(scale) & (size >= torch.finfo(torch.float32).tiny)
     if not bool(good.all()):
         index = int((~good).nonzero()[0])
+        kind = "normal" if signed else "positive normal"
         raise ValueError(
-            f"{where}: expected finite positive normal numbers, got {float(scale[index])} at "
+            f"{where}: expected finite {kind} numbers, got {float(scale[index])} at "
             f"index {index}. "
             "Use a scale of at least 1.2e-38."
         )

@@ -67,7 +67,7 @@ def pack_weight(
 
     Args:
         codes: int8 [O, I / groups(, kernel ...)] in torch's weight order, within ``bits`` bits.
-        scale: float32 [O], finite, positive, normal.
+        scale: float32 [O], finite, normal; negative where a BatchNorm's gamma was.
         bias: float32 [O] or None.
         groups: groups of the float layer, dividing O.
         bits: width of the codes, 2..8.
@@ -75,7 +75,7 @@ def pack_weight(
     checks.check_dtype(codes, torch.int8, "pack_weight: codes")
     _check_rank(codes, "pack_weight: codes")
     checks.check_bits(bits, "pack_weight: bits")
-    checks.check_scales(scale, codes.shape[0], "pack_weight: scale")
+    checks.check_scales(scale, codes.shape[0], "pack_weight: scale", signed=True)
     if bias is not None:
         checks.check_dtype(bias, torch.float32, "pack_weight: bias")
         if tuple(bias.shape) != (codes.shape[0],):

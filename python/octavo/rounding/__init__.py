@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from octavo.rounding.bias import correct_bias
 from octavo.rounding.codes import Codes
-from octavo.rounding.gptq import gptq
-from octavo.rounding.hqq import hqq
-from octavo.rounding.method import Method
-from octavo.rounding.nearest import nearest, nearest_of_layer
-from octavo.rounding.run import choose, round_model
-from octavo.rounding.squant import squant
+from octavo.rounding.nearest import nearest
+from octavo.scheme import Scheme
 
-__all__ = ["METHODS", "Codes", "Method", "choose", "correct_bias", "nearest", "round_model"]
+__all__ = ["METHODS", "Codes", "correct_bias", "nearest"]
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("nearest", nearest_of_layer),
-        Method("squant", squant),
-        Method("hqq", hqq),
-        Method("gptq", from_data=gptq),
-    )
+METHODS: dict[str, Callable[[Tensor, Tensor | None, Scheme], Codes]] = {
+    "nearest": nearest,
 }
-"""Name of a method to its row."""
+"""Name of a method to its function (weight, bias, scheme) -> Codes."""

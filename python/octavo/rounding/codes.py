@@ -16,8 +16,8 @@ __all__ = ["Codes"]
 class Codes:
     """A layer's weight in integers: real weight = codes * scale, per output channel.
 
-    codes: int8, shape and order of the torch weight [O, ...]. scale: float32 [O], normal and
-      positive.
+    codes: int8, shape and order of the torch weight [O, ...]. scale: float32 [O], normal,
+      negative only where a trained BatchNorm's gamma was.
     bias: float32 [O], bias correction included, or None.
     """
 

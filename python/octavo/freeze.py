@@ -1,0 +1,189 @@
+"""A trainee becomes integers: its steps, weights and statistics, through the rewrite of all."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from octavo.errors import describe
+from octavo.fold import affine_of, fold_pair, materialise
+from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
+from octavo.nn.training import Store, TrainedForward, trained_forward, trained_layer
+from octavo.plan import Plan, SitePlan
+from octavo.record import Record, attach, layer_records
+from octavo.regions import RegionPlan
+from octavo.rewrite import copy_model, rewrite
+from octavo.rounding import Codes
+from octavo.scheme import QParams
+from octavo.trainee import Training, forget, training_of
+
+__all__ = ["check_trainee", "freeze", "qparams_of"]
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def freeze(trainee: nn.Module, *, progress: bool = True) -> nn.Module:
+    """The integer model that a trainee has been trained to be, in evaluation mode.
+
+    Codes, steps and zero points are those of the trainee. A BatchNorm behind a layer goes into that
+    layer's multipliers and offsets: scale[c] * gamma / sqrt(var + eps), which may be negative.
+
+    Example:
+        >>> import torch, octavo
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(),
+        ...     torch.nn.Linear(64, 8))
+        >>> trainee = octavo.quantize(model, 4, data=torch.randn(32, 64), qat=True)
+        >>> final = octavo.freeze(trainee, progress=False)  # doctest: +SKIP
+
+    Args:
+        trainee: result of ``octavo.quantize(..., qat=True)``, trained. It stays as it is.
+        progress: tell on stderr what is worth saying.
+
+    Raises:
+        TypeError: trainee is no nn.Module, or wrapped (pass ``.module``).
+        ValueError: it is no trainee, or holds weights or steps that are not finite.
+    """
+    training = check_trainee(trainee, "freeze")
+    _check_finite(trainee)
+    with torch.no_grad(), torch.inference_mode(False):
+        params = qparams_of(trainee, training.plan)
+        weights = _weights(trainee, training.plan)
+        plain = _plain(trainee)
+        for _ in materialise(plain):
+            pass
+        factors: dict[str, Tensor] = {}
+        for norm, layer in training.batch_norms:
+            module = plain.get_submodule(norm)
+            assert isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
+            factors[layer] = affine_of(module)[0]
+            fold_pair(plain, norm, layer)
+        codes = {
+            site.name: _codes(plain, site, *weights[site.name], factors.get(site.name))
+            for site in training.plan.sites
+            if site.scheme is not None
+        }
+        notes = _notes(trainee)
+        for note in notes if progress else ():
+            print(f"octavo: {note}", file=sys.stderr)
+        layers = layer_records(plain, training.plan, codes, {})
+        result = rewrite(plain, training.plan, params, codes, inplace=True)
+    attach(result, Record(layers, training.float_bytes, notes))
+    return result
+
+
+def check_trainee(trainee: object, where: str) -> Training:
+    """What the trainee was made from; a worded error for anything else."""
+    if not isinstance(trainee, nn.Module):
+        raise TypeError(
+            f"{where}: trainee must be an nn.Module, got {describe(trainee)}. Pass the result of "
+            "octavo.quantize(..., qat=True)."
+        )
+    training = training_of(trainee)
+    if training is None:
+        inner = getattr(trainee, "module", getattr(trainee, "_orig_mod", None))
+        if isinstance(inner, nn.Module) and training_of(inner) is not None:
+            name = "module" if hasattr(trainee, "module") else "_orig_mod"
+            raise TypeError(
+                f"{where}: trainee must be the bare trainee, got a {type(trainee).__name__} "
+                f"around it. Pass its .{name}."
+            )
+        raise ValueError(
+            f"{where}: trainee must be the result of octavo.quantize(..., qat=True), got a "
+            f"{type(trainee).__name__} that is not. Quantize it with qat=True first."
+        )
+    return training
+
+
+def _check_finite(trainee: nn.Module) -> None:
+    for name, tensor in [*trainee.named_parameters(), *trainee.named_buffers()]:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
+            count = int((~torch.isfinite(tensor.detach())).sum())
+            raise ValueError(
+                f"freeze: {name!r} must be finite, got {count} NaN or infinite values. Go back to "
+                "the last good state of the training."
+            )
+
+
+def qparams_of(trainee: nn.Module, plan: Plan) -> dict[str, QParams]:
+    """Parameters of every stored value, by the keys of `octavo.calibrate`."""
+    found: dict[str, QParams] = {}
+    for flow_plan in plan.flows:
+        path = flow_plan.flow.path
+        forward = trained_forward(trainee.get_submodule(path))
+        assert isinstance(forward, TrainedForward)
+        stores = {action.root: action for action in forward.actions if isinstance(action, Store)}
+        for item in flow_plan.items:
+            if isinstance(item, RegionPlan):
+                for root in dict.fromkeys(item.params_of.values()):
+                    store = stores.get(f"{root}|{item.name}") or stores[root]
+                    table = trainee.get_submodule(store.layer).value_quantizers
+                    assert isinstance(table, nn.ModuleDict)
+                    quantizer = table[store.key]
+                    assert isinstance(quantizer, FakeQuantize)
+                    found[f"{path}:{root}"] = quantizer.qparams()
+    for site in plan.sites:
+        layer = None if site.scheme is None else trained_layer(trainee.get_submodule(site.name))
+        if layer is not None and layer.source is not None and not site.region:
+            found[f"site:{site.name}"] = layer.source.qparams()
+    return found
+
+
+def _weights(trainee: nn.Module, plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
+    """int8 codes of each layer in canonical order, and their scale."""
+    found = {}
+    for site in plan.sites:
+        if site.scheme is None:
+            continue
+        module = trainee.get_submodule(site.name)
+        quantizer, weight = module.weight_quantizer, module.weight
+        assert isinstance(quantizer, FakeQuantizeWeight) and isinstance(weight, Tensor)
+        codes, scale = quantizer.codes(weight)
+        found[site.name] = codes.movedim(quantizer.axis, 0).contiguous(), scale
+    return found
+
+
+def _plain(trainee: nn.Module) -> nn.Module:
+    """A copy with the classes' own forwards and without fake-quantizers, in evaluation mode."""
+    plain = copy_model(trainee)
+    for module in list(plain.modules()):
+        if trained_layer(module) is not None:
+            for name in ("weight_quantizer", "value_quantizers"):
+                module._modules.pop(name, None)
+        if trained_forward(module) is not None or trained_layer(module) is not None:
+            del module.__dict__["forward"]
+    forget(plain)
+    return plain.eval()
+
+
+def _codes(
+    plain: nn.Module, site: SitePlan, codes: Tensor, scale: Tensor, factor: Tensor | None
+) -> Codes:
+    """A layer's integers: the BatchNorm behind it has gone into its bias, and here its scale."""
+    assert site.scheme is not None
+    if factor is not None:
+        scale = (scale.double() * factor).float()
+        # A channel that the BatchNorm silences: the smallest scale there is says the same.
+        scale = torch.where(scale.abs() < _TINY, torch.full_like(scale, _TINY), scale)
+    bias = plain.get_submodule(site.name)._parameters.get("bias")
+    return Codes(codes, scale, None if bias is None else bias.detach().float(), site.scheme)
+
+
+def _notes(trainee: nn.Module) -> tuple[str, ...]:
+    """What is worth saying of how it was trained."""
+    trained = {
+        name: module
+        for name, module in trainee.named_modules()
+        if isinstance(module, (FakeQuantize, FakeQuantizeWeight)) and module.has_moved() is not None
+    }
+    still = [name for name, module in trained.items() if not module.has_moved()]
+    # A clip of PACT keeps still where no value reaches it.
+    if len(still) < len(trained) and all(trained[name].method == "pact" for name in still):
+        return ()
+    if not still:
+        return ()
+    return (
+        f"{len(still)} of {len(trained)} trained steps never moved (first {still[0]!r}): was "
+        "octavo.range_parameters(trainee) given to the optimizer?",
+    )

@@ -1,0 +1,313 @@
+"""Fake-quantizers: modules that round a value, or a layer's weight, as the integer model stores it.
+
+Each is one call of a fused operator. They stand inside the layers of a trainee
+(`octavo.nn.training`), so that their state travels with it: in state_dict, copies, pickles, and
+across processes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from octavo import ops
+from octavo.ranges import MIN_SCALE
+from octavo.scheme import QParams, Scheme
+
+__all__ = ["METHODS", "FakeQuantize", "FakeQuantizeWeight", "Monitor", "default_method"]
+
+METHODS = ("ste", "lsq", "lsq+", "pact", "dorefa")
+"""How ranges come about while training.
+
+ste: activations by a moving average of their range, weights by their largest magnitude.
+lsq: steps are trained (LSQ, arXiv 1902.08153). lsq+: zero points of activations too (2004.09576).
+pact: the upper end of activations that are never negative is trained (1805.06085); the rest is ste.
+dorefa: weights are tanh(w), activations keep their calibrated range (1606.06160).
+"""
+
+_LEARNED = frozenset({"lsq", "lsq+"})
+_MOMENTUM = 0.05
+
+
+def default_method(bits: int) -> str:
+    """The method where none is asked for: "ste" for 8 to 5 bits, "lsq" below."""
+    return "ste" if bits >= 5 else "lsq"
+
+
+class Monitor:
+    """Says where values stop being finite: once a step, at the first layer. One for a trainee."""
+
+    def __init__(self) -> None:
+        self.reported = 0
+
+    def report(self, what: str, count: int, step: int, low: float, high: float) -> None:
+        """Warns that a value holds ``count`` numbers that are not finite."""
+        if step == self.reported:
+            return  # Everything behind the first one is spoilt as well.
+        self.reported = step
+        warnings.warn(
+            f"training: {what} must be finite, got {count} NaN or infinite values in training "
+            f"step {step}. Its range stays at {low:.4g} .. {high:.4g}. Skip this batch; usual "
+            "causes are the learning rate and overflow in float16.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _is_recomputing() -> bool:
+    """Whether this forward runs inside a backward pass: gradient checkpointing repeats it there."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class FakeQuantize(nn.Module):
+    """One activation, fake-quantized: codes 0 .. 2^bits - 1, zero among them.
+
+    Attributes:
+        what: names the value in messages.
+        bits: width of its codes.
+        method: a row of `METHODS`.
+        relu: whether max(x, 0) is part of it.
+        is_frozen: whether its range keeps still in training too.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    alpha: Tensor
+    start: Tensor
+    range: Tensor
+
+    def __init__(
+        self, start: QParams, method: str, what: str, monitor: Monitor, relu: bool = False
+    ) -> None:
+        super().__init__()
+        self.what, self.bits, self.relu = what, start.bits, relu
+        self.is_frozen = False
+        self.monitor = monitor
+        self.calls = 0
+        if method == "pact" and start.zero_point != 0:
+            method = "ste"  # A clip from 0 upward does not fit values of both signs.
+        self.method = method
+        scale, zero = float(start.scale), float(start.zero_point)
+        if method in _LEARNED:
+            self.scale = nn.Parameter(torch.tensor([scale]))
+            zero_point = torch.tensor([zero])
+            if method == "lsq+":
+                self.zero_point = nn.Parameter(zero_point)
+            else:
+                self.register_buffer("zero_point", zero_point)
+            self.register_buffer("start", torch.tensor([scale]))
+        elif method == "pact":
+            self.alpha = nn.Parameter(torch.tensor([scale * self.qmax]))
+            self.register_buffer("start", self.alpha.detach().clone())
+        else:
+            ends = torch.tensor([-zero * scale, (self.qmax - zero) * scale])
+            self.register_buffer("range", ends)
+
+    @property
+    def qmax(self) -> int:
+        """Largest code."""
+        return (1 << self.bits) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` rounded to what its codes stand for."""
+        if self.method in _LEARNED:
+            return self._learned(x)
+        if self.method == "pact":
+            alpha = self.alpha.detach() if self.is_frozen else self.alpha
+            self._check_learned(alpha)
+            return ops.fake_quantize_clipped(x, alpha, bits=self.bits)
+        return self._observed(x)
+
+    def _learned(self, x: Tensor) -> Tensor:
+        scale, zero_point = self.scale, self.zero_point
+        if self.is_frozen:
+            scale, zero_point = scale.detach(), zero_point.detach()
+        self._check_learned(scale)
+        features = x.numel() // max(x.shape[0], 1) if x.dim() > 1 else x.numel()
+        return ops.fake_quantize_learned(
+            x,
+            scale,
+            zero_point,
+            qmin=0,
+            qmax=self.qmax,
+            grad_scale=1.0 / math.sqrt(max(features, 1) * self.qmax),
+            relu=self.relu,
+        )
+
+    def _observed(self, x: Tensor) -> Tensor:
+        update = (
+            self.training
+            and not self.is_frozen
+            and self.method != "dorefa"
+            and not _is_recomputing()
+        )
+        if update and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self._observe_together(x)
+            update = False
+        observed = ops.observe_fake_quantize(
+            x, self.range, update=update, relu=self.relu, **self._rule()
+        )
+        if update and not torch.compiler.is_compiling():
+            self.calls += 1
+            bad = int(observed.non_finite)
+            if bad:
+                self.monitor.report(self.what, bad, self.calls, *self.range.tolist())
+        return observed.y
+
+    def _rule(self) -> dict[str, Any]:
+        """Eight bits afford the whole range, fewer one that is clipped for the smallest error."""
+        rule = "minmax" if self.bits == 8 else "mse"
+        return {"qmin": 0, "qmax": self.qmax, "momentum": _MOMENTUM, "rule": rule}
+
+    @torch.no_grad()
+    def _observe_together(self, x: Tensor) -> None:
+        """Moves the range by what all processes see.
+
+        All start from one range, so the outermost of the moved ones is the one that the outermost
+        ends of all batches give.
+        """
+        observed = ops.observe_fake_quantize(x, self.range, relu=self.relu, **self._rule())
+        self.calls += 1
+        bad = int(observed.non_finite)
+        if bad:
+            self.monitor.report(self.what, bad, self.calls, *self.range.tolist())
+        ends = self.range * self.range.new_tensor([-1.0, 1.0])
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        self.range.copy_(ends * ends.new_tensor([-1.0, 1.0]))
+
+    def _check_learned(self, step: Tensor) -> None:
+        if self.training and not torch.compiler.is_compiling():
+            self.calls += 1
+            value = float(step.detach())
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"training: the step of {self.what} must be finite, got {value} in training "
+                    f"step {self.calls}. Go back to the last good state and skip batches whose "
+                    "loss is not finite."
+                )
+
+    @torch.no_grad()
+    def qparams(self) -> QParams:
+        """The parameters in use, as the integer model takes them."""
+        if self.method in _LEARNED:
+            scale = self.scale.abs().clamp_min(MIN_SCALE)
+            zero = self.zero_point.round().clamp(0, self.qmax)
+        elif self.method == "pact":
+            scale = (self.alpha / self.qmax).abs().clamp_min(MIN_SCALE)
+            zero = torch.zeros(1)
+        else:
+            observed = ops.observe_fake_quantize(
+                torch.zeros(1), self.range, update=False, **self._rule()
+            )
+            scale, zero = observed.scale, observed.zero_point
+        return QParams(float(scale), int(zero), self.bits)
+
+    def has_moved(self) -> bool | None:
+        """Whether a trained step differs from its start; None where nothing is trained."""
+        if self.method in _LEARNED:
+            return not torch.equal(self.scale.detach(), self.start)
+        return not torch.equal(self.alpha.detach(), self.start) if self.method == "pact" else None
+
+    def extra_repr(self) -> str:
+        """Width and method."""
+        return f"{self.bits} bits, {self.method}" + (", relu" if self.relu else "")
+
+
+class FakeQuantizeWeight(nn.Module):
+    """A layer's weight, fake-quantized per output channel on the symmetric grid of its scheme.
+
+    Attributes:
+        scheme: width of the codes.
+        method: a row of `METHODS`.
+        axis: dimension of the output channels.
+        scale: float32 [O]; a Parameter where steps are trained, else a buffer that each training
+            step forms anew: ratio * largest magnitude / qmax.
+        ratio: float32 [O], where the clip that was best at the start lies.
+    """
+
+    scale: Tensor
+    ratio: Tensor
+    start: Tensor
+
+    def __init__(
+        self, weight: Tensor, scale: Tensor, scheme: Scheme, method: str, *, axis: int, what: str
+    ) -> None:
+        super().__init__()
+        self.scheme, self.axis, self.what = scheme, axis, what
+        self.is_frozen = False
+        self.method = method if method in ("lsq", "lsq+", "dorefa") else "ste"
+        if self.method in _LEARNED:
+            self.scale = nn.Parameter(scale.clone())
+            self.register_buffer("start", scale.clone())
+            return
+        self.register_buffer("scale", scale.clone())
+        ratio = torch.ones_like(scale)
+        if self.method == "ste":
+            largest = self._largest(weight)
+            ratio = torch.where(largest > 0, scale * scheme.qmax / largest, ratio).clamp(0.01, 1.0)
+        self.register_buffer("ratio", ratio)
+        self._refresh(self._shaped(weight.detach()))
+
+    def _largest(self, weight: Tensor) -> Tensor:
+        """float32 [O]: the largest magnitude of each channel."""
+        others = [d for d in range(weight.dim()) if d != self.axis]
+        return weight.detach().abs().amax(others).float() if others else weight.detach().abs()
+
+    def _shaped(self, weight: Tensor) -> Tensor:
+        """DoReFa's tanh; its division by the maximum is undone by the scale and left out."""
+        return weight.tanh() if self.method == "dorefa" else weight
+
+    @torch.no_grad()
+    def _refresh(self, weight: Tensor) -> Tensor:
+        scale = (self._largest(weight) * self.ratio / self.scheme.qmax).clamp_min(MIN_SCALE)
+        if not bool(torch.isfinite(scale).all()) and not torch.compiler.is_compiling():
+            raise ValueError(
+                f"training: the weight of {self.what} must be finite, got NaN or infinite values. "
+                "Go back to the last good state and skip batches whose loss is not finite."
+            )
+        self.scale.copy_(scale)
+        return scale
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight`` rounded to what its codes stand for."""
+        qmin, qmax = self.scheme.qmin, self.scheme.qmax
+        if self.method in _LEARNED:
+            scale = self.scale.detach() if self.is_frozen else self.scale
+            per_channel = weight.numel() // max(weight.shape[self.axis], 1)
+            return ops.fake_quantize_learned(
+                weight,
+                scale,
+                qmin=qmin,
+                qmax=qmax,
+                axis=self.axis,
+                grad_scale=1.0 / math.sqrt(max(per_channel, 1) * qmax),
+            )
+        shaped = self._shaped(weight)
+        if self.training and not self.is_frozen and not _is_recomputing():
+            scale = self._refresh(shaped)  # Not the buffer: that changes before the backward pass.
+        else:
+            scale = self.scale
+        return ops.fake_quantize(shaped, scale, qmin=qmin, qmax=qmax, axis=self.axis)
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """int8 codes of ``weight`` in its own order, and their float32 [O] scale."""
+        scale = self.scale.detach().abs().clamp_min(MIN_SCALE)
+        shaped = self._shaped(weight.detach()).float()
+        qmin, qmax = self.scheme.qmin, self.scheme.qmax
+        return ops.quantize_per_channel(shaped, scale, self.axis, qmin, qmax), scale
+
+    def has_moved(self) -> bool | None:
+        """Whether a trained step differs from its start; None where nothing is trained."""
+        if self.method not in _LEARNED:
+            return None
+        return not torch.equal(self.scale.detach(), self.start)
+
+    def extra_repr(self) -> str:
+        """Width and method."""
+        return f"{self.scheme.bits} bits, {self.method}"

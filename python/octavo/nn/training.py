@@ -1,0 +1,371 @@
+"""The runtime of a trainee: layers that fake-quantize their weights, and captured forwards.
+
+Both are callables in ``module.__dict__["forward"]``, so that every module keeps its class, its name
+and its very Parameters. A captured forward is the float one, step by step, with fake-quantizers at
+the values that the integer model stores. A call that does not fit what was captured runs the
+class's own forward, where each layer quantizes its own input.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from octavo.flow import Flow, Step, evaluate, refs, substitute
+from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
+from octavo.nn.layer import QLayer
+from octavo.replay import flow_arguments
+
+__all__ = ["Compute", "Store", "TrainedForward", "TrainedLayer", "trained_forward", "trained_layer"]
+
+_GONE = (
+    "forward: expected the module that it belongs to, got one that is gone. Keep the module itself."
+)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """One float call.
+
+    step: the call in evaluation mode. training: in training mode, where that differs.
+    is_layer: whether its module is a layer whose input has been fake-quantized before.
+    """
+
+    step: Step
+    training: Step | None = None
+    is_layer: bool = False
+
+
+@dataclass(frozen=True)
+class Store:
+    """A value that the integer model stores.
+
+    value: what is fake-quantized. result: the name of what comes out. root: that of the value in
+      the plan, which stands behind a dropout.
+    layer, key: the fake-quantizer is ``layer.value_quantizers[key]``.
+    relu: the call of a ReLU from ``value`` that the fake-quantizer includes.
+    """
+
+    value: str
+    result: str
+    root: str
+    layer: str
+    key: str
+    relu: Step | None = None
+
+
+def trained_forward(module: nn.Module) -> TrainedForward | None:
+    """The captured forward of a trainee's module, None if there is none."""
+    forward = module.__dict__.get("forward")
+    return forward if isinstance(forward, TrainedForward) else None
+
+
+def trained_layer(module: nn.Module) -> TrainedLayer | None:
+    """What stands for the forward of a trainee's layer, None for any other module."""
+    forward = module.__dict__.get("forward")
+    return forward if isinstance(forward, TrainedLayer) else None
+
+
+class _Owned:
+    """A forward that belongs to one module, held weakly: the module holds it."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self._attach(owner)
+
+    def _attach(self, owner: nn.Module) -> None:
+        self._owner = weakref.ref(owner)
+        self.__signature__ = inspect.signature(type(owner).forward.__get__(owner))
+
+    def owner(self) -> nn.Module:
+        """The module whose forward this is."""
+        owner = self._owner()
+        if owner is None:
+            raise RuntimeError(_GONE)
+        return owner
+
+
+class TrainedLayer(_Owned):
+    """The forward of a layer whose weight is fake-quantized.
+
+    Args:
+        owner: the float layer, with a ``weight_quantizer``.
+        quantized: the class that computes it in integers, which knows how to call it in float.
+        source: fake-quantizer of its input, None for dynamic activations.
+    """
+
+    def __init__(
+        self, owner: nn.Module, quantized: type[QLayer], source: FakeQuantize | None
+    ) -> None:
+        super().__init__(owner)
+        self.quantized, self.source = quantized, source
+
+    def __call__(self, input: Tensor, quantized: bool = False) -> Tensor:
+        """The layer's result.
+
+        quantized: whether ``input`` is what a fake-quantizer gave.
+        """
+        owner = self.owner()
+        if not quantized and self.source is not None:
+            input = self.source(input)
+        quantizer = owner.weight_quantizer
+        assert isinstance(quantizer, FakeQuantizeWeight)
+        return self.quantized.call_float(owner, input, quantizer(owner.weight))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainedLayer:
+        owner = self.owner()
+        twin = TrainedLayer(memo.get(id(owner), owner), self.quantized, None)
+        twin.source = copy.deepcopy(self.source, memo)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"owner": self.owner(), "quantized": self.quantized, "source": self.source}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.quantized, self.source = state["quantized"], state["source"]
+        self._attach(state["owner"])
+
+    def __repr__(self) -> str:
+        return f"TrainedLayer({self.quantized.__name__})"
+
+
+class TrainedForward(_Owned):
+    """The forward of a captured module in a trainee.
+
+    Args:
+        owner: the module.
+        flow: what was captured.
+        actions: float calls and stores, in execution order.
+    """
+
+    def __init__(self, owner: nn.Module, flow: Flow, actions: tuple[Compute | Store, ...]) -> None:
+        super().__init__(owner)
+        self.flow, self.actions = flow, actions
+        self._bound: _Bound | None = None
+
+    def prepare(self) -> None:
+        """Finds the modules now rather than in the first call."""
+        self._bound = _Bound(self.owner(), self.flow, self.actions)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the class's own forward would be called with, and return."""
+        owner = self.owner()
+        tensors = self._tensors(args, kwargs)
+        bound = self._bound
+        if bound is None or (not torch.compiler.is_compiling() and bound.is_stale()):
+            bound = self._bound = _Bound(owner, self.flow, self.actions)
+        if tensors is None or any(bound.container_hooks):
+            return type(owner).forward(owner, *args, **kwargs)
+        values = dict(zip(self.flow.parameters, tensors, strict=True))
+        bound.run(values, owner.training)
+        return substitute(self.flow.output, lambda ref: values[ref.name])
+
+    def values(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The result, and every value by its name; None if the call was not captured."""
+        tensors = self._tensors(args, kwargs)
+        if tensors is None:
+            return None
+        bound = _Bound(self.owner(), self.flow, self.actions)
+        values = dict(zip(self.flow.parameters, tensors, strict=True))
+        kept = dict(values)
+        bound.run(values, self.owner().training, kept)
+        return substitute(self.flow.output, lambda ref: values[ref.name]), kept
+
+    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...] | None:
+        """The tensors of a call that fits the flow, else None."""
+        flow = self.flow
+        if not kwargs and len(args) == len(flow.parameters) and not flow.constants:
+            for name, value in zip(flow.parameters, args, strict=True):
+                if not isinstance(value, Tensor) or (
+                    name in flow.shapes and value.dim() != len(flow.shapes[name])
+                ):
+                    return None
+            return args
+        return flow_arguments(flow, self.__signature__, args, kwargs)
+
+    # ---- copies: made while the owner is not complete, so modules are found in the first call
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainedForward:
+        owner = self.owner()
+        return TrainedForward(memo.get(id(owner), owner), self.flow, self.actions)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"owner": self.owner(), "flow": self.flow, "actions": self.actions}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.flow, self.actions = state["flow"], state["actions"]
+        self._attach(state["owner"])
+        self._bound = None
+
+    def __repr__(self) -> str:
+        stores = sum(isinstance(action, Store) for action in self.actions)
+        return f"TrainedForward(path={self.flow.path!r}, stored values={stores})"
+
+
+_Run = Callable[[dict[str, Any], bool], None]
+
+
+class _Bound:
+    """Actions with the modules of one owner."""
+
+    def __init__(self, owner: nn.Module, flow: Flow, actions: tuple[Compute | Store, ...]) -> None:
+        self._prefix = f"{flow.path}." if flow.path else ""
+        self._owner = weakref.ref(owner)
+        self._links: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
+        containers: dict[int, nn.Module] = {}
+        called = [step for action in actions for step in _calls(action)]
+        modules: dict[str, nn.Module] = {}
+        for name in dict.fromkeys(step.module for step in called):
+            if not name or name == flow.path:
+                continue
+            module = owner
+            parts = name.removeprefix(self._prefix).split(".")
+            for depth, part in enumerate(parts):
+                child = module._modules.get(part)
+                if child is None:
+                    raise AttributeError(f"module {name!r}: expected it in the model, got none.")
+                self._links.append((module._modules, part, child))
+                module = child
+                if depth + 1 < len(parts):
+                    containers[id(module)] = module
+            modules[name] = module
+        self._modules = modules
+        # Modules whose calls are no steps: where one has a hook, the class's own forward calls it.
+        self.container_hooks = tuple(
+            table
+            for module in containers.values()
+            for table in (module._forward_hooks, module._forward_pre_hooks)
+        )
+        self._tables = [table for table, _, _ in self._links]
+        self._parts = [part for _, part, _ in self._links]
+        self._children = [child for _, _, child in self._links]
+        stored = {action.result for action in actions if isinstance(action, Store)}
+        self._runs = [
+            (self._store(action) if isinstance(action, Store) else self._compute(action, stored))
+            for action in actions
+        ]
+        self._results = [
+            action.result if isinstance(action, Store) else action.step.output for action in actions
+        ]
+        self._dead = _last_reads(flow, actions)
+
+    def module_of(self, name: str) -> nn.Module:
+        """The module of a qualified name (from the root model)."""
+        found = self._modules.get(name)
+        if found is None:
+            owner = self._owner()
+            if owner is None:
+                raise RuntimeError(_GONE)
+            inside = name.startswith(self._prefix) and name != self._prefix[:-1]
+            found = owner.get_submodule(name.removeprefix(self._prefix)) if inside else owner
+        return found
+
+    def is_stale(self) -> bool:
+        """Whether a child was replaced since."""
+        return not all(map(operator.is_, map(dict.get, self._tables, self._parts), self._children))
+
+    def run(
+        self, values: dict[str, Any], training: bool, kept: dict[str, Any] | None = None
+    ) -> None:
+        """Executes all actions on ``values``; ``kept`` gets all that comes out."""
+        for run, result, dead in zip(self._runs, self._results, self._dead, strict=True):
+            run(values, training)
+            if kept is not None:
+                kept[result] = values[result]
+            for name in dead:
+                values.pop(name, None)
+
+    def _store(self, action: Store) -> _Run:
+        quantizers = self.module_of(action.layer).value_quantizers
+        assert isinstance(quantizers, nn.ModuleDict)
+        quantizer = quantizers[action.key]
+        value, result, relu = action.value, action.result, action.relu
+        if relu is None or not relu.module:
+
+            def store(values: dict[str, Any], training: bool) -> None:
+                values[result] = quantizer(values[value])
+
+            return store
+        module, step = self.module_of(relu.module), relu
+
+        def store_relu(values: dict[str, Any], training: bool) -> None:
+            if _is_watched(module):
+                evaluate(step, self.module_of, values)
+                values[result] = quantizer(values[step.output])
+            else:
+                values[result] = quantizer(values[value])
+
+        return store_relu
+
+    def _compute(self, action: Compute, stored: set[str]) -> _Run:
+        step, other = action.step, action.training
+        if step.module and not step.args and not step.kwargs:
+            module = self.module_of(step.module)
+            (value,), result = step.inputs, step.output
+            if action.is_layer:
+
+                def layer(values: dict[str, Any], training: bool) -> None:
+                    values[result] = module(values[value], quantized=True)
+
+                return layer
+            # What works in place must not write into what others read, or autograd needs.
+            copies = value in stored and bool(getattr(module, "inplace", False))
+
+            def call(values: dict[str, Any], training: bool) -> None:
+                x = values[value]
+                values[result] = module(x.clone() if copies else x)
+
+            return call
+
+        def general(values: dict[str, Any], training: bool) -> None:
+            evaluate(other if training and other is not None else step, self.module_of, values)
+
+        return general
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a hook would see a call of the module."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+    )
+
+
+def _calls(action: Compute | Store) -> Iterator[Step]:
+    if isinstance(action, Compute):
+        yield action.step
+    elif action.relu is not None:
+        yield action.relu
+
+
+def _reads(action: Compute | Store) -> Iterator[str]:
+    if isinstance(action, Store):
+        yield action.value
+    for step in _calls(action):
+        yield from step.inputs
+        yield from refs([step.args, dict(step.kwargs)])
+
+
+def _last_reads(flow: Flow, actions: tuple[Compute | Store, ...]) -> list[tuple[str, ...]]:
+    """For each action the values that nothing reads after it."""
+    last: dict[str, int] = {}
+    for index, action in enumerate(actions):
+        defined = [action.result] if isinstance(action, Store) else [action.step.output]
+        defined += [step.output for step in _calls(action)]
+        for name in (*_reads(action), *defined):
+            last[name] = index
+    for name in refs(flow.output):
+        last[name] = len(actions)
+    return [tuple(n for n, index in last.items() if index == i) for i in range(len(actions))]
