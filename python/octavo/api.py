@@ -18,12 +18,11 @@ from octavo.errors import NothingQuantizedError, describe
 from octavo.fold import fold
 from octavo.measure import tensor_bytes
 from octavo.nn.layer import QLayer
-from octavo.nn.registry import canonical_weight
 from octavo.plan import Plan, plan
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import copy_model, rewrite
 from octavo.rewrite import dequantize as _dequantize
-from octavo.rounding import METHODS, Codes, correct_bias
+from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
 from octavo.scheme import Scheme
 from octavo.trainee import make_trainee
 
@@ -74,11 +73,13 @@ def quantize(
         grid: "linear".
         activations: "dynamic", or the bits 2..8 of static ones (needs data). Default: 8 with data,
           else "dynamic".
-        rounding: "nearest" (default).
+        rounding: "nearest", "squant" or "hqq" (no data needed), "gptq" (needs data). Default: by
+            bits, data and effort, said in the report.
         ranges: "huber" (default: squared error that giant values count in linearly), "mse",
             "minmax" or "percentile".
-        effort: with data, "balanced" corrects biases and equalizes channel ranges in networks with
-            depthwise convolutions, "fast" does not.
+        effort: "fast" rounds plainly and takes ranges as they are. "balanced" searches codes of few
+            bits, and with data corrects biases and equalizes channel ranges in networks with
+            depthwise convolutions.
         exclude: names, globs or classes of layers to leave out.
         only: names, globs or classes of layers to keep to.
         inplace: change and return ``model`` itself. If anything fails it is as it was.
@@ -105,7 +106,7 @@ def quantize(
     checks.check_unknown(unknown, ["model", "bits", "data", *(quantize.__kwdefaults__ or {})])
     checks.check_choices(
         grid=grid, group_size=group_size, rounding=rounding, ranges=ranges, effort=effort,
-        evaluate=evaluate, max_drop=max_drop, qat=qat, method=method,
+        evaluate=evaluate, max_drop=max_drop, qat=qat, method=method, has_data=data is not None,
     )  # fmt: skip
     asked, activation_bits = checks.check_widths(bits, activations, data is not None)
     exclude, only = checks.check_patterns("exclude", exclude), checks.check_patterns("only", only)
@@ -149,11 +150,19 @@ def quantize(
             decided = without_unreached(decided, calibration)
             params = calibration.qparams
             notes.add_all(calibration.notes)
-        codes = _round(work, decided, rounding or "nearest", notes)
+        if qat:
+            rounding = "nearest"  # For the report: training decides.
+        how = METHODS[rounding or _chosen_rounding(decided, batches, effort, notes)]
+        codes, said = round_model(
+            work, decided, how, qparams=params, data=batches, progress=progress
+        )
+        notes.add_all([*said, *_zero_channels(codes)])
         measured: dict[str, float] = {}
         if batches is not None and effort != "fast" and codes and not qat:
             correction = correct_bias(work, decided, params, codes, batches)
-            codes, measured = correction.codes, correction.output_sqnr
+            measured = correction.output_sqnr
+            if not how.needs_data:  # The others have fitted the biases.
+                codes = correction.codes
         layers = layer_records(work, decided, codes, measured, divided)
         if qat:
             result = make_trainee(
@@ -264,24 +273,23 @@ def _nothing(found: Capture) -> str:
     )
 
 
-def _round(model: nn.Module, decided: Plan, rounding: str, notes: _Notes) -> dict[str, Codes]:
-    """Codes of every layer with a scheme; layers of one weight share theirs."""
-    codes: dict[str, Codes] = {}
+def _chosen_rounding(decided: Plan, batches: Batches | None, effort: str, notes: _Notes) -> str:
+    widths = [site.scheme.bits for site in decided.sites if site.scheme]
+    name, why = choose(widths, batches is not None, effort)
+    if name != "nearest":
+        notes.add(f"rounding {name!r} chosen for {why}")
+    return name
+
+
+def _zero_channels(codes: Mapping[str, Codes]) -> Iterator[str]:
     zero: list[str] = []
-    for site in decided.sites:
-        if site.scheme is None:
-            continue
-        module = model.get_submodule(site.name)
-        weight = canonical_weight(module)
-        bias = module._parameters.get("bias")
-        codes[site.name] = METHODS[rounding](weight, bias, site.scheme)
-        empty = int((~codes[site.name].codes.flatten(1).any(1)).sum()) if weight.numel() else 0
+    for name, code in codes.items():
+        empty = int((~code.codes.flatten(1).any(1)).sum()) if code.codes.numel() else 0
         if empty:
-            zero.append(f"{site.name!r} ({empty} of {weight.shape[0]})")
+            zero.append(f"{name!r} ({empty} of {code.codes.shape[0]})")
     if zero:
         more = ", ..." if len(zero) > 5 else ""
-        notes.add(f"output channels whose weights are all zero: {', '.join(zero[:5])}{more}")
-    return codes
+        yield f"output channels whose weights are all zero: {', '.join(zero[:5])}{more}"
 
 
 @contextlib.contextmanager

@@ -97,6 +97,23 @@ class Batches:
                 "Pass batches, or leave data out for dynamic activations."
             )
 
+    def recorded(self, model: nn.Module) -> list[Call]:
+        """The calls as a list; where a callable runs the model, the calls that it makes."""
+        if self.runs_model is None:
+            return list(self.calls(model))
+        found: list[Call] = []
+
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(Call(args, kwargs))
+
+        handle = model.register_forward_pre_hook(record, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                self.runs_model(model)
+        finally:
+            handle.remove()
+        return found
+
     def first(self, model: nn.Module) -> Call | None:
         """The first call; None where a callable runs the model itself."""
         return None if self.runs_model else next(iter(self.calls(model)))

@@ -399,11 +399,18 @@ def check_choices(
     max_drop: object,
     qat: object,
     method: object,
+    has_data: bool = True,
 ) -> None:
     """Refuses values that do not exist, and says of later work that it is not available yet."""
     _one_of("grid", grid, GRIDS)
     if rounding is not None:
         _one_of("rounding", rounding, tuple(METHODS))
+        if METHODS[str(rounding)].needs_data and not has_data:
+            free = ", ".join(repr(m.name) for m in METHODS.values() if not m.needs_data)
+            raise ValueError(
+                f"quantize: data must be batches for rounding={rounding!r}, got None. Pass "
+                f"data=batches, or choose one of {free}."
+            )
     if ranges is not None:
         _one_of("ranges", ranges, tuple(RULES))
     _one_of("effort", effort, ("fast", "balanced"))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from octavo.rounding.bias import correct_bias
 from octavo.rounding.codes import Codes
-from octavo.rounding.nearest import nearest
-from octavo.scheme import Scheme
+from octavo.rounding.gptq import gptq
+from octavo.rounding.hqq import hqq
+from octavo.rounding.method import Method
+from octavo.rounding.nearest import nearest, nearest_of_layer
+from octavo.rounding.run import choose, round_model
+from octavo.rounding.squant import squant
 
-__all__ = ["METHODS", "Codes", "correct_bias", "nearest"]
+__all__ = ["METHODS", "Codes", "Method", "choose", "correct_bias", "nearest", "round_model"]
 
-METHODS: dict[str, Callable[[Tensor, Tensor | None, Scheme], Codes]] = {
-    "nearest": nearest,
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("nearest", nearest_of_layer),
+        Method("squant", squant),
+        Method("hqq", hqq),
+        Method("gptq", from_data=gptq),
+    )
 }
-"""Name of a method to its function (weight, bias, scheme) -> Codes."""
+"""Name of a method to its row."""

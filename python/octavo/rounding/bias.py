@@ -12,19 +12,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo import ops
 from octavo.batches import Batches
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.measure import decibels
 from octavo.plan import FlowPlan, Plan, RegionPlan
 from octavo.replay import replayed
 from octavo.rounding.codes import Codes
+from octavo.rounding.lockstep import fake_quantize
+from octavo.rounding.units import apply_layer
 from octavo.scheme import QParams
 
-__all__ = ["Correction", "correct_bias", "fake_quantize"]
+__all__ = ["Correction", "correct_bias"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +80,6 @@ def correct_bias(
         for handle in handles:
             handle.remove()
     return runner.result()
-
-
-def fake_quantize(x: Tensor, p: QParams) -> Tensor:
-    """What the integers stand for: scale * (q - zero_point), by octavo's own operators."""
-    return ops.dequantize(ops.quantize(x, p.scale, p.zero_point, p.qmax), p.scale, p.zero_point)
 
 
 class _Mean:
@@ -204,7 +199,7 @@ class _Lockstep:
         """The corrected output of a layer with integer weights on the quantized input ``x``."""
         code = self.codes[name]
         bias = self.batch_bias.get(name, code.bias)
-        y = _apply(module, x.to(torch.float32), code.dequantize(), bias)
+        y = apply_layer(module, x.to(torch.float32), code.dequantize(), bias)
         spatial = code.codes.dim() - 2  # Codes are [O, I], [O, I, k] or [O, I, kh, kw].
         channels = y.dim() - 1 - spatial
         positions = y.numel() // max(y.shape[channels], 1)
@@ -246,13 +241,6 @@ def _channel_mean(x: Tensor, channels: int) -> Tensor:
     while rows.dim() > 2:
         rows = rows.mean(-1)
     return rows.mean(1, dtype=torch.float64) if rows.dim() > 1 else rows.double()
-
-
-def _apply(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The layer's own arithmetic with another weight (in canonical order) and bias."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return module._conv_forward(x, weight, bias)
-    return F.linear(x, weight, bias)
 
 
 def _last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.ranges import MIN_SCALE
 from octavo.rounding.codes import Codes
 from octavo.scheme import Scheme
 
-__all__ = ["nearest"]
+__all__ = ["nearest", "nearest_of_layer", "round_to_codes"]
 
 _EXPONENT = 2.4  # Lp norm of the weight error: p > 2 protects large weights (JingInAI/Quantize).
 _COARSE = tuple(-i / 100 for i in range(8, 81, 8))  # Ratios 0.92, 0.84, ... 0.20
@@ -42,6 +42,11 @@ def nearest(weight: Tensor, bias: Tensor | None, scheme: Scheme) -> Codes:
     if bias is not None:
         bias = bias.detach().to(torch.float32).clone()
     return Codes(codes.view(weight.shape), scale, bias, scheme)
+
+
+def nearest_of_layer(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
+    """`nearest` for a layer with its canonical weight."""
+    return nearest(weight, module._parameters.get("bias"), scheme)
 
 
 def round_to_codes(rows: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:

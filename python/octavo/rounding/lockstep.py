@@ -1,0 +1,391 @@
+"""Runs a model in float and as the integers will, side by side, halting where something is rounded.
+
+Every batch has two runs, each a call of the model in a thread of its own; exactly one of all
+threads runs at any time. A run halts in front of (float: behind) every layer or block that has no
+integers yet. When the runs of all batches have come to the same place, the caller gets their inputs
+and outputs, rounds, and the runs go on with the integers. So each layer is rounded on what the
+rounded layers before it give, with one pass over the data, whatever the model's forward does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo import ops
+from octavo.batches import Batches, Call
+from octavo.flow import Flow
+from octavo.nn.registry import canonical_weight
+from octavo.plan import FlowPlan, Plan, SitePlan
+from octavo.replay import replayed
+from octavo.rounding.codes import Codes
+from octavo.rounding.units import Block, apply_layer, blocks_of, finish, walk_block
+from octavo.scheme import QParams
+
+__all__ = ["Lockstep", "Pause", "fake_quantize"]
+
+_MERGED = 64  # Samples of one run: small batches are joined, so that there are few threads.
+_RUNS = 256
+_MEMORY = 3 << 30  # Bytes of activations that all runs together may hold.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pause:
+    """A layer or block that has no integers yet, reached by the runs.
+
+    layers: names of its layers. block: None for a layer alone. inputs: of each batch, as the
+    rounded layers before give them; a layer's are in their codes, a block's are not yet.
+    float_inputs, targets: of each batch, of the float model. For a block these are {value: tensor},
+    for a layer tensors.
+    """
+
+    layers: tuple[str, ...]
+    block: Block | None
+    inputs: list[Any]
+    float_inputs: list[Any]
+    targets: list[Any]
+
+
+def fake_quantize(x: Tensor, p: QParams) -> Tensor:
+    """What the integers stand for: scale * (q - zero_point), by octavo's own operators."""
+    return ops.dequantize(ops.quantize(x, p.scale, p.zero_point, p.qmax), p.scale, p.zero_point)
+
+
+def fake_quantize_rows(x: Tensor, spatial: int) -> Tensor:
+    """8-bit codes with a range of each row, of each sample where ``spatial`` dimensions follow."""
+    over = tuple(range(x.dim() - 1 - spatial, x.dim()))
+    low = x.amin(over, keepdim=True).clamp(max=0)
+    high = x.amax(over, keepdim=True).clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1.2e-7)
+    zero = (-low / scale).round()
+    return ((x / scale).round().maximum(-zero).minimum(255 - zero)) * scale
+
+
+class Lockstep:
+    """Both kinds of runs of one model over some batches.
+
+    Args:
+        model: the float model of the plan, folded. It comes back as it was when `close` is called,
+            at the latest.
+        plan: what is stored in integers.
+        batches: the data.
+        qparams: the plan's ranges, by the keys of `octavo.calibrate`.
+        flows: captured modules to round block by block, with their regions if any.
+        blockwise: whether layers in flows are rounded block by block.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        batches: Batches,
+        *,
+        qparams: Mapping[str, QParams],
+        flows: Sequence[FlowPlan] = (),
+        blockwise: bool = False,
+    ) -> None:
+        self.model = model
+        self.qparams = dict(qparams)
+        self.codes: dict[str, Codes] = {}
+        self.sites: dict[str, SitePlan] = {s.name: s for s in plan.sites if s.scheme is not None}
+        self.weights = {name: canonical_weight(model.get_submodule(name)) for name in self.sites}
+        names = frozenset(self.sites)
+        self.plans = {id(p.flow): p for p in flows}
+        self.blocks = {id(p.flow): blocks_of(p, model, names) for p in flows} if flows else {}
+        self.blockwise = blockwise
+        self._stack = ExitStack()
+        self._pairs: list[tuple[_Run, _Run]] = []
+        calls = _joined(batches.recorded(model))
+        self._calls = _limited(model, calls)
+        self.given = sum(call.samples for call in calls)
+        """Samples in the data."""
+        self.samples = sum(call.samples for call in self._calls)
+        """Samples that the runs hold."""
+
+    def __iter__(self) -> Iterator[Pause]:
+        """Every layer or block in the order of execution; ``codes`` must have its layers after."""
+        try:
+            with self._stack:
+                self._install()
+                yield from self._pauses()
+        finally:
+            for pair in self._pairs:
+                for run in pair:
+                    run.stop()
+
+    # ---- runs
+
+    def _install(self) -> None:
+        for name in self.sites:
+            module = self.model.get_submodule(name)
+            module.__dict__["forward"] = self._stand_in(name)
+            self._stack.callback(module.__dict__.pop, "forward")
+        flows = [plan.flow for plan in self.plans.values()]
+        self._stack.enter_context(replayed(self.model, flows, self._flow))
+
+        self._pairs = [(_Run(self.model, c, False), _Run(self.model, c, True)) for c in self._calls]
+
+    def _pauses(self) -> Iterator[Pause]:
+        waiting: list[dict[object, _Halt]] = [{} for _ in self._pairs]
+        at: list[_Halt | None] = [quantized.advance() for _, quantized in self._pairs]
+        while any(at):
+            unit = next(halt.unit for halt in at if halt)
+            members = [i for i, halt in enumerate(at) if halt and halt.unit == unit]
+            halts = [halt for halt in at if halt and halt.unit == unit]
+            pairs = [
+                self._float(i, unit, waiting[i]) or self._answered(halt)
+                for i, halt in zip(members, halts, strict=True)
+            ]
+            yield Pause(
+                unit.layers if isinstance(unit, Block) else (unit,),
+                unit if isinstance(unit, Block) else None,
+                [halt.inputs for halt in halts],
+                [pair.inputs for pair in pairs],
+                [pair.outputs for pair in pairs],
+            )
+            del pairs, halts
+            for i in members:
+                at[i] = None
+                at[i] = self._pairs[i][1].advance()
+
+    def _float(self, index: int, unit: object, waiting: dict[object, _Halt]) -> _Halt | None:
+        """What the float run of a batch has at ``unit``; None if it does not come there."""
+        run = self._pairs[index][0]
+        while unit not in waiting:
+            halt = run.advance()
+            if halt is None:
+                return None
+            waiting[halt.unit] = halt if halt.unit == unit else halt.cloned()
+        return waiting.pop(unit)
+
+    def _answered(self, halt: _Halt) -> _Halt:
+        """A halt of a quantized run with what the float layers say to its inputs."""
+        if isinstance(halt.unit, str):
+            return _Halt(halt.unit, halt.inputs, self._float_layer(halt.unit, halt.inputs))
+        values = dict(halt.inputs)
+        walk_block(halt.unit, self.model, values, self._float_layer, lambda _key, x: x)
+        return _Halt(halt.unit, halt.inputs, {n: values[n] for n in halt.unit.outputs})
+
+    # ---- what stands for forwards meanwhile
+
+    def _stand_in(self, name: str) -> Callable[..., Tensor]:
+        """Forward of a layer that is called outside of flows."""
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            run = _Run.current()
+            if not run.quantized:
+                y = self._float_layer(name, x)
+                run.halt(_Halt(name, x, y))
+                return y
+            stored = self.stored_input(name, x)
+            if name not in self.codes:
+                run.halt(_Halt(name, stored))
+            y = self.layer(name, stored)
+            return y if y.dtype is x.dtype else y.to(x.dtype)
+
+        return forward
+
+    def _flow(self, flow: Flow, tensors: tuple[Tensor, ...]) -> Any:
+        run = _Run.current()
+        values: dict[str, Any] = dict(zip(flow.parameters, tensors, strict=True))
+        for block in self.blocks[id(flow)]:
+            whole = self.blockwise and bool(block.layers)
+            inputs = {name: values[name] for name in block.inputs}
+            if run.quantized:
+                if whole and block.layers[0] not in self.codes:
+                    run.halt(_Halt(block, inputs))
+                walk_block(block, self.model, values, self._halting_layer, self.stored)
+            else:
+                kept = {n: _clone(v) for n, v in inputs.items()} if whole else {}
+                layer = self._float_layer if whole else self._halting_float_layer
+                walk_block(block, self.model, values, layer, lambda _key, x: x)
+                if whole:
+                    run.halt(_Halt(block, kept, {n: values[n] for n in block.outputs}))
+            for name in [n for n in values if n not in block.alive]:
+                del values[name]
+        return finish(block, values)
+
+    def _float_layer(self, name: str, x: Tensor) -> Tensor:
+        module = self.model.get_submodule(name)
+        y: Tensor = type(module).forward(module, x)  # type: ignore[arg-type]
+        return y
+
+    def _halting_float_layer(self, name: str, x: Tensor) -> Tensor:
+        y = self._float_layer(name, x)
+        _Run.current().halt(_Halt(name, x, y))
+        return y
+
+    def _halting_layer(self, name: str, x: Tensor) -> Tensor:
+        if name not in self.codes:
+            _Run.current().halt(_Halt(name, x))
+        return self.layer(name, x)
+
+    # ---- values as the integers have them
+
+    def stored(self, key: str, x: Tensor) -> Tensor:
+        """A value of a region, in its codes."""
+        return fake_quantize(x, self.qparams[key])
+
+    def stored_input(self, name: str, x: Tensor) -> Tensor:
+        """The input of a layer that runs alone, in its codes."""
+        site, x = self.sites[name], x.to(torch.float32)
+        p = self.qparams.get(f"site:{name}")
+        if site.activations == "static" and p is not None:
+            return fake_quantize(x, p)
+        if site.activations == "dynamic":
+            module = self.model.get_submodule(name)
+            return fake_quantize_rows(x, len(getattr(module, "kernel_size", ())))
+        return x
+
+    def layer(self, name: str, x: Tensor) -> Tensor:
+        """A rounded layer's output."""
+        code = self.codes[name]
+        return apply_layer(self.model.get_submodule(name), x, code.dequantize(), code.bias)
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Halt:
+    """Where a run stands: at a layer's name or a block, with inputs (in float with outputs too)."""
+
+    unit: str | Block
+    inputs: Any
+    outputs: Any = None
+
+    def cloned(self) -> _Halt:
+        """The same with tensors that later steps cannot write into."""
+        return _Halt(self.unit, _clone(self.inputs), _clone(self.outputs))
+
+
+class _Stopped(BaseException):
+    """Unwinds the thread of a run that is not wanted any more."""
+
+
+class _Run:
+    """One call of a model in a thread that runs only while `advance` waits for it."""
+
+    _local = threading.local()
+
+    def __init__(self, model: nn.Module, call: Call, quantized: bool) -> None:
+        self.quantized = quantized
+        self._model, self._call = model, call
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._halt: _Halt | None = None
+        self._error: BaseException | None = None
+        self._stopping = False
+        self._seen: set[object] = set()
+        self._thread = threading.Thread(target=self._body, daemon=True)
+
+    @classmethod
+    def current(cls) -> _Run:
+        """The run that the calling thread belongs to."""
+        run: _Run = cls._local.run
+        return run
+
+    def advance(self) -> _Halt | None:
+        """Goes on to the next halt; None at the end."""
+        if self._thread.ident is None:
+            self._thread.start()
+        elif not self._thread.is_alive():
+            return None
+        self._go.release()
+        self._back.acquire()
+        halt, self._halt = self._halt, None
+        if self._error is not None:
+            raise self._error
+        return halt
+
+    def halt(self, halt: _Halt) -> None:
+        """Called by the run itself: waits until it is to go on. Once for each unit."""
+        if halt.unit in self._seen:
+            return
+        self._seen.add(halt.unit)
+        self._halt = halt
+        self._back.release()
+        del halt
+        self._go.acquire()
+        if self._stopping:
+            raise _Stopped
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopping = True
+        if self._thread.is_alive():
+            self._go.release()
+            self._thread.join()
+
+    def _body(self) -> None:
+        type(self)._local.run = self
+        self._go.acquire()
+        try:
+            with torch.no_grad():
+                if not self._stopping:
+                    self._model(*self._call.args, **self._call.kwargs)
+        except _Stopped:
+            pass
+        except BaseException as error:  # Raised again where the caller waits.
+            self._error = error
+        finally:
+            self._back.release()
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    return {k: _clone(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _joined(calls: list[Call]) -> list[Call]:
+    """The calls with small ones joined and large ones split, where all arguments are tensors."""
+    result: list[Call] = []
+    alike: list[tuple[Tensor, ...]] = []
+    for call in calls:
+        if call.kwargs or not all(isinstance(a, Tensor) and a.dim() > 1 for a in call.args):
+            return calls
+        if not call.args or len({a.shape[0] for a in call.args}) != 1:
+            return calls
+        alike.append(call.args)
+    if len({tuple((a.shape[1:], a.dtype) for a in args) for args in alike}) != 1:
+        return calls
+    columns = [torch.split(torch.cat(c), _MERGED) for c in zip(*alike, strict=True)]
+    result += [Call(args, {}) for args in zip(*columns, strict=True)]
+    return result
+
+
+def _limited(model: nn.Module, calls: list[Call]) -> list[Call]:
+    """So many calls as memory allows: three times the largest value in each of two runs."""
+    if not calls:
+        return calls
+    largest = 0
+
+    def measure(_module: nn.Module, _args: object, output: object) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.numel() * 4)
+
+    few = calls[0].shortened(1) or calls[0]
+    handles = [m.register_forward_hook(measure) for m in model.modules() if not list(m.children())]
+    try:
+        with torch.no_grad():
+            model(*few.args, **few.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    each = 6 * largest / max(few.samples, 1)
+    kept: list[Call] = []
+    held = 0.0
+    for call in calls[:_RUNS]:
+        held += each * call.samples
+        if kept and held > _MEMORY:
+            break
+        kept.append(call)
+    return kept

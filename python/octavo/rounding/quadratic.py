@@ -1,0 +1,158 @@
+"""Codes that minimise a quadratic error: GPTQ's pass, then descent one column at a time.
+
+The error of a row w of weights is (q - w) H (q - w)^T, with H the second moments of the inputs
+around their mean: what the mean does to the output is the bias's to correct.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.grids import snap
+from octavo.ranges import MIN_SCALE
+from octavo.scheme import Scheme
+
+__all__ = ["Moments", "Problem"]
+
+_DAMPING = 0.01  # Of the mean diagonal (IST-DASLab/gptq).
+_BLOCK = 128
+_SWEEPS = 4
+
+
+class Moments:
+    """Sums from which second moments around the mean follow, of inputs and of wanted outputs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.xx: Tensor | float = 0.0
+        self.xy: Tensor | float = 0.0
+        self.x: Tensor | float = 0.0
+        self.y: Tensor | float = 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Take in inputs [G, N, K] and outputs [G, N, R] of G groups."""
+        self.count += x.shape[1]
+        self.xx = self.xx + (x.mT @ x).double()
+        self.xy = self.xy + (x.mT @ y).double()
+        self.x = self.x + x.sum(1, dtype=torch.float64)
+        self.y = self.y + y.sum(1, dtype=torch.float64)
+
+    def centered(self) -> tuple[Tensor, Tensor]:
+        """float64 [G, K, K] and [G, K, R]."""
+        assert isinstance(self.x, Tensor) and isinstance(self.y, Tensor)
+        x, n = self.x[:, :, None] / self.count, self.count
+        return self.xx / n - x @ x.mT, self.xy / n - x @ self.y[:, None] / n
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """float64 [G, K] and [G, R]."""
+        assert isinstance(self.x, Tensor) and isinstance(self.y, Tensor)
+        return self.x / self.count, self.y / self.count
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Weights of G groups of rows to be rounded.
+
+    wanted: float32 [G, R, K]. h: float32 [G, K, K], damped. scheme, levels: of the codes.
+    """
+
+    wanted: Tensor
+    h: Tensor
+    scheme: Scheme
+    levels: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, wanted: Tensor, moments: Tensor, scheme: Scheme, levels: Tensor | None = None
+    ) -> Problem:
+        """The problem for second moments [G, K, K]; they get a hundredth of their mean diagonal."""
+        h = moments.double().clone()
+        diagonal = h.diagonal(dim1=1, dim2=2)
+        mean = diagonal.mean(1, keepdim=True)
+        diagonal += torch.where(mean > 0, _DAMPING * mean, torch.ones_like(mean))
+        return cls(wanted.float(), h.float(), scheme, levels)
+
+    def snap(self, u: Tensor) -> Tensor:
+        """Nearest levels of [G, R, k] in units of the scale."""
+        return snap(u.reshape(-1, u.shape[2]), self.scheme, self.levels).view(u.shape)
+
+    def errors(self, real: Tensor) -> Tensor:
+        """[G, R]: the quadratic error of each row."""
+        off = real - self.wanted
+        return ((off @ self.h) * off).sum(2)
+
+    def pass_errors_on(self, scale: Tensor) -> Tensor:
+        """GPTQ: column after column, the error of each spread over the columns behind it.
+
+        Frantar et al., "GPTQ" (2022), algorithm 1. Columns by descending diagonal (act-order), but
+        in their own order in grouped convolutions.
+        """
+        groups, rows, columns = self.wanted.shape
+        order = torch.arange(columns)
+        if groups == 1:
+            order = self.h[0].diagonal().argsort(descending=True)
+        w = self.wanted[:, :, order].clone()
+        s = scale.expand(groups, rows, columns)[:, :, order]
+        h = self.h[:, order][:, :, order].double()
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+        upper = torch.linalg.cholesky(inverse, upper=True).float()
+        codes = torch.empty_like(w)
+        for start in range(0, columns, _BLOCK):
+            stop = min(start + _BLOCK, columns)
+            errors = torch.empty(groups, rows, stop - start)
+            for j in range(start, stop):
+                codes[:, :, j : j + 1] = self.snap(w[:, :, j : j + 1] / s[:, :, j : j + 1])
+                error = w[:, :, j] - codes[:, :, j] * s[:, :, j]
+                error /= upper[:, j, j, None]
+                w[:, :, j:stop] -= error[:, :, None] * upper[:, None, j, j:stop]
+                errors[:, :, j - start] = error
+            w[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
+        result = torch.empty_like(codes)
+        result[:, :, order] = codes
+        return result
+
+    def descend(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """One sweep: every code in turn becomes the best one given all others of its row."""
+        groups, rows, columns = self.wanted.shape
+        s = scale.expand(groups, rows, columns)
+        codes = codes.clone()
+        slope = (codes * s - self.wanted) @ self.h
+        diagonal = self.h.diagonal(dim1=1, dim2=2)
+        for start in range(0, columns, _BLOCK):
+            stop = min(start + _BLOCK, columns)
+            steps = torch.empty(groups, rows, stop - start)
+            local = slope[:, :, start:stop].clone()
+            for j in range(start, stop):
+                at = s[:, :, j]
+                best = codes[:, :, j] - local[:, :, j - start] / (diagonal[:, j, None] * at)
+                new = self.snap(best[:, :, None])[:, :, 0]
+                step = (new - codes[:, :, j]) * at
+                codes[:, :, j] = new
+                local += step[:, :, None] * self.h[:, None, j, start:stop]
+                steps[:, :, j - start] = step
+            slope += steps @ self.h[:, start:stop]
+        return codes
+
+    def fitted_scale(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """[G, R, 1]: the scale that suits a row's codes best; kept where that is not positive."""
+        moved = codes @ self.h
+        new = (moved * self.wanted).sum(2, keepdim=True) / (moved * codes).sum(2, keepdim=True)
+        return torch.where(new > MIN_SCALE, new, scale)
+
+    def solve(self, scale: Tensor, fit: bool, sweeps: int = _SWEEPS) -> tuple[Tensor, Tensor]:
+        """Codes [G, R, K] and their scale, from the scale [G, R, 1] or [G, R, K].
+
+        fit: whether scales, one a row, are fitted to the codes between sweeps.
+        """
+        codes = self.pass_errors_on(scale)
+        for _ in range(sweeps):
+            if fit:
+                scale = self.fitted_scale(codes, scale)
+            before = codes
+            codes = self.descend(codes, scale)
+            if not fit and torch.equal(before, codes):
+                break
+        return codes, scale

@@ -1,0 +1,102 @@
+"""Rounds all layers of a plan with one method of the table in this package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+from tqdm.auto import tqdm
+
+from octavo.batches import Batches
+from octavo.nn.registry import canonical_weight
+from octavo.plan import FlowPlan, Plan
+from octavo.rounding.codes import Codes
+from octavo.rounding.lockstep import Lockstep
+from octavo.rounding.method import Method
+from octavo.rounding.squant import squant
+from octavo.scheme import QParams
+
+__all__ = ["choose", "round_model"]
+
+
+def choose(widths: Iterable[int], has_data: bool, effort: str) -> tuple[str, str]:
+    """Name of the method for weights of these widths, and the reason in words.
+
+    From 6 bits on plain rounding loses next to nothing; below it does, and what helps depends on
+    whether there is data, and time.
+    """
+    smallest = min(widths, default=8)
+    if smallest >= 6:
+        return "nearest", f"{smallest} bits and more"
+    what = f"{smallest} bits, {'data' if has_data else 'no data'}, effort {effort!r}"
+    if effort == "fast":
+        return "nearest", what
+    if not has_data:
+        return "squant", what
+    return "gptq", what
+
+
+def round_model(
+    model: nn.Module,
+    plan: Plan,
+    method: Method,
+    *,
+    qparams: Mapping[str, QParams] | None = None,
+    data: object = None,
+    flows: Sequence[FlowPlan] = (),
+    progress: bool = True,
+) -> tuple[dict[str, Codes], tuple[str, ...]]:
+    """Codes of every layer with a scheme, and what was worth saying.
+
+    Args:
+        model: the float model of the plan, folded. It comes back as it was.
+        plan: what is stored in integers.
+        method: row of `octavo.rounding.METHODS`.
+        qparams: ranges of activations, by the keys of `octavo.calibrate`.
+        data: batches, for methods that need them.
+        flows: captured modules; those of the plan where it has any.
+        progress: whether to show a bar on stderr.
+    """
+    sites = [site for site in plan.sites if site.scheme is not None]
+    label = f"octavo: rounding ({method.name})"
+    bar = tqdm(total=len(sites), desc=label, unit="layer", disable=not progress, leave=False)
+    with bar:
+        if method.from_weight is not None:
+            codes = {}
+            for site in sites:
+                assert site.scheme is not None
+                module = model.get_submodule(site.name)
+                weight = canonical_weight(module)
+                codes[site.name] = method.from_weight(module, weight, site.scheme)
+                bar.update()
+            return codes, ()
+        assert method.from_data is not None
+        batches = data if isinstance(data, Batches) else Batches(data)
+        runs = Lockstep(
+            model,
+            plan,
+            batches,
+            qparams=qparams or {},
+            flows=plan.flows or flows,
+            blockwise=method.blockwise,
+        )
+        for pause in runs:
+            runs.codes |= method.from_data(runs, pause)
+            bar.update(len(pause.layers))
+        # Layers that no batch reached have nothing to go by but their weights.
+        missing = [site for site in sites if site.name not in runs.codes]
+        for site in missing:
+            assert site.scheme is not None
+            module = model.get_submodule(site.name)
+            runs.codes[site.name] = squant(module, canonical_weight(module), site.scheme)
+    notes = []
+    if runs.samples < runs.given:
+        notes.append(f"rounding read {runs.samples} of {runs.given} samples, as memory allows")
+    if missing:
+        notes.append(f"rounded without data, which never reached them: {_names(missing)}")
+    return runs.codes, tuple(notes)
+
+
+def _names(sites: Sequence[object]) -> str:
+    names = [repr(getattr(site, "name", "")) for site in sites]
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,166 @@
+"""What is rounded at a time: a layer alone, or a block of layers between two values of a flow.
+
+A block is a stretch of a flow that begins and ends where a single value is alive (the output of a
+residual sum, say). Stretches whose layers belong to one parent module form one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from octavo.flow import Flow, Step, evaluate, refs, substitute
+from octavo.plan import FlowPlan, RegionPlan
+
+__all__ = ["Block", "Layer", "Store", "apply_layer", "blocks_of", "finish", "walk_block"]
+
+Layer = Callable[[str, Tensor], Tensor]
+"""Computes a layer with integer weights: (name, input) -> output."""
+Store = Callable[[str, Tensor], Tensor]
+"""What is left of a value once it is stored in integers: (key of its range, value) -> value."""
+
+_Steps = list[tuple[RegionPlan | None, Step]]
+_LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A stretch of a flow.
+
+    steps: each with the region that runs it, None in float. layers: those with integer weights.
+    inputs: values that it reads from before. outputs: values it makes
+    that are read behind it. alive: all values that are read behind it.
+    """
+
+    flow: Flow
+    steps: tuple[tuple[RegionPlan | None, Step], ...]
+    layers: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    alive: frozenset[str]
+
+
+def blocks_of(plan: FlowPlan, model: nn.Module, layers: frozenset[str]) -> tuple[Block, ...]:
+    """The blocks of a flow, in execution order; together they are the whole flow."""
+    steps: _Steps = []
+    for item in plan.items:
+        if isinstance(item, RegionPlan):
+            steps += [(item, step) for step in item.steps]
+        else:
+            steps.append((None, item))
+    last = _last_uses(plan.flow, [step for _, step in steps])
+    pieces: list[list[int]] = [[]]
+    alive = {name for name in plan.flow.parameters if name in last}
+    for position, (_, step) in enumerate(steps):
+        pieces[-1].append(position)
+        alive |= {part.output for part in step.fused or (step,)} | {step.output}
+        alive = {name for name in alive if last.get(name, -1) > position}
+        if len({name.partition("@")[0] for name in alive}) == 1 and position + 1 < len(steps):
+            pieces.append([])
+    merged: list[list[int]] = []
+    for piece in pieces:
+        own, before = (_layers_of(steps, p, layers) for p in (piece, merged[-1] if merged else []))
+        if merged and (not own or not before or _same_parent(own | before, model)):
+            merged[-1] += piece
+        else:
+            merged.append(list(piece))
+    return tuple(_block(plan.flow, steps, piece, layers, last) for piece in merged)
+
+
+def _layers_of(steps: _Steps, piece: list[int], layers: frozenset[str]) -> dict[str, None]:
+    """Layers with integer weights in a piece, in order."""
+    parts = [part for at in piece for part in steps[at][1].fused or (steps[at][1],)]
+    return {part.module: None for part in parts if part.module in layers}
+
+
+def _same_parent(names: Iterable[str], model: nn.Module) -> bool:
+    """Whether one module that is more than a list of others holds all of them as its children."""
+    parents = {name.rpartition(".")[0] for name in names}
+    parent = parents.pop()
+    return bool(parent) and not parents and not isinstance(model.get_submodule(parent), _LISTS)
+
+
+def _block(
+    flow: Flow,
+    steps: _Steps,
+    piece: list[int],
+    layers: frozenset[str],
+    last: Mapping[str, int],
+) -> Block:
+    own = [steps[position] for position in piece]
+    made: set[str] = set()
+    read: list[str] = []
+    for _, step in own:
+        for part in step.fused or (step,):
+            names = (*part.inputs, *refs(part.args), *refs(dict(part.kwargs)), *step.inputs)
+            read += [name for name in names if name not in made and name not in read]
+            made.add(part.output)
+        made.add(step.output)
+    found = tuple(_layers_of(steps, piece, layers))
+    alive = frozenset(name for name, use in last.items() if use > piece[-1])
+    inputs = tuple(name for name in read if name not in made)
+    return Block(flow, tuple(own), found, inputs, tuple(sorted(made & alive)), alive)
+
+
+def _last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
+    """Index of the last step that reads each value; beyond the end for what the flow returns."""
+    uses: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        for part in step.fused or (step,):
+            for name in (*part.inputs, *refs(part.args), *refs(dict(part.kwargs))):
+                uses[name] = index
+        uses |= dict.fromkeys(step.inputs, index)
+    return uses | dict.fromkeys(refs(flow.output), len(steps))
+
+
+def walk_block(
+    block: Block, model: nn.Module, values: dict[str, Any], layer: Layer, store: Store
+) -> None:
+    """Computes the block's values into ``values``, which holds its inputs.
+
+    Values in ``values`` are as their steps compute them; whoever reads one inside a region reads
+    what ``store`` leaves of it.
+    """
+    own = frozenset(block.layers)
+    stored: dict[tuple[str, str], Any] = {}
+
+    def read(region: RegionPlan | None, name: str) -> Any:
+        owner = region.params_of.get(name) if region else None
+        if owner is None:
+            return values[name]
+        assert region is not None
+        if (region.name, name) not in stored:
+            stored[region.name, name] = store(f"{block.flow.path}:{owner}", values[name])
+        return stored[region.name, name]
+
+    for region, step in block.steps:
+        inside: dict[str, Any] = {}
+        for part in step.fused or (step,):
+            names = dict.fromkeys((*part.inputs, *refs(part.args), *refs(dict(part.kwargs))))
+            given = {n: inside[n] if n in inside else read(region, n) for n in names}
+            if part.module in own:
+                x = next(refs(part.args), part.inputs[0])
+                # The step may read its first input in another width than the call it stands for.
+                x = x if x in inside else (*step.inputs, x)[0]
+                inside[part.output] = layer(
+                    part.module, inside[x] if x in inside else read(region, x)
+                )
+            else:
+                inside[part.output] = evaluate(part, model.get_submodule, given)
+        values.update(inside)
+
+
+def finish(block: Block, values: Mapping[str, Any]) -> Any:
+    """The flow's result, once its last block has been computed."""
+    return substitute(block.flow.output, lambda ref: values[ref.name])
+
+
+def apply_layer(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's own arithmetic with another weight (in canonical order) and bias."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module._conv_forward(x, weight, bias)
+    return F.linear(x, weight, bias)

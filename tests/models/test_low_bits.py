@@ -1,0 +1,33 @@
+"""Few bits on networks with real weights: the rows of examples/table_low_bits.py hold.
+
+The long size takes 1,024 training images and all 10,000 test images, against the promised figures.
+The short size takes 256 and 1,000, and rows that are quick; what 1,000 images and less data cost
+is allowed for: a deviation of sqrt(0.09 * 0.91 / 1000) = 0.9 points, twice that and half a point.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import FULL, ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
+from table_low_bits import ROWS, Row, measure
+
+QUICK = ("resnet20 W2 balanced", "resnet20 W4 without data")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, marks=() if row.name in QUICK else pytest.mark.slow, id=row.name)
+        for row in ROWS
+    ],
+)
+def test_row(row: Row, data: Path) -> None:
+    got = measure(row, data) if FULL else measure(row, data, 1000, 256 if row.data else None)
+    print(f"{row.name}: {got}")
+    assert got.accuracy >= row.floor - (0 if FULL else 2.3)

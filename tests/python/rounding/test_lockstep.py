@@ -1,0 +1,194 @@
+"""rounding.lockstep: runs of all batches halt in order, with what rounded layers before give."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from octavo.batches import Batches
+from octavo.calibrate import calibrate
+from octavo.capture import capture
+from octavo.plan import plan
+from octavo.rounding.lockstep import Lockstep
+from octavo.rounding.nearest import nearest
+from octavo.scheme import Scheme
+
+X = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Residual(nn.Module):
+    """Two blocks with a sum each, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.block = nn.ModuleList([Block(), Block()])
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        for block in self.block:
+            x = block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        y = self.b(y)
+        y += x
+        return torch.relu(y)
+
+
+def model_of(cls=Residual):
+    torch.manual_seed(0)
+    return cls().eval()
+
+
+def runs_of(model, x, bits=8, activations="static", **options):
+    batches = Batches(x)
+    decided = plan(capture(model, batches.example(model)), Scheme(bits), activations)
+    params = calibrate(model, decided, batches).qparams if activations == "static" else {}
+    return Lockstep(model, decided, batches, qparams=params, flows=decided.flows, **options)
+
+
+def rounded(runs, name):
+    module = runs.model.get_submodule(name)
+    return nearest(runs.weights[name], module.bias, runs.sites[name].scheme)
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_layers_come_in_order_with_their_float_outputs(activations):
+    model = model_of()
+    runs = runs_of(model, [X[:10], X[10:]], activations=activations)
+    seen = []
+    for pause in runs:
+        (name,) = pause.layers
+        seen.append(name)
+        module = model.get_submodule(name)
+        for x, y, float_x in zip(pause.inputs, pause.targets, pause.float_inputs, strict=True):
+            assert torch.allclose(type(module).forward(module, float_x), y, atol=1e-5)
+            assert x.shape == float_x.shape
+            # 8 bits: what the quantized layers give is near to float, and not equal.
+            off = float((x - float_x).norm() / float_x.norm())
+            assert off < 0.05 and (off > 0 or (name == "stem" and activations == "dynamic"))
+        runs.codes[name] = rounded(runs, name)
+    assert seen == ["stem", "block.0.a", "block.0.b", "block.1.a", "block.1.b", "head"]
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_blocks_lie_between_single_values():
+    model = model_of()
+    runs = runs_of(model, X, blockwise=True)
+    seen = []
+    for pause in runs:
+        seen.append(pause.layers)
+        assert pause.block is not None
+        for name in pause.layers:
+            runs.codes[name] = rounded(runs, name)
+    assert seen == [("stem",), ("block.0.a", "block.0.b"), ("block.1.a", "block.1.b"), ("head",)]
+
+
+def test_a_model_that_cannot_be_traced_gets_the_rounded_prefix_too():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x):
+            x = torch.relu(self.a(x))
+            if float(x.sum()) > 0:
+                x = self.b(x)
+            return self.c(x)
+
+    model = model_of(Branching)
+    x = torch.randn(16, 6)
+    runs = runs_of(model, [x[:8], x[8:]], 2, "dynamic")
+    for pause in runs:
+        (name,) = pause.layers
+        if name == "c":  # Far from float: two layers of 2 bits lie before it.
+            off = (pause.inputs[0] - pause.float_inputs[0]).norm() / pause.float_inputs[0].norm()
+            assert float(off) > 0.05
+        runs.codes[name] = rounded(runs, name)
+    assert set(runs.codes) == {"a", "b", "c"}
+
+
+def test_errors_of_the_model_and_of_the_caller_leave_it_as_it_was():
+    model = model_of()
+    threads = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="mine"):
+        for _pause in runs_of(model, X):
+            raise RuntimeError("mine")
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    runs = runs_of(model, X, activations="dynamic")
+
+    def broken(_module, _args):
+        raise KeyError("theirs")
+
+    model.head.register_forward_pre_hook(broken)
+    with pytest.raises(KeyError, match="theirs"):
+        for pause in runs:
+            runs.codes |= {name: rounded(runs, name) for name in pause.layers}
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert torch.get_num_threads() == threads
+
+
+def test_batches_are_joined_split_and_limited(monkeypatch):
+    model = model_of()
+    runs = runs_of(model, list(X.split(1)))
+    assert runs.samples == runs.given == 24 and len(runs._calls) == 1
+    monkeypatch.setattr("octavo.rounding.lockstep._MERGED", 8)
+    # The largest value has 8 * 8 * 8 floats; two runs hold three each.
+    monkeypatch.setattr("octavo.rounding.lockstep._MEMORY", 6 * 4 * 512 * 17)
+    runs = runs_of(model, X)
+    assert (runs.samples, runs.given, len(runs._calls)) == (16, 24, 2)
+
+
+def test_a_callable_that_runs_the_model_is_recorded():
+    model = model_of()
+    runs = runs_of(model, lambda m: [m(X[:4]), m(X[4:8])])
+    assert runs.given == 8
+    for pause in runs:
+        runs.codes |= {name: rounded(runs, name) for name in pause.layers}
+    assert len(runs.codes) == 6
+
+
+def test_a_layer_called_twice_halts_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.layer(torch.relu(self.layer(x)))
+
+    model = model_of(Twice)
+    runs = runs_of(model, torch.randn(8, 6))
+    count = 0
+    for pause in runs:
+        count += 1
+        runs.codes |= {name: rounded(runs, name) for name in pause.layers}
+    assert count == 1
+
+
+def test_static_without_region_reads_its_own_range():
+    model = model_of()
+    runs = runs_of(model, X)
+    sites = tuple(dataclasses.replace(site, region="") for site in runs.sites.values())
+    alone = dataclasses.replace(
+        plan(capture(model, ((X[:2],), {})), Scheme(8), "static"), sites=sites, flows=()
+    )
+    params = calibrate(model, alone, X).qparams
+    runs = Lockstep(model, alone, Batches(X), qparams=params)
+    for pause in runs:
+        (name,) = pause.layers
+        p = params[f"site:{name}"]
+        codes = pause.inputs[0] / p.scale
+        assert torch.allclose(codes, codes.round(), atol=1e-2)
+        runs.codes[name] = rounded(runs, name)

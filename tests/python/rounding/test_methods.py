@@ -1,0 +1,124 @@
+"""Every row of the table of methods: codes in range, better than plain rounding, right messages."""
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.nn.layer import QLayer
+from octavo.rounding import METHODS, choose
+
+X = torch.randn(96, 3, 10, 10, generator=torch.Generator().manual_seed(1)).cumsum(3)
+
+
+class Network(nn.Module):
+    """Plain, depthwise and pointwise convolutions and a head, with correlated inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.depth = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.point = nn.Conv2d(16, 24, 1)
+        self.wide = nn.Conv2d(24, 24, 3, groups=2)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x):
+        for layer in (self.stem, self.depth, self.point, self.wide):
+            x = torch.relu(layer(x))
+        return self.head(x.mean((2, 3)))
+
+
+def decibels(wanted, got):
+    return float(10 * torch.log10(wanted.square().sum() / (wanted - got).square().sum()))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("name", METHODS)
+def test_codes_lie_in_range_and_outputs_are_near(name, bits):
+    torch.manual_seed(0)
+    model = Network().eval()
+    data = X if METHODS[name].needs_data else None
+    made = octavo.quantize(model, bits, data=data, rounding=name, progress=False)
+    for layer in (m for m in made.modules() if isinstance(m, QLayer)):
+        codes = layer.codes()
+        assert -(2 ** (bits - 1)) <= int(codes.min()) and int(codes.max()) < 2 ** (bits - 1)
+    with torch.no_grad():
+        assert decibels(model(X), made(X)) > {2: 0, 3: 5, 4: 11}[bits]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_gptq_beats_plain_rounding_with_corrected_biases(bits):
+    torch.manual_seed(0)
+    model = Network().eval()
+    fresh = torch.randn(64, 3, 10, 10).cumsum(3)
+    with torch.no_grad():
+        wanted = model(fresh)
+        kept = {
+            name: decibels(
+                wanted, octavo.quantize(model, bits, data=X, rounding=name, progress=False)(fresh)
+            )
+            for name in ("nearest", "gptq")
+        }
+    assert kept["gptq"] > kept["nearest"] + 2, kept
+
+
+@pytest.mark.parametrize("activations", ["dynamic", 8, 4])
+def test_gptq_with_every_kind_of_activations(activations):
+    torch.manual_seed(0)
+    model = Network().eval()
+    made = octavo.quantize(model, 4, data=X, activations=activations, progress=False)
+    with torch.no_grad():
+        assert decibels(model(X), made(X)) > (10 if activations == 4 else 15)
+
+
+def test_same_data_in_other_batches_gives_nearly_the_same_codes():
+    torch.manual_seed(0)
+    model = Network().eval()
+    one = octavo.quantize(model, 4, data=X, progress=False)
+    two = octavo.quantize(model, 4, data=list(X.split(7)), progress=False)
+    for name in ("stem", "point", "head"):
+        same = one.get_submodule(name).codes() == two.get_submodule(name).codes()
+        assert float(same.float().mean()) > 0.9
+
+
+def test_the_choice_is_said_and_kept():
+    torch.manual_seed(0)
+    model = Network().eval()
+    notes = octavo.report(octavo.quantize(model, 4, progress=False)).notes
+    assert "rounding 'squant' chosen for 4 bits, no data, effort 'balanced'" in notes
+    notes = octavo.report(octavo.quantize(model, {"*": 8, "head": 3}, X, progress=False)).notes
+    assert "rounding 'gptq' chosen for 3 bits, data, effort 'balanced'" in notes
+    assert not any("rounding" in n for n in octavo.report(octavo.quantize(model, 8)).notes)
+
+
+@pytest.mark.parametrize(
+    ("widths", "data", "effort", "name"),
+    [
+        ([8, 6], True, "balanced", "nearest"),
+        ([8, 5], True, "balanced", "gptq"),
+        ([4], False, "balanced", "squant"),
+        ([4], True, "fast", "nearest"),
+        ([], False, "balanced", "nearest"),
+    ],
+)
+def test_choice(widths, data, effort, name):
+    assert choose(widths, data, effort)[0] == name
+
+
+def test_methods_that_need_data_say_so():
+    with pytest.raises(ValueError, match="data must be batches for rounding='gptq', got None"):
+        octavo.quantize(nn.Sequential(nn.Linear(8, 8)), 4, rounding="gptq")
+
+
+def test_layers_that_data_never_reaches_are_rounded_without():
+    class Dead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.dead = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.used(x)
+
+    made = octavo.quantize(Dead().eval(), 4, data=torch.randn(32, 16), progress=False)
+    assert isinstance(made.dead, QLayer)
+    assert "rounded without data, which never reached them: 'dead'" in octavo.report(made).notes
