@@ -8,16 +8,20 @@ from octavo.freeze import freeze  # isort: skip
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError  # isort: skip
 from octavo.plan import Plan  # isort: skip
 from octavo.report import Report, report  # isort: skip
+from octavo.distill import DistillationLoss  # isort: skip
+from octavo.schedule import TrainingSchedule, reestimate  # isort: skip
 from octavo.trainee import range_parameters  # isort: skip
 from octavo.verify import Verification, verify  # isort: skip
 
 __all__ = [
     "CalibrationError",
     "CheckpointError",
+    "DistillationLoss",
     "NothingQuantizedError",
     "OctavoError",
     "Plan",
     "Report",
+    "TrainingSchedule",
     "Verification",
     "__version__",
     "dequantize",
@@ -27,6 +31,7 @@ __all__ = [
     "load",
     "quantize",
     "range_parameters",
+    "reestimate",
     "report",
     "save",
     "set_isa",

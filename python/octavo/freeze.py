@@ -148,6 +148,7 @@ def _plain(trainee: nn.Module) -> nn.Module:
     """A copy with the classes' own forwards and without fake-quantizers, in evaluation mode."""
     plain = copy_model(trainee)
     for module in list(plain.modules()):
+        module.__dict__.pop("train", None)  # Of a BatchNorm that keeps its statistics.
         if trained_layer(module) is not None:
             for name in ("weight_quantizer", "value_quantizers"):
                 module._modules.pop(name, None)

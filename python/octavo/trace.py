@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import fx, nn
 
 from octavo.flow import Flow, Ref, Step, refs, substitute
@@ -198,7 +199,8 @@ def training_steps(
     modes = {child: child.training for child in module.modules()}
     module.train()
     try:
-        trained = trace(model, flow.path, list(flow.parameters), flow.constants, names)
+        with _no_checkpoints():
+            trained = trace(model, flow.path, list(flow.parameters), flow.constants, names)
     except Untraceable as why:
         raise Untraceable(f"in training mode {why}") from None
     finally:
@@ -216,6 +218,24 @@ def training_steps(
             raise Untraceable(f"it makes another call for '{step.output}' in training mode")
         found[step.output] = other
     return found
+
+
+@contextmanager
+def _no_checkpoints() -> Iterator[None]:
+    """While it lasts, gradient checkpointing cannot be traced: a graph through it would undo it."""
+    name = "_checkpoint_without_reentrant_generator"  # The reentrant form is no graph anyway.
+    original = getattr(torch.utils.checkpoint, name, None)
+
+    def refuse(*_args: Any, **_kwargs: Any) -> Any:
+        raise Untraceable("it recomputes a part in the backward pass (gradient checkpointing)")
+
+    try:
+        if original is not None:
+            setattr(torch.utils.checkpoint, name, refuse)
+        yield
+    finally:
+        if original is not None:
+            setattr(torch.utils.checkpoint, name, original)
 
 
 def _differ_in_mode(one: Any, other: Any) -> bool:

@@ -61,7 +61,7 @@ class Monitor:
 
 def _is_recomputing() -> bool:
     """Whether this forward runs inside a backward pass: gradient checkpointing repeats it there."""
-    return torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class FakeQuantize(nn.Module):
@@ -265,7 +265,7 @@ class FakeQuantizeWeight(nn.Module):
     @torch.no_grad()
     def _refresh(self, weight: Tensor) -> Tensor:
         scale = (self._largest(weight) * self.ratio / self.scheme.qmax).clamp_min(MIN_SCALE)
-        if not bool(torch.isfinite(scale).all()) and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not bool(torch.isfinite(scale).all()):
             raise ValueError(
                 f"training: the weight of {self.what} must be finite, got NaN or infinite values. "
                 "Go back to the last good state and skip batches whose loss is not finite."
