@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kGrain = int64_t{8} << 20;
 
 /// Rows taken at a time: their codes (or floats) stay in L2 while all panels pass.
-constexpr int64_t kRowsBytes = 512 << 10;
+constexpr int64_t kRowsBytes = 1 << 20;
 
 /// Levels unpacked at a time stay in L1 beside the activations of a tile.
 constexpr int64_t kChunkBytes = 24 << 10;
@@ -38,6 +38,10 @@ struct Weight {
         geometry(lowbit_geometry(header)),
         kind(static_cast<LowbitKind>(header.kind)) {}
 
+  int32_t zero() const {
+    if (kind == LowbitKind::kSymmetric) return 1 << (header.bits - 1);
+    return kind == LowbitKind::kLevels ? 128 : 1;
+  }
   const float* bias() const { return reinterpret_cast<const float*>(bytes + header.bias_offset); }
 
   /// Groups [first, last) of panel `p`.
@@ -55,7 +59,7 @@ struct Weight {
     view.kind = kind;
     view.wide = geometry.wide;
     view.word_bytes = geometry.word_bytes;
-    view.zero = 1 << (header.bits - 1);
+    view.zero = zero();
     if (kind == LowbitKind::kLevels) {
       view.levels =
           reinterpret_cast<const int8_t*>(bytes + header.levels_offset) + (p << header.bits);
@@ -76,7 +80,7 @@ struct Rows {
   int64_t pitch;
   float* scale;
   int32_t* zero_point;
-  int32_t* sums;  // of s8 codes, a row and group
+  int32_t* starts;  // PackedJob's a_start, a row and group
 };
 
 /// Quantizes rows into the calling thread's scratch: every group padded with zeros to its codes.
@@ -93,7 +97,7 @@ Rows quantize_rows(const float* x, int64_t count, int64_t ldx, const QuantParams
   rows.codes = scratch(kCodes, count * rows.pitch);
   rows.scale = reinterpret_cast<float*>(scratch(kParams, count * (8 + 4 * groups)));
   rows.zero_point = reinterpret_cast<int32_t*>(rows.scale + count);
-  rows.sums = rows.zero_point + count;
+  rows.starts = rows.zero_point + count;
   const bool gaps = g.group_codes != g.group;
   for (int64_t i = 0; i < count; ++i) {
     const float* row = x + i * ldx;
@@ -114,7 +118,9 @@ Rows quantize_rows(const float* x, int64_t count, int64_t ldx, const QuantParams
       const int64_t inputs = group_inputs(w.header, j);
       uint8_t* group = codes + j * g.group_codes;
       if (gaps) table.element.quantize_f32_u8(row + j * g.group, inputs, rule, group);
-      if (flipped) rows.sums[i * groups + j] = table.lowbit.flip_u8_s8(group, inputs);
+      if (flipped) {
+        rows.starts[i * groups + j] = -w.zero() * table.lowbit.flip_u8_s8(group, inputs);
+      }
       const int64_t padded = j + 1 < groups ? g.group_codes : g.last_codes;
       std::fill(group + inputs, group + padded, uint8_t{0});
     }
@@ -124,30 +130,18 @@ Rows quantize_rows(const float* x, int64_t count, int64_t ldx, const QuantParams
   return rows;
 }
 
-void multiply_packed(const Rows& rows, const Weight& w, int64_t p, float* y, int64_t ldy) {
-  PackedJob job{};
-  job.panel = w.panel(p, 0, w.header.groups);
-  job.a = reinterpret_cast<const int8_t*>(rows.codes);
-  job.pitch = rows.pitch;
-  job.rows = rows.count;
-  job.a_sum = rows.sums;
-  job.row_scale = rows.scale;
-  job.row_zero = rows.zero_point;
-  job.bias = w.bias() + p * kLowbitColumns;
-  job.y = y + p * kLowbitColumns;
-  job.ldy = ldy;
-  active_table().lowbit.multiply_packed(job);
+/// Groups that pass through the tiles at once: all of them for few rows, else so many that
+/// `group_bytes` a group stay in L1 while the rows pass.
+int64_t groups_at_once(const Weight& w, int64_t rows, int64_t group_bytes, int64_t few_rows) {
+  if (rows <= few_rows) return w.header.groups;
+  return std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, group_bytes));
 }
 
-/// The panel's groups in chunks: points a job at each chunk's levels and calls multiply(job, first
-/// group).
-template <class Multiply>
-void for_each_chunk(const Weight& w, int64_t p, GroupJob& job, Multiply&& multiply) {
-  const LowbitTable& table = active_table().lowbit;
+/// A panel's groups in chunks: calls multiply(job, first group) with the fields set that PackedJob
+/// and GroupJob share.
+template <class Job, class Multiply>
+void for_each_chunk(const Weight& w, int64_t p, int64_t at_once, Job& job, Multiply&& multiply) {
   const int64_t groups = w.header.groups;
-  const int64_t width = lowbit_width(w.header, p);
-  const int64_t group_bytes = std::max<int64_t>(1, w.geometry.group_codes * width);
-  const int64_t at_once = std::max<int64_t>(1, kChunkBytes / group_bytes);
   job.acc = reinterpret_cast<float*>(
       scratch(kSums, groups <= at_once ? 0 : job.rows * kLowbitColumns * 4));
   job.bias = w.bias() + p * kLowbitColumns;
@@ -156,19 +150,50 @@ void for_each_chunk(const Weight& w, int64_t p, GroupJob& job, Multiply&& multip
     job.panel = w.panel(p, g, std::min(groups, g + at_once));
     job.first = g == 0;
     job.last = g + at_once >= groups;
-    if (w.geometry.stored == 8) {
-      job.b = reinterpret_cast<const int8_t*>(job.panel.groups) +
-              job.panel.width * job.panel.word_bytes;
-      job.b_step = job.panel.group_step;
-    } else {
-      auto* levels =
-          reinterpret_cast<int8_t*>(scratch(kLevels, std::min(at_once, groups) * group_bytes));
-      table.unpack_levels(job.panel, levels);
-      job.b = levels;
-      job.b_step = group_bytes;
-    }
     multiply(job, g);
   }
+}
+
+void multiply_packed(const Rows& rows, const Weight& w, int64_t p, float* y, int64_t ldy) {
+  const LowbitTable& table = active_table().lowbit;
+  PackedJob job{};
+  job.pitch = rows.pitch;
+  job.rows = rows.count;
+  job.a_start_pitch = w.header.groups;
+  job.row_scale = rows.scale;
+  job.row_zero = rows.zero_point;
+  job.y = y;
+  job.ldy = ldy;
+  const int64_t at_once =
+      groups_at_once(w, rows.count, w.panel(p, 0, 1).group_step, table.tile_rows);
+  for_each_chunk(w, p, at_once, job, [&](PackedJob& chunk, int64_t g) {
+    chunk.a = reinterpret_cast<const int8_t*>(rows.codes) + g * w.geometry.group_codes;
+    chunk.a_start = rows.starts + g;
+    (w.kind == LowbitKind::kLevels ? table.multiply_packed_levels : table.multiply_packed)(chunk);
+  });
+}
+
+/// Chunks of a panel with their levels in cache.
+template <class Multiply>
+void for_each_unpacked(const Weight& w, int64_t p, GroupJob& job, Multiply&& multiply) {
+  const LowbitTable& table = active_table().lowbit;
+  const int64_t group_bytes = w.geometry.group_codes * lowbit_width(w.header, p);
+  const bool unpacks = w.geometry.stored < 8;
+  const int64_t at_once = groups_at_once(w, job.rows, group_bytes, unpacks ? 0 : table.tile_rows);
+  for_each_chunk(w, p, at_once, job, [&](GroupJob& chunk, int64_t g) {
+    if (unpacks) {
+      auto* levels = reinterpret_cast<int8_t*>(
+          scratch(kLevels, std::min(at_once, w.header.groups) * group_bytes));
+      table.unpack_levels(chunk.panel, levels);
+      chunk.b = levels;
+      chunk.b_step = group_bytes;
+    } else {
+      chunk.b = reinterpret_cast<const int8_t*>(chunk.panel.groups) +
+                chunk.panel.width * chunk.panel.word_bytes;
+      chunk.b_step = chunk.panel.group_step;
+    }
+    multiply(chunk, g);
+  });
 }
 
 void multiply_unpacked(const Rows& rows, const Weight& w, int64_t p, float* y, int64_t ldy) {
@@ -179,7 +204,7 @@ void multiply_unpacked(const Rows& rows, const Weight& w, int64_t p, float* y, i
   job.row_zero = rows.zero_point;
   job.y = y;
   job.ldy = ldy;
-  for_each_chunk(w, p, job, [&](GroupJob& chunk, int64_t g) {
+  for_each_unpacked(w, p, job, [&](GroupJob& chunk, int64_t g) {
     chunk.a = rows.codes + g * w.geometry.group_codes;
     active_table().lowbit.gemm_u8s8_groups(chunk);
   });
@@ -193,7 +218,7 @@ void multiply_floats(const float* x, int64_t rows, int64_t ldx, const Weight& w,
   job.y = y;
   job.ldy = ldy;
   job.group = w.geometry.group;
-  for_each_chunk(w, p, job, [&](GroupJob& chunk, int64_t g) {
+  for_each_unpacked(w, p, job, [&](GroupJob& chunk, int64_t g) {
     chunk.x = x + g * w.geometry.group;
     chunk.last_group = group_inputs(w.header, g + chunk.panel.count - 1);
     active_table().lowbit.gemm_f32s8_groups(chunk);

@@ -19,21 +19,28 @@ struct LowbitPanel {
   LowbitKind kind;
   bool wide;             // words of 8 bytes
   int64_t word_bytes;    // of a column
-  int32_t zero;          // kSymmetric: 2^(bits - 1)
+  int32_t zero;          // kSymmetric: 2^(bits - 1); kLevels: 128; kAffine: 1
   const int8_t* levels;  // kLevels: 2^stored of them
 };
 
-/// Rows times one panel straight from its packed codes, stored 2, 3 or 4. With a[k] = code - 128 of
-/// the activations (0 where padded), Z the row's zero point and u the codes:
+/// Rows times some groups of a panel straight from packed codes, stored 2, 3 or 4. With a[k] = code
+/// - 128 of the activations (0 where padded) and Z the row's zero point:
 ///
-///   S[g] = sum of (a + 128 - Z) * level,  f = 0, f = fmaf(float(S[g]), scale[g], f) for every g,
+///   S[g] = sum of (a + 128 - Z) * level, f = fmaf(float(S[g]), scale[g], f) for every g,
 ///   y = fmaf(f, row_scale, bias)
+///
+/// f begins at 0 (first) or at acc, and ends as y (last) or in acc.
 struct PackedJob {
-  LowbitPanel panel;  // the whole row
+  LowbitPanel panel;
+  bool first, last;
+  float* acc;  // [rows][64], 64-byte aligned
   const int8_t* a;
   int64_t pitch;  // bytes
   int64_t rows;
-  const int32_t* a_sum;  // [rows][panel.count]: sum of a over the inputs of a group that exist
+  /// The sum of a over the inputs of a group that exist, times -2^(bits - 1) (kSymmetric), -128
+  /// (kLevels, as levels + 128 are unsigned) or -1 (kAffine): [rows][>= panel.count].
+  const int32_t* a_start;
+  int64_t a_start_pitch;
   const float* row_scale;
   const int32_t* row_zero;
   const float* bias;  // [n]
@@ -82,10 +89,12 @@ struct RowJob {
 };
 
 struct LowbitTable {
-  /// Most rows that go through multiply_packed; more are multiplied with unpacked levels. The
+  int64_t tile_rows;  // so many rows take each code once: a panel is streamed, not cut into chunks
+  /// Most rows that go through multiply_packed*; more are multiplied with unpacked levels. The
   /// second is for level tables. 0: never.
   int64_t packed_rows, packed_rows_levels;
-  void (*multiply_packed)(const PackedJob& job);
+  void (*multiply_packed)(const PackedJob& job);  // kSymmetric, kAffine
+  void (*multiply_packed_levels)(const PackedJob& job);
   /// Levels of every group, one after the other, in GroupJob's order.
   void (*unpack_levels)(const LowbitPanel& panel, int8_t* levels);
   void (*gemm_u8s8_groups)(const GroupJob& job);

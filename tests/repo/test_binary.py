@@ -116,7 +116,7 @@ def test_dot_products_are_there_and_accumulators_stay_in_registers(tier: str) ->
     """
     dot, register = DOT[tier]
     loops = 0
-    files = [p for p in objects(tier) if re.match(r"(gemm|conv|depthwise|linear)", p.name)]
+    files = [p for p in objects(tier) if re.match(r"(gemm|conv|depthwise|linear|lowbit)", p.name)]
     if not files:
         missing(f"{tier} has no product kernels of its own")
     for path in files:

@@ -5,6 +5,7 @@ namespace octavo::avx2 {
 
 void fill_gemm(GemmTable& table);
 void fill_depthwise(GemmTable& table);
+void fill_lowbit(LowbitTable& table);
 void fill_quantize(ElementTable& table);
 void fill_minmax(ElementTable& table);
 void fill_elementwise(ElementTable& table);
@@ -14,6 +15,7 @@ void fill_layout(ElementTable& table);
 void fill(KernelTable& table) {
   fill_gemm(table.gemm);
   fill_depthwise(table.gemm);
+  fill_lowbit(table.lowbit);
   fill_quantize(table.element);
   fill_minmax(table.element);
   fill_elementwise(table.element);

@@ -10,6 +10,8 @@ void fill_minmax(ElementTable& table);
 void fill_elementwise(ElementTable& table);
 void fill_elementwise_vbmi(ElementTable& table);
 void fill_pool(ElementTable& table);
+void fill_lowbit(LowbitTable& table);
+void fill_lowbit_vbmi(LowbitTable& table);
 
 void fill(KernelTable& table) {
   fill_gemm(table.gemm);
@@ -17,10 +19,14 @@ void fill(KernelTable& table) {
   fill_quantize(table.element);
   fill_minmax(table.element);
   fill_elementwise(table.element);
+  fill_lowbit(table.lowbit);
   // Not every CPU of this row has byte permutes. They use no registers beyond the row's own, so the
   // operating system has been asked already.
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512vbmi")) fill_elementwise_vbmi(table.element);
+  if (__builtin_cpu_supports("avx512vbmi")) {
+    fill_elementwise_vbmi(table.element);
+    fill_lowbit_vbmi(table.lowbit);
+  }
   fill_pool(table.element);
 }
 

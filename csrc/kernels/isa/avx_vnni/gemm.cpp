@@ -1,34 +1,9 @@
 // Dense products by the VEX form of vpdpbusd on 256-bit registers (CPUs without AVX-512). Filled
 // into the row by table.cpp; called by conv.cpp.
 #include "../avx2/ymm_gemm.h"
+#include "vnni_dot.h"
 
 namespace octavo::avx_vnni {
-namespace {
-
-struct VnniDot {
-  static constexpr int kPixels = 6;  // 12 accumulators, 2 weights, 1 activation
-  using A = __m256i;
-  using B = __m256i;
-  static inline __attribute__((always_inline)) B load_b(const int8_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  }
-  static inline __attribute__((always_inline)) A broadcast(const uint8_t* p) {
-    int32_t bytes;
-    __builtin_memcpy(&bytes, p, 4);
-    return _mm256_set1_epi32(bytes);
-  }
-  /// Inline assembly for the reason given in avx512_vnni/gemm.cpp. OCTAVO_EVEX: tests on CPUs that
-  /// have the instruction in its AVX-512 encoding only.
-  static inline __attribute__((always_inline)) void add(__m256i& sum, const A& a, const B& b) {
-#if defined(OCTAVO_EVEX)
-    __asm__("%{evex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-#else
-    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
-#endif
-  }
-};
-
-}  // namespace
 
 void fill_gemm(GemmTable& table) {
   table.layout = PanelLayout::kVnni;

@@ -33,7 +33,8 @@ void multiply_packed(const PackedJob& job) {
     const auto offset = static_cast<uint32_t>(128 - job.row_zero[m]);
     for (int64_t n = 0; n < p.n; ++n) {
       const int8_t* a = row;
-      float f = 0.0f;
+      float* acc = job.acc + m * kLowbitColumns + n;
+      float f = job.first ? 0.0f : *acc;
       for (int64_t g = 0; g < p.count; ++g) {
         const uint8_t* words = p.groups + g * p.group_step;
         const GroupWord word = group_word(words, p.width, p.wide, n);
@@ -43,7 +44,11 @@ void multiply_packed(const PackedJob& job) {
         }
         f = __builtin_fmaf(static_cast<float>(static_cast<int32_t>(sum)), word.scale, f);
       }
-      job.y[m * job.ldy + n] = __builtin_fmaf(f, job.row_scale[m], job.bias[n]);
+      if (job.last) {
+        job.y[m * job.ldy + n] = __builtin_fmaf(f, job.row_scale[m], job.bias[n]);
+      } else {
+        *acc = f;
+      }
     }
   }
 }
@@ -145,8 +150,10 @@ void dequantize_row(const RowJob& job) {
 }  // namespace
 
 void fill_lowbit(LowbitTable& table) {
-  table.packed_rows = table.packed_rows_levels = 4;
-  table.multiply_packed = multiply_packed;
+  table.tile_rows = 1;
+  table.packed_rows = 4;
+  table.packed_rows_levels = 4;
+  table.multiply_packed = table.multiply_packed_levels = multiply_packed;
   table.unpack_levels = unpack_levels;
   table.gemm_u8s8_groups = gemm_u8s8_groups;
   table.gemm_f32s8_groups = gemm_f32s8_groups;

@@ -1,0 +1,478 @@
+// Products with packed low-bit weights on 256-bit registers, shared by avx2 and avx_vnni: each
+// includes this file in its own unit, compiled with its own flags, and supplies the dot products
+// (everything here is in an unnamed namespace, so no code crosses).
+//
+// Dot supplies: B load_b(const int8_t*), A broadcast(const uint8_t*) and add(sum, A, B), exact for
+// all codes and levels, as in ymm_gemm.h; add_codes(sum, u, s) of unsigned codes times s8; and for
+// these kCodeRows, rows at a time, and kCodeVectors, vectors of 8 columns beside one row.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../../kernel_table.h"
+
+namespace octavo {
+namespace {
+
+#define OCTAVO_INLINE inline __attribute__((always_inline))
+
+OCTAVO_INLINE __m256i load(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+OCTAVO_INLINE __m256i bytes(int value) { return _mm256_set1_epi8(static_cast<char>(value)); }
+
+constexpr int planes_of(int stored) { return stored == 3 ? 3 : 1; }
+constexpr int quads_of(int stored) { return stored == 3 ? 8 : 8 / stored; }
+
+/// Bits 5..7 are quad Q >= 6 of 3-bit planes.
+template <int Q>
+OCTAVO_INLINE __m256i merged(const __m256i* p) {
+  const __m256i upper = _mm256_and_si256(p[Q - 6], bytes(0xc0));
+  return _mm256_or_si256(upper, _mm256_and_si256(_mm256_srli_epi16(p[2], Q - 5), bytes(0x20)));
+}
+
+/// Codes of quad Q of a unit.
+template <int kBits, int Q>
+OCTAVO_INLINE __m256i code_quad(const __m256i* p) {
+  const __m256i mask = bytes((1 << kBits) - 1);
+  if constexpr (kBits != 3) {
+    return _mm256_and_si256(Q == 0 ? p[0] : _mm256_srli_epi16(p[0], Q * kBits), mask);
+  } else if constexpr (Q < 6) {
+    return _mm256_and_si256(Q % 2 == 0 ? p[Q / 2] : _mm256_srli_epi16(p[Q / 2], 3), mask);
+  } else {
+    return _mm256_and_si256(_mm256_srli_epi16(merged<Q>(p), 5), mask);
+  }
+}
+
+template <int kBits>
+struct Linear {
+  static constexpr int kStored = kBits;
+  OCTAVO_INLINE explicit Linear(const LowbitPanel&) {}
+  template <int Q>
+  OCTAVO_INLINE __m256i quad(const __m256i* p) const {
+    return code_quad<kBits, Q>(p);
+  }
+};
+
+/// Levels by byte shuffles. kFlip: 0x80 makes them unsigned (level + 128), 0 leaves them.
+template <int kBits, int kFlip>
+struct Shuffled {
+  static constexpr int kStored = kBits;
+  OCTAVO_INLINE explicit Shuffled(const LowbitPanel& p) {
+    int8_t entries[16];
+    for (int i = 0; i < 16; ++i) {
+      entries[i] = static_cast<int8_t>(p.levels[i & ((1 << kBits) - 1)] ^ kFlip);
+    }
+    table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(entries)));
+  }
+  template <int Q>
+  OCTAVO_INLINE __m256i quad(const __m256i* p) const {
+    return _mm256_shuffle_epi8(table, code_quad<kBits, Q>(p));
+  }
+  __m256i table;
+};
+
+/// Scales of 8 columns, and what the level sums there add to `sum`: factor times them.
+OCTAVO_INLINE __m256 take_words(const uint8_t* words, const LowbitPanel& p, int64_t column,
+                                int32_t factor, __m256i& sum) {
+  const __m256i word = load(words + 4 * column);
+  if (p.wide) {
+    const __m256i sums = load(words + 4 * (p.width + column));
+    sum = _mm256_add_epi32(sum, _mm256_mullo_epi32(sums, _mm256_set1_epi32(factor)));
+    return _mm256_castsi256_ps(word);
+  }
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(word, _mm256_set1_epi32(factor & 0xffff)));
+  return _mm256_castsi256_ps(
+      _mm256_and_si256(word, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+}
+
+OCTAVO_INLINE __m256i zeros_of(const LowbitPanel& p, const uint8_t* words, int64_t column) {
+  const auto* at = words + (p.wide ? 8 : 4) * p.width + column;
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+}
+
+/// Eight results, as far as the columns exist.
+OCTAVO_INLINE void store_columns(float* to, __m256 v, int64_t columns) {
+  if (columns >= 8) {
+    _mm256_storeu_ps(to, v);
+  } else if (columns > 0) {
+    float some[8];
+    _mm256_storeu_ps(some, v);
+    __builtin_memcpy(to, some, static_cast<size_t>(columns) * sizeof(float));
+  }
+}
+OCTAVO_INLINE __m256 load_columns(const float* from, int64_t columns) {
+  float some[8] = {};
+  if (columns >= 8) return _mm256_loadu_ps(from);
+  if (columns > 0) __builtin_memcpy(some, from, static_cast<size_t>(columns) * sizeof(float));
+  return _mm256_loadu_ps(some);
+}
+
+// ---- few rows, straight from packed codes
+
+/// Products of quad Q and those after it of one unit, 8 columns.
+template <int Q, class Dot, class Codec, int M, int V>
+OCTAVO_INLINE void multiply_quads(__m256i (&sum)[M][V], int v, const Codec& codec, const __m256i* p,
+                                  const int8_t* const (&a)[M]) {
+  if constexpr (Q < quads_of(Codec::kStored)) {
+    const __m256i u = codec.template quad<Q>(p);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      int32_t quad;
+      __builtin_memcpy(&quad, a[m] + 4 * Q, 4);
+      Dot::add_codes(sum[m][v], u, _mm256_set1_epi32(quad));
+    }
+    multiply_quads<Q + 1, Dot, Codec, M, V>(sum, v, codec, p, a);
+  }
+}
+
+template <class Dot, class Codec, int M, int V>
+__attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, int64_t column) {
+  constexpr int kUnit = 4 * quads_of(Codec::kStored), kPlanes = planes_of(Codec::kStored);
+  const LowbitPanel& panel = job.panel;
+  const Codec codec(panel);
+  const int64_t step = panel.width * 4;
+  const int8_t* a[M];
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
+  alignas(32) float f[M][V][8];
+  for (int m = 0; m < M; ++m) {
+    for (int v = 0; v < V; ++v) {
+      const float* before = job.acc + (row + m) * kLowbitColumns + column + 8 * v;
+      _mm256_store_ps(f[m][v], job.first ? _mm256_setzero_ps() : _mm256_loadu_ps(before));
+    }
+  }
+  const uint8_t* words = panel.groups;
+  for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
+    const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
+    __m256i sum[M][V];
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[m][v] = _mm256_setzero_si256();
+    }
+    for (int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes; k > 0;
+         k -= kUnit) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        __m256i p[kPlanes];
+#pragma GCC unroll 4
+        for (int i = 0; i < kPlanes; ++i) p[i] = load(codes + i * step + 32 * v);
+        multiply_quads<0, Dot, Codec, M, V>(sum, v, codec, p, a);
+      }
+      codes += kPlanes * step;
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) a[m] += kUnit;
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      const __m256i start = _mm256_set1_epi32(job.a_start[(row + m) * job.a_start_pitch + g]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const int64_t n = column + 8 * v;
+        const bool affine = panel.kind == LowbitKind::kAffine;
+        __m256i s = _mm256_add_epi32(
+            sum[m][v], affine ? _mm256_mullo_epi32(zeros_of(panel, words, n), start) : start);
+        const __m256 scale = take_words(words, panel, n, 128 - job.row_zero[row + m], s);
+        const __m256 before = _mm256_load_ps(f[m][v]);
+        _mm256_store_ps(f[m][v], _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), scale, before));
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m) {
+    const __m256 row_scale = _mm256_set1_ps(job.row_scale[row + m]);
+    for (int v = 0; v < V; ++v) {
+      const int64_t n = column + 8 * v;
+      if (!job.last) {
+        _mm256_storeu_ps(job.acc + (row + m) * kLowbitColumns + n, _mm256_load_ps(f[m][v]));
+        continue;
+      }
+      const __m256 bias = load_columns(job.bias + n, panel.n - n);
+      store_columns(job.y + (row + m) * job.ldy + n,
+                    _mm256_fmadd_ps(_mm256_load_ps(f[m][v]), row_scale, bias), panel.n - n);
+    }
+  }
+}
+
+/// M rows times all columns.
+template <class Dot, class Codec, int M>
+void packed_rows(const PackedJob& job, int64_t row) {
+  constexpr int V = Codec::kStored == 3 ? Dot::kCodeVectors / 2 : M == 1 ? Dot::kCodeVectors : 2;
+  int64_t column = 0;
+  for (; column + 8 * V <= job.panel.width; column += 8 * V) {
+    packed_tile<Dot, Codec, M, V>(job, row, column);
+  }
+  if constexpr (V == 4) {
+    if (column < job.panel.width) packed_tile<Dot, Codec, M, 2>(job, row, column);
+  }
+}
+
+/// Dot::kCodeRows rows at a time, or one with three planes: what the registers hold.
+template <class Dot, class Codec>
+void packed_panel(const PackedJob& job) {
+  int64_t row = 0;
+  if constexpr (Dot::kCodeRows == 2 && Codec::kStored != 3) {
+    for (; row + 2 <= job.rows; row += 2) packed_rows<Dot, Codec, 2>(job, row);
+  }
+  for (; row < job.rows; ++row) packed_rows<Dot, Codec, 1>(job, row);
+}
+
+template <class Dot>
+void multiply_packed(const PackedJob& job) {
+  if (job.panel.stored == 4) packed_panel<Dot, Linear<4>>(job);
+  if (job.panel.stored == 3) packed_panel<Dot, Linear<3>>(job);
+  if (job.panel.stored == 2) packed_panel<Dot, Linear<2>>(job);
+}
+
+template <class Dot>
+void multiply_packed_levels(const PackedJob& job) {
+  if (job.panel.stored == 4) packed_panel<Dot, Shuffled<4, 0x80>>(job);
+  if (job.panel.stored == 3) packed_panel<Dot, Shuffled<3, 0x80>>(job);
+  if (job.panel.stored == 2) packed_panel<Dot, Shuffled<2, 0x80>>(job);
+}
+
+// ---- unpacking
+
+template <int Q, class Codec>
+OCTAVO_INLINE void unpack_quads(const Codec& codec, const __m256i* p, __m256i zero, int8_t* to,
+                                int64_t step) {
+  if constexpr (Q < quads_of(Codec::kStored)) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + Q * step),
+                        _mm256_sub_epi8(codec.template quad<Q>(p), zero));
+    unpack_quads<Q + 1>(codec, p, zero, to, step);
+  }
+}
+
+template <class Codec>
+void unpack_with(const LowbitPanel& panel, int32_t constant_zero, int8_t* levels) {
+  constexpr int kUnit = 4 * quads_of(Codec::kStored), kPlanes = planes_of(Codec::kStored);
+  const Codec codec(panel);
+  const int64_t step = panel.width * 4;
+  const uint8_t* words = panel.groups;
+  for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
+    const int64_t length = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
+    for (int64_t column = 0; column < panel.width; column += 8) {
+      __m256i zero = bytes(constant_zero);
+      if (panel.kind == LowbitKind::kAffine) {
+        zero = _mm256_mullo_epi32(zeros_of(panel, words, column), _mm256_set1_epi32(0x01010101));
+      }
+      const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
+      int8_t* to = levels + column * 4;
+      for (int64_t k = 0; k < length; k += kUnit) {
+        __m256i p[kPlanes];
+#pragma GCC unroll 4
+        for (int i = 0; i < kPlanes; ++i) p[i] = load(codes + i * step);
+        unpack_quads<0>(codec, p, zero, to, step);
+        codes += kPlanes * step;
+        to += kUnit / 4 * step;
+      }
+    }
+    levels += length * panel.width;
+  }
+}
+
+template <int kStored>
+void unpack_stored(const LowbitPanel& panel, int8_t* levels) {
+  if (panel.kind == LowbitKind::kLevels) {
+    unpack_with<Shuffled<kStored, 0>>(panel, 0, levels);
+  } else {
+    unpack_with<Linear<kStored>>(panel, panel.zero, levels);
+  }
+}
+
+[[maybe_unused]] void unpack_levels(const LowbitPanel& panel, int8_t* levels) {
+  if (panel.stored == 4) unpack_stored<4>(panel, levels);
+  if (panel.stored == 3) unpack_stored<3>(panel, levels);
+  if (panel.stored == 2) unpack_stored<2>(panel, levels);
+}
+
+// ---- products with unpacked levels: M rows x 16 columns; float sums in memory
+
+template <int M>
+struct FloatSums {
+  FloatSums(const GroupJob& job, int64_t row, int64_t column) {
+    for (int m = 0; m < M; ++m) {
+      const float* from = job.acc + (row + m) * kLowbitColumns + column;
+      for (int i = 0; i < 16; ++i) f[m][i] = job.first ? 0.0f : from[i];
+    }
+  }
+  OCTAVO_INLINE void add(int m, int v, __m256 sum, __m256 scale) {
+    _mm256_store_ps(f[m] + 8 * v, _mm256_fmadd_ps(sum, scale, _mm256_load_ps(f[m] + 8 * v)));
+  }
+  template <class Finish>
+  OCTAVO_INLINE void store(const GroupJob& job, int64_t row, int64_t column,
+                           Finish&& finish) const {
+    for (int m = 0; m < M; ++m) {
+      for (int v = 0; v < 2; ++v) {
+        const int64_t n = column + 8 * v;
+        const __m256 sum = _mm256_load_ps(f[m] + 8 * v);
+        if (job.last) {
+          const __m256 bias = load_columns(job.bias + n, job.panel.n - n);
+          store_columns(job.y + (row + m) * job.ldy + n, finish(sum, bias, row + m),
+                        job.panel.n - n);
+        } else {
+          _mm256_storeu_ps(job.acc + (row + m) * kLowbitColumns + n, sum);
+        }
+      }
+    }
+  }
+  alignas(32) float f[M][16];
+};
+
+template <class Dot, int M>
+__attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, int64_t column) {
+  const LowbitPanel& panel = job.panel;
+  FloatSums<M> sums(job, row, column);
+  const uint8_t* a[M];
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
+  const int8_t* group = job.b + column * 4;
+  const uint8_t* words = panel.groups;
+  const int64_t step = panel.width * 4;
+  for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.b_step) {
+    __m256i sum[M][2];
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
+    const int8_t* b = group;
+    for (int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes; k > 0; k -= 4) {
+      const typename Dot::B w0 = Dot::load_b(b), w1 = Dot::load_b(b + 32);
+#pragma GCC unroll 6
+      for (int m = 0; m < M; ++m) {
+        const typename Dot::A u = Dot::broadcast(a[m]);
+        Dot::add(sum[m][0], u, w0);
+        Dot::add(sum[m][1], u, w1);
+        a[m] += 4;
+      }
+      b += step;
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) {
+      for (int v = 0; v < 2; ++v) {
+        const int32_t zero = job.row_zero[row + m];
+        const __m256 scale = take_words(words, panel, column + 8 * v, -zero, sum[m][v]);
+        sums.add(m, v, _mm256_cvtepi32_ps(sum[m][v]), scale);
+      }
+    }
+  }
+  sums.store(job, row, column, [&](__m256 f, __m256 bias, int64_t m) {
+    return _mm256_fmadd_ps(f, _mm256_set1_ps(job.row_scale[m]), bias);
+  });
+}
+
+template <int J, int M>
+OCTAVO_INLINE void multiply_input(__m256 (&sum)[M][2], __m256i w0, __m256i w1,
+                                  const float* const (&x)[M]) {
+  const __m256i top0 = J == 3 ? w0 : _mm256_slli_epi32(w0, 24 - 8 * J);
+  const __m256i top1 = J == 3 ? w1 : _mm256_slli_epi32(w1, 24 - 8 * J);
+  const __m256 level0 = _mm256_cvtepi32_ps(_mm256_srai_epi32(top0, 24));
+  const __m256 level1 = _mm256_cvtepi32_ps(_mm256_srai_epi32(top1, 24));
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+    const __m256 value = _mm256_set1_ps(x[m][J]);
+    sum[m][0] = _mm256_fmadd_ps(value, level0, sum[m][0]);
+    sum[m][1] = _mm256_fmadd_ps(value, level1, sum[m][1]);
+  }
+}
+
+template <int M>
+__attribute__((noinline)) void float_tile(const GroupJob& job, int64_t row, int64_t column) {
+  const LowbitPanel& panel = job.panel;
+  FloatSums<M> sums(job, row, column);
+  const float* x[M];
+  for (int m = 0; m < M; ++m) x[m] = job.x + (row + m) * job.ldx;
+  const int8_t* group = job.b + column * 4;
+  const uint8_t* words = panel.groups;
+  const int64_t step = panel.width * 4;
+  for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.b_step) {
+    __m256 sum[M][2];
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) sum[m][0] = sum[m][1] = _mm256_setzero_ps();
+    const int8_t* b = group;
+    int64_t left = g + 1 < panel.count ? job.group : job.last_group;
+    for (; left > 0; left -= 4, b += step) {
+      const __m256i w0 = load(b), w1 = load(b + 32);
+      multiply_input<0, M>(sum, w0, w1, x);
+      if (left < 4) {
+        if (left > 1) multiply_input<1, M>(sum, w0, w1, x);
+        if (left > 2) multiply_input<2, M>(sum, w0, w1, x);
+        break;
+      }
+      multiply_input<1, M>(sum, w0, w1, x);
+      multiply_input<2, M>(sum, w0, w1, x);
+      multiply_input<3, M>(sum, w0, w1, x);
+#pragma GCC unroll 6
+      for (int m = 0; m < M; ++m) x[m] += 4;
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) {
+      for (int v = 0; v < 2; ++v) {
+        __m256i none = _mm256_setzero_si256();
+        const __m256 scale = take_words(words, panel, column + 8 * v, 0, none);
+        sums.add(m, v, sum[m][v], scale);
+      }
+    }
+  }
+  sums.store(job, row, column,
+             [](__m256 f, __m256 bias, int64_t) { return _mm256_add_ps(f, bias); });
+}
+
+using GroupTile = void (*)(const GroupJob&, int64_t row, int64_t column);
+
+/// Cuts rows into tiles of nearly one height.
+inline void sweep_groups(const GroupJob& job, const GroupTile* tiles, int64_t most) {
+  const int64_t pieces = (job.rows + most - 1) / most;
+  int64_t row = 0;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t m = job.rows / pieces + (i < job.rows % pieces ? 1 : 0);
+    for (int64_t column = 0; column < job.panel.width; column += 16) tiles[m](job, row, column);
+    row += m;
+  }
+}
+
+/// Tiles of Dot::kPixels rows at most, as in ymm_gemm.h: 4 or 6.
+template <class Dot>
+void gemm_u8s8_groups(const GroupJob& job) {
+  if constexpr (Dot::kPixels == 6) {
+    static constexpr GroupTile tiles[] = {nullptr,
+                                          integer_tile<Dot, 1>,
+                                          integer_tile<Dot, 2>,
+                                          integer_tile<Dot, 3>,
+                                          integer_tile<Dot, 4>,
+                                          integer_tile<Dot, 5>,
+                                          integer_tile<Dot, 6>};
+    sweep_groups(job, tiles, 6);
+  } else {
+    static constexpr GroupTile tiles[] = {nullptr, integer_tile<Dot, 1>, integer_tile<Dot, 2>,
+                                          integer_tile<Dot, 3>, integer_tile<Dot, 4>};
+    sweep_groups(job, tiles, 4);
+  }
+}
+
+[[maybe_unused]] void gemm_f32s8_groups(const GroupJob& job) {
+  static constexpr GroupTile tiles[] = {nullptr,       float_tile<1>, float_tile<2>,
+                                        float_tile<3>, float_tile<4>, float_tile<5>};
+  sweep_groups(job, tiles, 5);
+}
+
+/// Sums four bytes at a time by vpmaddubsw (ones times s8: no saturation) and vpmaddwd.
+[[maybe_unused]] int32_t flip_u8_s8(uint8_t* codes, int64_t count) {
+  const __m256i flip = bytes(0x80), ones = bytes(1), one_words = _mm256_set1_epi16(1);
+  __m256i sum = _mm256_setzero_si256();
+  int64_t i = 0;
+  for (; i + 32 <= count; i += 32) {
+    const __m256i flipped = _mm256_xor_si256(load(codes + i), flip);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(ones, flipped), one_words));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i), flipped);
+  }
+  int32_t parts[8], total = 0;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(parts), sum);
+  for (const int32_t part : parts) total += part;
+  for (; i < count; ++i) {
+    codes[i] ^= 128;
+    total += static_cast<int8_t>(codes[i]);
+  }
+  return total;
+}
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,365 @@
+// Few rows times a panel of packed codes: a tile template over the way in which codes become
+// operands of vpdpbusd. Included by lowbit.cpp (masks, shifts, byte shuffles) and lowbit_vbmi.cpp
+// (byte permutes); everything has internal linkage.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../../lowbit_table.h"
+
+namespace octavo::avx512_vnni {
+namespace {
+
+#define OCTAVO_INLINE inline __attribute__((always_inline))
+
+/// sum += u . s over the four bytes of every dword. Inline assembly for the reason given in
+/// gemm.cpp.
+OCTAVO_INLINE void dot(__m512i& sum, __m512i u8, __m512i s8) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u8), "v"(s8));
+}
+/// sum += a . b over the two words of every dword, b being one dword.
+OCTAVO_INLINE void dot_words(__m512i& sum, __m512i a, const int32_t& b) {
+  __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(b));
+}
+
+OCTAVO_INLINE __m512i load(const void* p) { return _mm512_loadu_si512(p); }
+OCTAVO_INLINE __m512i bytes(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
+OCTAVO_INLINE __m512i broadcast4(const void* p) {
+  int32_t quad;
+  __builtin_memcpy(&quad, p, 4);
+  return _mm512_set1_epi32(quad);
+}
+OCTAVO_INLINE __mmask16 lanes(int64_t columns) {
+  return columns >= 16 ? 0xffff : columns <= 0 ? 0 : static_cast<__mmask16>((1u << columns) - 1);
+}
+
+/// Bits of `a` where the mask has ones, else bits of `b`.
+OCTAVO_INLINE __m512i select(__m512i mask, __m512i a, __m512i b) {
+  return _mm512_ternarylogic_epi32(mask, a, b, 0xca);
+}
+
+constexpr int planes_of(int stored) { return stored == 3 ? 3 : 1; }
+constexpr int quads_of(int stored) { return stored == 3 ? 8 : 8 / stored; }
+
+// What follows are codecs: quad<Q>(p) is the unsigned operand of quad Q from the planes p of a
+// unit; kMost is how many rows leave registers for
+// 32 columns of it, kMostWide for 64. Quads of class c come out multiplied by
+// 2^shift[c]; their sums are kept apart and shifted once a group.
+
+/// Linear codes left where they stand: one AND a quad.
+template <int kStored>
+struct Masked;
+
+template <>
+struct Masked<4> {
+  static constexpr int kStored = 4, kClasses = 2, kMostWide = 1;
+  static constexpr int kShift[2] = {0, 4};
+  static constexpr int klass(int quad) { return quad; }
+  OCTAVO_INLINE explicit Masked(const LowbitPanel&) {}
+  template <int Q>
+  OCTAVO_INLINE __m512i quad(const __m512i* p) const {
+    return _mm512_and_si512(p[0], bytes(0x0f << (4 * Q)));
+  }
+};
+template <>
+struct Masked<2> {
+  static constexpr int kStored = 2, kClasses = 4, kMostWide = 1;
+  static constexpr int kShift[4] = {0, 2, 4, 6};
+  static constexpr int klass(int quad) { return quad; }
+  OCTAVO_INLINE explicit Masked(const LowbitPanel&) {}
+  template <int Q>
+  OCTAVO_INLINE __m512i quad(const __m512i* p) const {
+    return _mm512_and_si512(p[0], bytes(0x03 << (2 * Q)));
+  }
+};
+template <>
+struct Masked<3> {
+  static constexpr int kStored = 3, kClasses = 3, kMostWide = 1;
+  static constexpr int kShift[3] = {0, 3, 5};
+  static constexpr int klass(int quad) { return quad >= 6 ? 2 : quad % 2; }
+  OCTAVO_INLINE explicit Masked(const LowbitPanel&) {}
+  template <int Q>
+  OCTAVO_INLINE __m512i quad(const __m512i* p) const {
+    if constexpr (Q < 6) {
+      return _mm512_and_si512(p[Q / 2], bytes(0x07 << (3 * (Q % 2))));
+    } else {
+      // Upper bits at 6..7 of plane A or B, the lowest at bit Q of plane C: together bits 5..7.
+      const __m512i low = _mm512_srli_epi16(p[2], Q - 5);
+      return _mm512_and_si512(select(bytes(0xc0), p[Q - 6], low), bytes(0xe0));
+    }
+  }
+};
+
+/// Linear codes shifted to their place: one class.
+template <int kBits>
+struct Shifted {
+  static constexpr int kStored = kBits, kClasses = 1, kMost = 6;
+  static constexpr int kMostWide = kBits == 3 ? 2 : 4;
+  static constexpr int kShift[1] = {0};
+  static constexpr int klass(int) { return 0; }
+  OCTAVO_INLINE explicit Shifted(const LowbitPanel&) {}
+  template <int Q>
+  OCTAVO_INLINE __m512i quad(const __m512i* p) const {
+    const __m512i mask = bytes((1 << kBits) - 1);
+    if constexpr (kBits != 3) {
+      return _mm512_and_si512(Q == 0 ? p[0] : _mm512_srli_epi16(p[0], Q * kBits), mask);
+    } else if constexpr (Q < 6) {
+      return _mm512_and_si512(Q % 2 == 0 ? p[Q / 2] : _mm512_srli_epi16(p[Q / 2], 3), mask);
+    } else {
+      const __m512i low = _mm512_srli_epi16(p[2], Q - 5);
+      return _mm512_and_si512(_mm512_srli_epi16(select(bytes(0xc0), p[Q - 6], low), 5), mask);
+    }
+  }
+};
+
+/// Sixteen entries in every lane: entry i is levels[(i >> shift) & mask], flipped by `flip`.
+OCTAVO_INLINE __m512i lane_table(const int8_t* levels, int shift, int mask, int flip) {
+  int8_t table[16];
+  for (int i = 0; i < 16; ++i) {
+    table[i] = static_cast<int8_t>(levels[i >> shift & mask] ^ flip);
+  }
+  __m128i lane;
+  __builtin_memcpy(&lane, table, 16);
+  return _mm512_broadcast_i32x4(lane);
+}
+
+/// Levels by byte shuffles, which take the low four bits of an index whose bit 7 is clear. kFlip:
+/// 0x80 makes levels unsigned (level + 128), 0 leaves them. kParts: sums kept apart, so that four
+/// vectors of one row are not one chain each.
+template <int kBits, int kFlip, int kParts>
+struct Shuffled {
+  static constexpr int kStored = kBits, kClasses = kParts, kMost = 4, kMostWide = 1;
+  static constexpr int kShift[kParts] = {};
+  static constexpr int klass(int quad) { return quad % kParts; }
+  OCTAVO_INLINE explicit Shuffled(const LowbitPanel& p)
+      : low(lane_table(p.levels, 0, (1 << kBits) - 1, kFlip)),
+        high(kBits == 2 ? lane_table(p.levels, 2, 3, kFlip) : low) {}
+  template <int Q>
+  OCTAVO_INLINE __m512i quad(const __m512i* p) const {
+    const __m512i mask = bytes(0x0f);
+    if constexpr (kBits == 2) {
+      const __m512i two = _mm512_and_si512(Q < 2 ? p[0] : _mm512_srli_epi16(p[0], 4), mask);
+      return _mm512_shuffle_epi8(Q % 2 == 0 ? low : high, two);
+    } else if constexpr (kBits == 4) {
+      return _mm512_shuffle_epi8(
+          low, _mm512_and_si512(Q == 0 ? p[0] : _mm512_srli_epi16(p[0], 4), mask));
+    } else if constexpr (Q < 6) {
+      return _mm512_shuffle_epi8(
+          low, _mm512_and_si512(Q % 2 == 0 ? p[Q / 2] : _mm512_srli_epi16(p[Q / 2], 3), mask));
+    } else {
+      const __m512i part = _mm512_srli_epi16(p[2], Q - 5);
+      const __m512i index = _mm512_srli_epi16(select(bytes(0xc0), p[Q - 6], part), 5);
+      return _mm512_shuffle_epi8(low, _mm512_and_si512(index, bytes(0x07)));
+    }
+  }
+  __m512i low, high;
+};
+
+/// Codes are asked for so many bytes ahead.
+constexpr int64_t kAhead = 4096;
+
+/// Products of quad Q and those after it of one unit.
+template <int Q, class Codec, int M, int V>
+OCTAVO_INLINE void multiply_quads(__m512i (&sum)[M][Codec::kClasses][V], const Codec& codec,
+                                  const __m512i (&p)[V][planes_of(Codec::kStored)],
+                                  const int8_t* const (&a)[M], int64_t at) {
+  if constexpr (Q < quads_of(Codec::kStored)) {
+    __m512i u[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) u[v] = codec.template quad<Q>(p[v]);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const __m512i s = broadcast4(a[m] + at + 4 * Q);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) dot(sum[m][Codec::klass(Q)][v], u[v], s);
+    }
+    multiply_quads<Q + 1, Codec, M, V>(sum, codec, p, a, at);
+  }
+}
+
+/// Products of the unit at `codes`, whose activations begin at a + at.
+template <class Codec, int M, int V>
+OCTAVO_INLINE void multiply_unit(__m512i (&sum)[M][Codec::kClasses][V], const Codec& codec,
+                                 const uint8_t* codes, int64_t step, const int8_t* const (&a)[M],
+                                 int64_t at) {
+  constexpr int kPlanes = planes_of(Codec::kStored);
+  __m512i p[V][kPlanes];
+#pragma GCC unroll 4
+  for (int i = 0; i < kPlanes; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      p[v][i] = load(codes + i * step + 64 * v);
+      _mm_prefetch(codes + i * step + 64 * v + kAhead, _MM_HINT_T0);
+    }
+  }
+  multiply_quads<0, Codec, M, V>(sum, codec, p, a, at);
+}
+
+/// What the level sums of a group are multiplied by, for M rows: words with a zero above them.
+template <int M>
+struct Factors {
+  /// sign * zero point + offset, in [-255, 128].
+  OCTAVO_INLINE Factors(const int32_t* row_zero, int32_t sign, int32_t offset) {
+    for (int m = 0; m < M; ++m) word[m] = (sign * row_zero[m] + offset) & 0xffff;
+  }
+  int32_t word[M];
+};
+
+/// Adds to the sums of M rows x 16 columns what the level sums there contribute; returns the
+/// scales.
+template <int M, int V>
+OCTAVO_INLINE __m512 take_words(const uint8_t* words, const LowbitPanel& p, int64_t column,
+                                const Factors<M>& factors, __m512i (&sum)[M][V], int v) {
+  const __m512i word = load(words + 4 * column);
+  if (p.wide) {
+    const __m512i sums = load(words + 4 * (p.width + column));
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const __m512i factor = _mm512_set1_epi32(static_cast<int16_t>(factors.word[m]));
+      sum[m][v] = _mm512_add_epi32(sum[m][v], _mm512_mullo_epi32(sums, factor));
+    }
+    return _mm512_castsi512_ps(word);
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) dot_words(sum[m][v], word, factors.word[m]);
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(word, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
+}
+
+/// M rows from `row` times 16 V columns from `column`.
+template <class Codec, int M, int V>
+__attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, int64_t column) {
+  constexpr int kUnit = 4 * quads_of(Codec::kStored), kPlanes = planes_of(Codec::kStored);
+  const LowbitPanel& panel = job.panel;
+  const Codec codec(panel);
+  const bool affine = panel.kind == LowbitKind::kAffine;
+  const Factors<M> factors(job.row_zero + row, -1, 128);
+  const int64_t step = panel.width * 4;
+  const int8_t* a[M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
+  // In memory: a group ends rarely, and its sums need the registers.
+  alignas(64) float f[M][V][16];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const float* before = job.acc + (row + m) * kLowbitColumns + column + 16 * v;
+      _mm512_store_ps(f[m][v], job.first ? _mm512_setzero_ps() : _mm512_load_ps(before));
+    }
+  }
+  const uint8_t* words = panel.groups;
+  for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
+    const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
+    // The loop asks for what follows codes; a gap as long as the words is left.
+    for (int v = 0; v < V; ++v) _mm_prefetch(words + 4 * column + 64 * v + kAhead, _MM_HINT_T0);
+    const int64_t length = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
+    __m512i sum[M][Codec::kClasses][V];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      const int32_t& a_start = job.a_start[(row + m) * job.a_start_pitch + g];
+      const __m512i start = affine ? _mm512_setzero_si512() : _mm512_set1_epi32(a_start);
+#pragma GCC unroll 4
+      for (int c = 0; c < Codec::kClasses; ++c) {
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[m][c][v] = c == 0 ? start : _mm512_setzero_si512();
+      }
+    }
+    int64_t k = length;
+    // Two units of 8 inputs at a time: branch predictors follow loops of few rounds to their end.
+    if constexpr (kUnit == 8) {
+      for (; k >= 16; k -= 16, codes += 2 * step) {
+        multiply_unit<Codec, M, V>(sum, codec, codes, step, a, 0);
+        multiply_unit<Codec, M, V>(sum, codec, codes + step, step, a, kUnit);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) a[m] += 16;
+      }
+    }
+    for (; k > 0; k -= kUnit, codes += kPlanes * step) {
+      multiply_unit<Codec, M, V>(sum, codec, codes, step, a, 0);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) a[m] += kUnit;
+    }
+    __m512i total[M][V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const int64_t n = column + 16 * v;
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        total[m][v] = sum[m][0][v];
+#pragma GCC unroll 4
+        for (int c = 1; c < Codec::kClasses; ++c) {
+          total[m][v] =
+              _mm512_add_epi32(total[m][v], _mm512_srai_epi32(sum[m][c][v], Codec::kShift[c]));
+        }
+        if (affine) {
+          const auto* at = words + (panel.wide ? 8 : 4) * panel.width + n;
+          const __m512i zeros =
+              _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+          const __m512i by = _mm512_set1_epi32(job.a_start[(row + m) * job.a_start_pitch + g]);
+          total[m][v] = _mm512_add_epi32(total[m][v], _mm512_mullo_epi32(zeros, by));
+        }
+      }
+      const __m512 scale = take_words(words, panel, n, factors, total, v);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const __m512 before = _mm512_load_ps(f[m][v]);
+        _mm512_store_ps(f[m][v], _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[m][v]), scale, before));
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    const __m512 row_scale = _mm512_set1_ps(job.row_scale[row + m]);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const int64_t n = column + 16 * v;
+      if (!job.last) {
+        _mm512_store_ps(job.acc + (row + m) * kLowbitColumns + n, _mm512_load_ps(f[m][v]));
+        continue;
+      }
+      const __mmask16 mask = lanes(panel.n - n);
+      const __m512 bias = _mm512_maskz_loadu_ps(mask, job.bias + n);
+      _mm512_mask_storeu_ps(job.y + (row + m) * job.ldy + n, mask,
+                            _mm512_fmadd_ps(_mm512_load_ps(f[m][v]), row_scale, bias));
+    }
+  }
+}
+
+/// M rows times all columns of the panel.
+template <class Codec, int M>
+void packed_rows(const PackedJob& job, int64_t row) {
+  int64_t column = 0;
+  const int64_t width = job.panel.width;
+  if constexpr (M <= Codec::kMostWide) {
+    if (width == 64) {
+      packed_tile<Codec, M, 4>(job, row, 0);
+      return;
+    }
+  }
+  for (; column + 32 <= width; column += 32) packed_tile<Codec, M, 2>(job, row, column);
+  if (column < width) packed_tile<Codec, M, 1>(job, row, column);
+}
+
+/// One is the codec of single rows. More rows are cut into tiles of nearly one height.
+template <class One, class More>
+void packed_panel(const PackedJob& job) {
+  constexpr int64_t kMost = More::kMost;
+  const int64_t pieces = (job.rows + kMost - 1) / kMost;
+  int64_t row = 0;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t m = job.rows / pieces + (i < job.rows % pieces ? 1 : 0);
+    if constexpr (kMost == 6) {
+      if (m == 6) packed_rows<More, 6>(job, row);
+      if (m == 5) packed_rows<More, 5>(job, row);
+    }
+    if (m == 4) packed_rows<More, 4>(job, row);
+    if (m == 3) packed_rows<More, 3>(job, row);
+    if (m == 2) packed_rows<More, 2>(job, row);
+    if (m == 1) packed_rows<One, 1>(job, row);
+    row += m;
+  }
+}
+
+}  // namespace
+}  // namespace octavo::avx512_vnni
