@@ -81,6 +81,7 @@ const std::vector<Need> kAvx2Needs = {
     {"os_avx", [] { return os_saves(0x6); }},
     {"avx2", [] { return has_leaf7_b(5); }},
     {"fma", [] { return (cpuid(1, 0).c >> 12 & 1) != 0; }},
+    {"f16c", [] { return (cpuid(1, 0).c >> 29 & 1) != 0; }},
 };
 const std::vector<Need> kAvxVnniNeeds = {
     {"avx_vnni", [] { return (cpuid(7, 1).a >> 4 & 1) != 0; }},

@@ -3,15 +3,17 @@
 #pragma once
 
 #include "element_table.h"
+#include "fake_quantize_table.h"
 #include "gemm_table.h"
 #include "lowbit_table.h"
 
 namespace octavo {
 
 struct KernelTable {
-  GemmTable gemm;        // gemm_table.h: dense tiles, depthwise tiles, panel layout
-  ElementTable element;  // element_table.h: quantize, min-max, elementwise, pooling
-  LowbitTable lowbit;    // lowbit_table.h: packed 2..4-bit weights, group scales, look-ups
+  GemmTable gemm;          // gemm_table.h: dense tiles, depthwise tiles, panel layout
+  ElementTable element;    // element_table.h: quantize, min-max, elementwise, pooling
+  LowbitTable lowbit;      // lowbit_table.h: packed 2..4-bit weights, group scales, look-ups
+  FakeQuantizeTable fake;  // fake_quantize_table.h: fake quantization and its gradients
 };
 
 // One per folder under isa/, defined in its table.cpp.

@@ -61,6 +61,89 @@ void minmax_per_channel(const float* x, int64_t outer, int64_t channels, int64_t
 void histogram(const float* x, int64_t count, int32_t exponent, int64_t first, int64_t bin_count,
                int64_t* bins);
 
+// ---- fake_quantize.cpp
+// ---------------------------------------------------------------------------
+
+/// How values that follow one another in memory, [outer, channels, inner], share their steps: one
+/// step for every `group` consecutive inner values of a channel (group = inner: one a channel; the
+/// last group may be shorter), whatever the outer index. With groups outer = 1. Parameters are
+/// [channels, groups_of(steps)]. scale: used as max(|scale|, kMinScale) where learned, else finite,
+/// normal and > 0. zero_point: nullptr for 0; used as rne clamped to [qmin, qmax] where learned,
+/// else integers in [qmin, qmax]. qmin <= z <= qmax, both in [-128, 255].
+struct FakeSteps {
+  int64_t outer, channels, inner, group;
+  int32_t qmin, qmax;
+  bool relu, learned;
+  const float *scale, *zero_point;
+};
+inline constexpr float kMinScale = 1.2e-7f;
+int64_t groups_of(const FakeSteps& steps);
+/// Masks are rows of bits, each row starting at a byte: `row` values in each of `rows`.
+struct MaskShape {
+  int64_t rows, row;
+};
+MaskShape mask_shape(const FakeSteps& steps);
+
+/// y = (q - z) * scale with q = clamp(rne(v * float(1 / scale)) + z, qmin, qmax), v = relu ?
+/// max(x, 0) : x; NaN stays NaN; never -0. mask, unless null: where the gradient to x passes, that
+/// is where the unclamped q lies in [qmin, qmax] and, with relu, x > 0. y may be x.
+void fake_quantize(FloatType type, const void* x, const FakeSteps& steps, void* y, uint8_t* mask);
+/// dx = dy where the mask's bit is set, else 0. dx may be dy.
+void fake_quantize_backward(FloatType type, const void* dy, const uint8_t* mask, MaskShape shape,
+                            void* dx);
+/// dx as by the mask. With t = v * float(1 / s): to_scale = grad_scale * sign(scale) * sum of dy *
+/// (q - z - t) inside and dy * (q - z) elsewhere; to_zero (null where zero_point is) = -grad_scale
+/// * s * sum of dy where q was clamped. Sums are double, in a fixed order of blocks.
+void fake_quantize_learned_backward(FloatType type, const void* dy, const void* x,
+                                    const FakeSteps& steps, double grad_scale, void* dx,
+                                    float* to_scale, float* to_zero);
+/// Returns sign(alpha) * sum of dy where x >= |alpha|; dx = dy where 0 < x < |alpha|, else 0.
+float fake_quantize_clipped_backward(FloatType type, const void* dy, const void* x, int64_t count,
+                                     float alpha, void* dx);
+/// y = level * scale, the level being the nearest to x * float(1 / scale), the lower of two.
+/// levels: ascending, [tables, count] with one table for 64 consecutive channels, or one for all.
+/// outer = 1; of the steps qmin, qmax, relu and zero_point are not used.
+struct FakeLevels {
+  const int8_t* levels;
+  int64_t tables, count;
+  bool one_scale;  // scale has one entry, for all channels; group = inner
+};
+void fake_quantize_levels(FloatType type, const void* x, const FakeSteps& steps,
+                          const FakeLevels& levels, void* y);
+/// to_scale as for learned steps, with the level for q - z and inside = within the table's range.
+/// dx, unless null: dy where inside, else 0.
+void fake_quantize_levels_backward(FloatType type, const void* dy, const void* x,
+                                   const FakeSteps& steps, const FakeLevels& levels,
+                                   double grad_scale, void* dx, float* to_scale);
+
+// ---- observe.cpp
+// ---------------------------------------------------------------------------------
+
+/// y[i] = x[first + i], exactly.
+void widen(FloatType type, const void* x, int64_t first, int64_t count, float* y);
+/// Which steps a range gives.
+struct RangeRule {
+  int32_t qmin, qmax;
+  bool symmetric;
+};
+/// minmax_per_channel for any type of values; with relu of max(x, 0).
+void observed_ranges(FloatType type, const void* x, int64_t outer, int64_t channels, int64_t inner,
+                     bool relu, MinMax* out);
+/// Values that `shrunk` looks at.
+inline constexpr int64_t kRangeSample = int64_t{1} << 12;
+/// The range times that of 1.00, 0.95 ... 0.20 whose steps give at most kRangeSample values (of
+/// max(x, 0) with relu; those that are not finite count as 0) the smallest squared error; the
+/// largest of equal ones.
+MinMax shrunk(const float* sample, int64_t count, bool relu, const RangeRule& rule, MinMax range);
+/// Moves the range [2, channels] (minima, then maxima): the first is taken as it is, later ones by
+/// range += momentum * (now - range). Channels without finite values stay.
+void move_range(const MinMax* now, int64_t channels, float momentum, float* range);
+/// Scale and zero point of each range widened to hold 0: scale = max((max - min) / (qmax - qmin),
+/// kMinScale), z = clamp(rne(-min / scale) + qmin, qmin, qmax); symmetric: scale = max(max(-min,
+/// max) / qmax, kMinScale), z = 0.
+void steps_of_ranges(const float* range, int64_t channels, const RangeRule& rule, float* scale,
+                     float* zero_point);
+
 // ---- pack.cpp
 // -------------------------------------------------------------------------------------
 

@@ -8,6 +8,9 @@
 
 namespace octavo {
 
+/// Types of float tensors, in the order of FakeQuantizeTable.
+enum class FloatType : int32_t { kF32, kBf16, kF16 };
+
 /// Quantized activations: u8 codes in NHWC order with a halo. real = scale * (q - zero_point).
 ///
 /// `data` points to image 0, row 0, column 0, channel 0. Around every image there are `halo`

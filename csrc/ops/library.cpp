@@ -50,6 +50,29 @@ STABLE_TORCH_LIBRARY(octavo, m) {
       "zero_point, "
       "int max_code) -> Tensor");
   m.def("embedding_lowbit(Tensor indices, Tensor packed, int features) -> Tensor");
+  m.def(
+      "fake_quantize(Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, int? axis, "
+      "int "
+      "group_size, bool relu, bool learned) -> Tensor");
+  m.def(
+      "fake_quantize_masked(Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, int? "
+      "axis, int group_size, bool relu) -> (Tensor, Tensor)");
+  m.def("fake_quantize_backward(Tensor dy, Tensor mask, int[] strides) -> Tensor");
+  m.def(
+      "fake_quantize_learned_backward(Tensor dy, Tensor x, Tensor scale, Tensor? zero_point, int "
+      "qmin, int qmax, int? axis, int group_size, bool relu, float grad_scale) -> (Tensor, Tensor, "
+      "Tensor)");
+  m.def("fake_quantize_clipped(Tensor x, Tensor alpha, int bits) -> Tensor");
+  m.def("fake_quantize_clipped_backward(Tensor dy, Tensor x, Tensor alpha) -> (Tensor, Tensor)");
+  m.def(
+      "fake_quantize_levels(Tensor x, Tensor levels, Tensor scale, int? axis, int group_size, bool "
+      "learned) -> Tensor");
+  m.def(
+      "fake_quantize_levels_backward(Tensor dy, Tensor x, Tensor levels, Tensor scale, int? axis, "
+      "int group_size, bool learned, float grad_scale, bool clip) -> (Tensor, Tensor)");
+  m.def(
+      "observe_range(Tensor x, Tensor(a!) state, int qmin, int qmax, float momentum, int? axis, "
+      "bool symmetric, bool mse, bool update, bool relu) -> (Tensor, Tensor, Tensor)");
   m.def("region_constants(Tensor[] panels, str program) -> Tensor");
   m.def("run_region(Tensor[] inputs, Tensor[] panels, Tensor constants, str program) -> Tensor[]");
 }

@@ -6,52 +6,10 @@
 
 #include "checks.h"
 #include "kernels.h"
+#include "memory_order.h"
 
 namespace octavo {
 namespace {
-
-/// A dense tensor as [outer, channels, inner] in memory order.
-struct Split {
-  Tensor source;
-  int64_t outer, channels, inner;
-};
-
-/// Whether the tensor's elements fill a stretch of memory without holes or overlaps; `order` then
-/// lists its dimensions from the largest stride to the smallest.
-bool is_dense(const Tensor& x, std::vector<int64_t>* order) {
-  order->clear();
-  for (int64_t d = 0; d < x.dim(); ++d) {
-    if (x.size(d) != 1) order->push_back(d);
-  }
-  std::stable_sort(order->begin(), order->end(),
-                   [&](int64_t a, int64_t b) { return x.stride(a) > x.stride(b); });
-  int64_t expected = 1;
-  for (size_t i = order->size(); i-- > 0;) {
-    if (x.stride((*order)[i]) != expected) return false;
-    expected *= x.size((*order)[i]);
-  }
-  return true;
-}
-
-Tensor dense(const Tensor& x) {
-  std::vector<int64_t> order;
-  return is_dense(x, &order) ? x : as_contiguous(x);
-}
-
-Split split_at(const Tensor& x, int64_t axis) {
-  Split s{x, 1, x.size(axis), 1};
-  std::vector<int64_t> order;
-  if (x.size(axis) == 1 || !is_dense(x, &order)) {
-    s.source = as_contiguous(x);
-    for (int64_t d = 0; d < axis; ++d) s.outer *= x.size(d);
-    for (int64_t d = axis + 1; d < x.dim(); ++d) s.inner *= x.size(d);
-    return s;
-  }
-  const auto at = std::find(order.begin(), order.end(), axis);
-  for (auto d = order.begin(); d != at; ++d) s.outer *= x.size(*d);
-  for (auto d = at + 1; d != order.end(); ++d) s.inner *= x.size(*d);
-  return s;
-}
 
 std::tuple<Tensor, Tensor> minmax_op(const Tensor& x) {
   check_tensor("minmax: x", x, ScalarType::Float);

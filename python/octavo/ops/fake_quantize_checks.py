@@ -11,11 +11,13 @@ from octavo.errors import describe
 from octavo.ops import checks
 
 __all__ = [
+    "check_ascending",
     "check_levels",
     "check_number",
     "check_parameter",
     "check_range",
     "check_steps",
+    "check_transforms",
     "check_values",
     "check_zero_points",
 ]
@@ -163,7 +165,20 @@ def check_levels(levels: object, x: Tensor, where: str) -> None:
             f"{where}: expected shape [levels] or [blocks, levels] with 2..256 levels, got "
             f"{list(levels.shape)}. Pass a table of grids."
         )
+
+
+def check_ascending(levels: Tensor, where: str) -> None:
+    """Raises unless the levels of each table ascend; on the CPU only."""
     if levels.is_cpu and bool((levels[..., 1:] < levels[..., :-1]).any()):
         raise ValueError(
             f"{where}: expected levels in ascending order, got {levels.tolist()!r:.80}. Sort them."
         )
+
+
+def check_transforms(where: str, error: RuntimeError) -> None:
+    """Raises NotImplementedError if ``error`` is torch's, about a transform of torch.func."""
+    if "functorch" in str(error) or "vmap" in str(error):
+        raise NotImplementedError(
+            f"{where}: expected a plain call, got one under a transform of torch.func. "
+            "Call it outside of vmap, grad and jvp."
+        ) from error

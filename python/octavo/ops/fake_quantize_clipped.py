@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from octavo.ops import checks
 from octavo.ops import fake_quantize_checks as fake_checks
 from octavo.ops import fake_quantize_formula as formula
+from octavo.ops.fake_quantize import empty_result
 
 __all__ = ["fake_quantize_clipped"]
 
@@ -40,19 +41,41 @@ def fake_quantize_clipped(x: Tensor, alpha: Tensor, *, bits: int) -> Tensor:
     values = fake_checks.check_values(x, "fake_quantize_clipped: x")
     fake_checks.check_parameter(alpha, values, None, 0, "fake_quantize_clipped: alpha")
     checks.check_bits(bits, "fake_quantize_clipped: bits")
-    result: Tensor = _Clipped.apply(values, alpha, bits)  # type: ignore[no-untyped-call]
-    return result if result.dtype is x.dtype else result.to(x.dtype)
+    try:
+        y: Tensor = _Clipped.apply(values, alpha, bits)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        fake_checks.check_transforms("fake_quantize_clipped", error)
+        raise
+    return y if y.dtype is x.dtype else y.to(x.dtype)
 
 
 class _Clipped(torch.autograd.Function):
+    """Saves x, as `fake_quantize_learned` does."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, bits: int) -> Tensor:
         ctx.save_for_backward(x, alpha)
-        return formula.clipped(x, alpha, bits)
+        if not x.is_cpu:
+            return formula.clipped(x, alpha, bits)
+        result: Tensor = torch.ops.octavo.fake_quantize_clipped(x, alpha, bits)
+        return result
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, alpha = ctx.saved_tensors
+        if dy.is_cpu:
+            dx, dalpha = torch.ops.octavo.fake_quantize_clipped_backward(dy, x, alpha)
+            return dx, dalpha, None
         dx, to_alpha = formula.clipped_gradients(dy, x, alpha)
         return dx, torch.where(alpha < 0, -to_alpha, to_alpha).float(), None
+
+
+@checks.register_fake("octavo::fake_quantize_clipped")
+def _(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
+    return empty_result(x, 0)
+
+
+@checks.register_fake("octavo::fake_quantize_clipped_backward")
+def _(dy: Tensor, x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    return empty_result(x, 0), alpha.new_empty(alpha.shape)

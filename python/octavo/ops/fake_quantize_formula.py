@@ -244,7 +244,7 @@ def steps_of_range(state: Tensor, qmin: int, qmax: int, symmetric: bool) -> tupl
     return scale, ((-low / scale).round() + qmin).clamp(qmin, qmax)
 
 
-SAMPLE = 1 << 14
+SAMPLE = 1 << 12
 """Values that the search for a range looks at."""
 
 _RATIOS = tuple(i / 20 for i in range(20, 3, -1))

@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from octavo.ops import fake_quantize_checks as checks
 from octavo.ops import fake_quantize_formula as formula
+from octavo.ops.checks import register_fake
+from octavo.ops.fake_quantize import empty_result, forward
 
 __all__ = ["fake_quantize_learned"]
 
@@ -64,25 +66,56 @@ def fake_quantize_learned(
         checks.check_parameter(zero_point, values, number, group_size, where)
     factor = checks.check_number(grad_scale, 0.0, 1e30, "fake_quantize_learned: grad_scale")
     options = formula.Options(qmin, qmax, number, group_size, relu, learned=True, grad_scale=factor)
-    result: Tensor = _Learned.apply(values, scale, zero_point, options)  # type: ignore[no-untyped-call]
-    return result if result.dtype is x.dtype else result.to(x.dtype)
+    if not torch.is_grad_enabled():
+        y = forward(values, scale, zero_point, options)
+    else:
+        try:
+            y = _Learned.apply(values, scale, zero_point, options)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            checks.check_transforms("fake_quantize_learned", error)
+            raise
+    return y if y.dtype is x.dtype else y.to(x.dtype)
 
 
 class _Learned(torch.autograd.Function):
+    """Saves x: the step's gradient needs every value's distance from its code."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, options: formula.Options
     ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.options = options
-        return formula.quantized(x, formula.steps(scale, zero_point, options), options.relu)
+        return forward(x, scale, zero_point, options)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
-        s = formula.steps(scale, zero_point, ctx.options)
-        dx, to_scale, to_zero = formula.learned_gradients(dy, x, s, ctx.options.relu)
-        factor = ctx.options.grad_scale
-        dscale = (factor * torch.where(scale < 0, -to_scale, to_scale)).float()
-        return dx, dscale, None if zero_point is None else (factor * to_zero).float(), None
+        o = ctx.options
+        if dy.is_cpu:
+            dx, dscale, dzero = torch.ops.octavo.fake_quantize_learned_backward(
+                dy, x, scale, zero_point, *o[:5], o.grad_scale
+            )
+            return dx, dscale, None if zero_point is None else dzero, None
+        s = formula.steps(scale, zero_point, o)
+        dx, to_scale, to_zero = formula.learned_gradients(dy, x, s, o.relu)
+        dscale = (o.grad_scale * torch.where(scale < 0, -to_scale, to_scale)).float()
+        return dx, dscale, None if zero_point is None else (o.grad_scale * to_zero).float(), None
+
+
+@register_fake("octavo::fake_quantize_learned_backward")
+def _(
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    axis: int | None,
+    group_size: int,
+    relu: bool,
+    grad_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dzero = scale.new_empty(0 if zero_point is None else scale.shape)
+    return empty_result(x, group_size), scale.new_empty(scale.shape), dzero

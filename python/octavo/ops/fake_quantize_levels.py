@@ -10,6 +10,9 @@ from torch.autograd.function import once_differentiable
 
 from octavo.ops import fake_quantize_checks as checks
 from octavo.ops import fake_quantize_formula as formula
+from octavo.ops.checks import register_fake
+from octavo.ops.fake_quantize import empty_result
+from octavo.ops.memory_order import rows_are_outermost
 
 __all__ = ["fake_quantize_levels"]
 
@@ -59,35 +62,83 @@ def fake_quantize_levels(
     if number not in (None, 0):
         raise ValueError(f"{where}: axis: expected 0 or None, got {axis}. Levels are for weights.")
     checks.check_parameter(scale, values, number, group_size, f"{where}: scale")
-    if not torch.compiler.is_compiling():
-        checks.check_levels(levels, values, f"{where}: levels")
-        if not learned:
-            checks.check_scales(scale, f"{where}: scale")
+    checks.check_levels(levels, values, f"{where}: levels")
     factor = checks.check_number(grad_scale, 0.0, 1e30, f"{where}: grad_scale")
     options = formula.Options(
         0, 0, number, group_size, learned=learned, grad_scale=factor, clip=clip
     )
-    result: Tensor = _Levels.apply(values, levels, scale, options)  # type: ignore[no-untyped-call]
-    return result if result.dtype is x.dtype else result.to(x.dtype)
+    try:
+        y: Tensor = _Levels.apply(values, levels, scale, options)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        checks.check_ascending(levels, f"{where}: levels")
+        if not learned:
+            checks.check_scales(scale, f"{where}: scale")
+        checks.check_transforms(where, error)
+        raise
+    return y if y.dtype is x.dtype else y.to(x.dtype)
 
 
 class _Levels(torch.autograd.Function):
+    """Saves x, which for weights is the parameter itself, where its values are needed at all."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, levels: Tensor, scale: Tensor, options: formula.Options
     ) -> Tensor:
-        ctx.save_for_backward(x, levels, scale)
         ctx.options = options
-        return formula.levels_of(x, levels, formula.steps(scale, None, options))
+        if options.learned or options.clip:
+            ctx.save_for_backward(x, levels, scale)
+        if not x.is_cpu:
+            return formula.levels_of(x, levels, formula.steps(scale, None, options))
+        result: Tensor = torch.ops.octavo.fake_quantize_levels(
+            x, levels, scale, options.axis, options.group_size, options.learned
+        )
+        return result
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        o = ctx.options
+        if not (o.learned or o.clip):
+            return dy, None, None, None
         x, levels, scale = ctx.saved_tensors
-        s = formula.steps(scale, None, ctx.options)
-        dx, to_scale = formula.level_gradients(dy, x, levels, s, ctx.options.clip)
-        dscale = None
-        if ctx.options.learned:
-            to_scale = ctx.options.grad_scale * torch.where(scale < 0, -to_scale, to_scale)
-            dscale = to_scale.float()
-        return dx, None, dscale, None
+        if dy.is_cpu:
+            dx, dscale = torch.ops.octavo.fake_quantize_levels_backward(
+                dy, x, levels, scale, o.axis, o.group_size, o.learned, o.grad_scale, o.clip
+            )
+            return dx if o.clip else dy, None, dscale if o.learned else None, None
+        s = formula.steps(scale, None, o)
+        dx, to_scale = formula.level_gradients(dy, x, levels, s, o.clip)
+        if not o.learned:
+            return dx, None, None, None
+        to_scale = o.grad_scale * torch.where(scale < 0, -to_scale, to_scale)
+        return dx, None, to_scale.float(), None
+
+
+@register_fake("octavo::fake_quantize_levels")
+def _(
+    x: Tensor, levels: Tensor, scale: Tensor, axis: int | None, group_size: int, learned: bool
+) -> Tensor:
+    return _empty_result(x, levels, axis, group_size)
+
+
+@register_fake("octavo::fake_quantize_levels_backward")
+def _(
+    dy: Tensor,
+    x: Tensor,
+    levels: Tensor,
+    scale: Tensor,
+    axis: int | None,
+    group_size: int,
+    learned: bool,
+    grad_scale: float,
+    clip: bool,
+) -> tuple[Tensor, Tensor]:
+    dx = _empty_result(x, levels, axis, group_size) if clip else x.new_empty(0)
+    return dx, scale.new_empty(scale.shape)
+
+
+def _empty_result(x: Tensor, levels: Tensor, axis: int | None, group_size: int) -> Tensor:
+    by_rows = axis is not None or (levels.dim() == 2 and levels.shape[0] > 1)
+    in_place = not by_rows or rows_are_outermost(x)
+    return empty_result(x, group_size) if in_place else x.new_empty(x.shape)

@@ -10,7 +10,8 @@ from torch import Tensor
 from octavo.errors import describe
 from octavo.ops import fake_quantize_checks as checks
 from octavo.ops import fake_quantize_formula as formula
-from octavo.ops.fake_quantize import fake_quantize
+from octavo.ops.checks import register_fake
+from octavo.ops.fake_quantize import apply
 
 __all__ = ["Observed", "observe_fake_quantize"]
 
@@ -53,7 +54,7 @@ def observe_fake_quantize(
     tensor([-1.,  2.])
 
     The batch's range is the smallest and largest finite value (rule "minmax"), or that range times
-    the one of 1.00, 0.95 ... 0.20 with the smallest squared error (rule "mse"; of at most 16,384
+    the one of 1.00, 0.95 ... 0.20 with the smallest squared error (rule "mse"; of at most 4,096
     values, evenly spaced). The first range is taken as it is; later ones move the state by
     ``state += momentum * (range - state)``. Values that are not finite never enter; a batch without
     finite values leaves the state alone. From the state, widened to hold 0, follow scale =
@@ -89,17 +90,15 @@ def observe_fake_quantize(
             f"{where}: rule: expected 'minmax' with axis, got 'mse'. Observe the whole tensor, or "
             "choose weight ranges once, before training."
         )
-    with torch.no_grad():
-        bad = torch.zeros(1, dtype=torch.int64, device=values.device)
-        if update and values.numel():
-            now, bad = formula.range_of(values.detach(), number, relu)
-            if rule == "mse":
-                now = formula.shrunk(values.detach(), now, relu, (qmin, qmax, symmetric))
-            _move(state, now, factor)
-        scale, zero_point = formula.steps_of_range(state, qmin, qmax, symmetric)
-    y = fake_quantize(
-        values, scale, zero_point, qmin=qmin, qmax=qmax, axis=number, group_size=0, relu=relu
+    scale, zero_point, bad = _observed(
+        values.detach(), state, qmin, qmax, factor, number, symmetric, rule == "mse", update, relu
     )
+    options = formula.Options(qmin, qmax, number, 0, relu)
+    try:
+        y = apply(values, scale, zero_point, options)
+    except RuntimeError as error:
+        checks.check_transforms(where, error)
+        raise
     return Observed(y if y.dtype is x.dtype else y.to(x.dtype), scale, zero_point, bad)
 
 
@@ -117,7 +116,49 @@ def _check_state(state: object, x: Tensor, axis: int | None, where: str) -> None
         raise ValueError(f"{where}: expected no gradient, got requires_grad=True. Use a buffer.")
 
 
-def _move(state: Tensor, now: Tensor, momentum: float) -> None:
-    fresh = state[0] > state[1]
-    moved = torch.where(fresh, now, state + momentum * (now - state))
-    state.copy_(torch.where(now[0] > now[1], state, moved))
+def _observed(
+    x: Tensor,
+    state: Tensor,
+    qmin: int,
+    qmax: int,
+    momentum: float,
+    axis: int | None,
+    symmetric: bool,
+    mse: bool,
+    update: bool,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Moves the state by one batch if ``update``: scale, zero point, how many were not finite."""
+    if x.is_cpu:
+        result: tuple[Tensor, Tensor, Tensor] = torch.ops.octavo.observe_range(
+            x, state, qmin, qmax, momentum, axis, symmetric, mse, update, relu
+        )
+        return result
+    bad = torch.zeros(1, dtype=torch.int64, device=x.device)
+    with torch.no_grad():
+        if update and x.numel():
+            now, bad = formula.range_of(x, axis, relu)
+            if mse:
+                now = formula.shrunk(x, now, relu, (qmin, qmax, symmetric))
+            fresh = state[0] > state[1]
+            moved = torch.where(fresh, now, state + momentum * (now - state))
+            state.copy_(torch.where(now[0] > now[1], state, moved))
+        return *formula.steps_of_range(state, qmin, qmax, symmetric), bad
+
+
+@register_fake("octavo::observe_range")
+def _(
+    x: Tensor,
+    state: Tensor,
+    qmin: int,
+    qmax: int,
+    momentum: float,
+    axis: int | None,
+    symmetric: bool,
+    mse: bool,
+    update: bool,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = 1 if axis is None else x.shape[axis]
+    scale, zero_point = state.new_empty(channels), state.new_empty(channels)
+    return scale, zero_point, state.new_empty(1, dtype=torch.int64)

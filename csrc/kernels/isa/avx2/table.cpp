@@ -10,6 +10,7 @@ void fill_quantize(ElementTable& table);
 void fill_minmax(ElementTable& table);
 void fill_elementwise(ElementTable& table);
 void fill_pool(ElementTable& table);
+void fill_fake_quantize(FakeQuantizeTable& table);
 void fill_layout(ElementTable& table);
 
 void fill(KernelTable& table) {
@@ -20,6 +21,7 @@ void fill(KernelTable& table) {
   fill_minmax(table.element);
   fill_elementwise(table.element);
   fill_pool(table.element);
+  fill_fake_quantize(table.fake);
   fill_layout(table.element);
 }
 

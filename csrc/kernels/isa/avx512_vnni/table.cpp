@@ -12,6 +12,7 @@ void fill_elementwise_vbmi(ElementTable& table);
 void fill_pool(ElementTable& table);
 void fill_lowbit(LowbitTable& table);
 void fill_lowbit_vbmi(LowbitTable& table);
+void fill_fake_quantize(FakeQuantizeTable& table);
 
 void fill(KernelTable& table) {
   fill_gemm(table.gemm);
@@ -28,6 +29,7 @@ void fill(KernelTable& table) {
     fill_lowbit_vbmi(table.lowbit);
   }
   fill_pool(table.element);
+  fill_fake_quantize(table.fake);
 }
 
 }  // namespace octavo::avx512_vnni
