@@ -6,6 +6,7 @@ from octavo.api import dequantize, quantize  # isort: skip
 from octavo.checkpoint import load, save  # isort: skip
 from octavo.freeze import freeze  # isort: skip
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError  # isort: skip
+from octavo.grids import grids  # isort: skip
 from octavo.plan import Plan  # isort: skip
 from octavo.report import Report, report  # isort: skip
 from octavo.distill import DistillationLoss  # isort: skip
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "dequantize",
     "freeze",
+    "grids",
     "isa",
     "isas",
     "load",

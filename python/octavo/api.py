@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -23,7 +24,7 @@ from octavo.record import Record, attach, layer_records
 from octavo.rewrite import copy_model, rewrite
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
-from octavo.scheme import Scheme
+from octavo.scheme import Scheme, default_group_size
 from octavo.trainee import make_trainee
 
 __all__ = ["dequantize", "quantize"]
@@ -70,9 +71,13 @@ def quantize(
             callable that is given the model and runs it. With data activations are static and
             stretches of the network run in integers from end to end; without, each row (each image)
             is quantized as it comes.
-        grid: "linear".
-        activations: "dynamic", or the bits 2..8 of static ones (needs data). Default: 8 with data,
-          else "dynamic".
+        grid: levels that codes stand for, one of `octavo.grids()`.
+        activations: "dynamic", "float" (only weights are quantized), or the bits 2..8 of static
+          ones (needs data). Default: 8 with data, else "dynamic".
+        group_size: inputs that share a weight scale, a multiple of 16 from 16 to 256, in layers
+            without a kernel (Linear, Embedding); such layers run outside of regions. Default: 128,
+            64 or 32 for 2 to 4 bits in such layers outside of regions, else one scale for each
+            output channel.
         rounding: "nearest", "squant" or "hqq" (no data needed), "gptq" (needs data). Default: by
             bits, data and effort, said in the report.
         ranges: "huber" (default: squared error that giant values count in linearly), "mse",
@@ -85,8 +90,7 @@ def quantize(
         inplace: change and return ``model`` itself. If anything fails it is as it was.
         strict: whether a pattern that matches nothing, or nothing to quantize, is an error.
         progress: tell on stderr what is going on.
-        group_size: not available yet, as the next two; refused unless left alone.
-        evaluate: not available yet.
+        evaluate: not available yet, as the next; refused unless left alone.
         max_drop: not available yet.
         qat: return a trainee instead: a copy with the very Parameters of ``model`` and
             fake-quantizers exactly where the integer model stores values, for your own training
@@ -108,7 +112,7 @@ def quantize(
         grid=grid, group_size=group_size, rounding=rounding, ranges=ranges, effort=effort,
         evaluate=evaluate, max_drop=max_drop, qat=qat, method=method, has_data=data is not None,
     )  # fmt: skip
-    asked, activation_bits = checks.check_widths(bits, activations, data is not None)
+    asked, how_stored, activation_bits = checks.check_widths(bits, activations, data is not None)
     exclude, only = checks.check_patterns("exclude", exclude), checks.check_patterns("only", only)
     checks.check_model(model, inplace)
     batches = None if data is None else Batches(data)
@@ -133,11 +137,19 @@ def quantize(
                 asked, exclude, only, found=found, model=work, grid=grid, strict=strict
             )
             notes.add_all(unmatched)
-            static = activation_bits is not None
             if isinstance(activation_bits, Mapping):
                 activation_bits = patterns.activation_widths(activation_bits, found.sites, work)
+            if qat:
+                for site in found.sites:
+                    if site.type == "Embedding" and schemes.get(site.name):
+                        schemes[site.name] = None
+                        reasons[site.name] = "look-up tables are not trained in few bits"
+            groups = {} if group_size or qat else _default_groups(found, schemes)
+            if group_size:
+                schemes, ungrouped = _with_groups(found, schemes, int(group_size))
+                notes.add_all(ungrouped)
             decided = plan(
-                found, schemes, "static" if static else "dynamic", activation_bits or 8, reasons
+                found, schemes, how_stored, activation_bits, reasons=reasons, groups=groups
             )
         divided: frozenset[str] = frozenset()
         if batches is not None and effort != "fast" and not qat:
@@ -256,6 +268,34 @@ def _schemes(
     return schemes, reasons, unmatched
 
 
+def _default_groups(found: Capture, schemes: Mapping[str, Scheme | None]) -> dict[str, int]:
+    """Inputs that share a scale in layers that will run alone."""
+    return {
+        site.name: default_group_size(scheme.bits, site.features)
+        for site in found.sites
+        if (scheme := schemes.get(site.name)) and site.features
+    }
+
+
+def _with_groups(
+    found: Capture, schemes: Mapping[str, Scheme | None], size: int
+) -> tuple[dict[str, Scheme | None], list[str]]:
+    """The schemes with groups as asked, and a note on layers that cannot have them."""
+    grouped, without = dict(schemes), []
+    for site in found.sites:
+        scheme = schemes.get(site.name)
+        if scheme is None or site.reason:
+            continue
+        if site.features:
+            grouped[site.name] = replace(scheme, group_size=size)
+        else:
+            without.append(repr(site.name))
+    if not without:
+        return grouped, []
+    listed = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+    return grouped, [f"convolutions keep one scale for each output channel: {listed}"]
+
+
 def _nothing(found: Capture) -> str:
     eligible = [repr(site.name) for site in found.sites if not site.reason]
     if eligible:
@@ -267,7 +307,8 @@ def _nothing(found: Capture) -> str:
     rows = [f"{site.name or '(model)'}: {site.reason}" for site in found.sites[:8]]
     types = "; ".join(rows) if rows else "no module with parameters"
     return (
-        "quantize: the model must hold a layer that octavo can quantize (Linear, Conv1d, Conv2d), "
+        "quantize: the model must hold a layer that octavo can quantize (Linear, Conv1d, Conv2d, "
+        "Embedding), "
         "got none "
         f"({types}). See the reasons, or quantize a part of the model that holds such layers."
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from octavo.flow import Flow, walk
 from octavo.kinds import recognise
-from octavo.nn.registry import float_reasons
+from octavo.nn.registry import float_reasons, quantized_class
 from octavo.trace import Untraceable, bind, is_leaf, trace, training_steps
 
 __all__ = ["Capture", "Example", "Site", "capture"]
@@ -26,6 +26,7 @@ class Site:
 
     reason: "" if an integer class exists for it, else why it stays float.
     calls: how often the example called it; None without an example.
+    features: inputs of a row of its weight, for layers without a kernel; they can have groups.
     aliases: other names of the same module. tied: other sites whose weight is the same Parameter.
     """
 
@@ -35,6 +36,7 @@ class Site:
     calls: int | None = None
     aliases: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
+    features: int = 0
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,12 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def _features(module: nn.Module) -> int:
+    quantized, _ = quantized_class(module)
+    shape = quantized.canonical_weight(module).shape if quantized else ()
+    return shape[1] if len(shape) == 2 else 0
+
+
 def _sites(model: nn.Module, calls: Mapping[str, int] | None) -> tuple[Site, ...]:
     aliases: dict[int, list[str]] = {}
     weights: dict[int, list[str]] = {}
@@ -283,6 +291,7 @@ def _sites(model: nn.Module, calls: Mapping[str, int] | None) -> tuple[Site, ...
                 None if calls is None else calls.get(name, 0),
                 tuple(alias for alias in aliases[id(module)] if alias != name),
                 tuple(tied),
+                _features(module),
             )
         )
     if calls is not None:

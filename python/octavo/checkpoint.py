@@ -23,18 +23,18 @@ from octavo.errors import CheckpointError, describe
 from octavo.flow import Flow, Step, from_data, to_data
 from octavo.fold import materialise
 from octavo.functions import FUNCTIONS
-from octavo.grids import GRIDS
+from octavo.grids import GRIDS, TABLE_CHANNELS, values_of
 from octavo.nn.layer import QLayer
 from octavo.nn.program import parse
 from octavo.nn.region import Region, captured_forward
 from octavo.nn.registry import quantized_class
 from octavo.record import Record, attach, record_of
 from octavo.rewrite import copy_model, install
-from octavo.scheme import QParams
+from octavo.scheme import Activations, QParams
 
 __all__ = ["FORMAT_VERSION", "load", "save"]
 
-FORMAT_VERSION = (1, 0)
+FORMAT_VERSION = (1, 1)
 _BAD_DATA = (
     KeyError,
     TypeError,
@@ -91,6 +91,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
                 tensors[full] = tensor
         if isinstance(module, QLayer):
             tensors[_file_name(_join(name, "weight_packed"))] = module.weight_packed()
+            if module.group_size:  # These are bfloat16 numbers.
+                scale = _file_name(_join(name, "weight_scale"))
+                tensors[scale] = module.weight_scale.detach().bfloat16()
+            if module.levels is not None:
+                tensors[_file_name(_join(name, "weight_levels"))] = module.levels
             layers[name] = _layer_data(module)
     flows = [
         _flow_data(forward.flow, forward.items, tensors)
@@ -133,6 +138,9 @@ def _layer_data(layer: QLayer) -> dict[str, Any]:
         "type": type(layer).__name__,
         "bits": layer.bits,
         "grid": layer.grid,
+        "group_size": layer.group_size,
+        "activations": layer.activations,
+        "packed": layer.packed,
         "shape": list(layer.weight_shape),
         "bias": layer.bias is not None,
         "input": None if p is None else [p.scale.hex(), p.zero_point, p.bits],
@@ -392,8 +400,11 @@ class _Loader:
                 f"{describe(data['shape'])} in the file",
                 "Build the model as it was built before quantizing.",
             )
-        codes = self.codes(_file_name(_join(name, "weight_packed")), shape, bits)
-        scale = self.scale(_file_name(_join(name, "weight_scale")), shape[0])
+        size, activations, packed = self.form(name, data, shape)
+        levels = self.levels(name, grid, bits, shape[0])
+        codes = self.codes(_file_name(_join(name, "weight_packed")), shape, bits, levels is None)
+        groups = ops.lowbit_groups(shape[1], size) if size else 0
+        scale = self.scale(_file_name(_join(name, "weight_scale")), shape[0], groups)
         bias = None
         if data["bias"]:
             bias = self.take(_file_name(_join(name, "bias")))
@@ -408,16 +419,53 @@ class _Loader:
                 )
         return quantized.from_float(
             module,
-            codes,
+            values_of(codes, bits, levels),
             scale,
             bias,
             bits,
             grid=grid,
+            levels=levels,
+            group_size=size,
+            activations=activations,
+            packed=packed,
             input_params=self.range_of(name, data),
             path=name,
         )
 
-    def codes(self, name: str, shape: tuple[int, ...], bits: int) -> Tensor:
+    def form(
+        self, name: str, data: Any, shape: tuple[int, ...]
+    ) -> tuple[int, Activations | None, bool]:
+        """Group size, activations and whether the weight stays packed; 1.0 did not have them."""
+        size = data.get("group_size", 0)
+        if type(size) is not int or (size and (size % 16 or not 16 <= size <= 256)):
+            raise self.fail(
+                f"layer {name!r}: group_size 0 or a multiple of 16 in 16..256", describe(size)
+            )
+        how, packed = data.get("activations"), data.get("packed", False)
+        if how not in (None, "static", "dynamic", "float"):
+            raise self.fail(f"layer {name!r}: static, dynamic or float activations", describe(how))
+        if how is not None and (how == "static") != (data["input"] is not None):
+            raise self.fail(f"layer {name!r}: a range for {how} activations or none", "the other")
+        if type(packed) is not bool or (packed and len(shape) != 2) or (size and not packed):
+            raise self.fail(f"layer {name!r}: packed to be a bool that fits", describe(packed))
+        return size, how, packed
+
+    def levels(self, name: str, grid: str, bits: int, channels: int) -> Tensor | None:
+        """The tables of a layer's grid."""
+        if GRIDS[grid] is None:
+            return None
+        levels = self.take(_file_name(_join(name, "weight_levels")))
+        wanted = (-(-channels // TABLE_CHANNELS), 2**bits)
+        if levels.dtype is not torch.int8 or tuple(levels.shape) != wanted:
+            raise self.fail(
+                f"{name}.weight_levels: int8 {list(wanted)}",
+                f"{levels.dtype} {list(levels.shape)}",
+            )
+        if bool((levels[:, 1:] < levels[:, :-1]).any()) or bool((levels < -127).any()):
+            raise self.fail(f"{name}.weight_levels: ascending levels from -127", "others")
+        return levels
+
+    def codes(self, name: str, shape: tuple[int, ...], bits: int, linear: bool) -> Tensor:
         packed = self.take(name)
         row = (torch.Size(shape[1:]).numel() * bits + 7) // 8
         if packed.dtype is not torch.uint8 or tuple(packed.shape) != (shape[0], row):
@@ -427,7 +475,7 @@ class _Loader:
         codes = ops.unpack_bits(packed, shape, bits)
         if not torch.equal(ops.pack_bits(codes, bits), packed):
             raise self.fail(f"{name}: padding bits of 0", "others")
-        if bits >= 5 and codes.numel() and int(codes.min()) < -(2 ** (bits - 1) - 1):
+        if linear and bits >= 5 and codes.numel() and int(codes.min()) < -(2 ** (bits - 1) - 1):
             bad = (codes < -(2 ** (bits - 1) - 1)).nonzero()[0].tolist()
             raise self.fail(
                 f"{name}: codes of at least {-(2 ** (bits - 1) - 1)}",
@@ -435,15 +483,19 @@ class _Loader:
             )
         return codes
 
-    def scale(self, name: str, length: int) -> Tensor:
+    def scale(self, name: str, length: int, groups: int) -> Tensor:
         scale = self.take(name)
-        if scale.dtype is not torch.float32 or tuple(scale.shape) != (length,):
-            raise self.fail(f"{name}: float32 [{length}]", f"{scale.dtype} {list(scale.shape)}")
+        shape = (length, groups) if groups else (length,)
+        dtype = torch.bfloat16 if groups else torch.float32
+        if scale.dtype is not dtype or tuple(scale.shape) != shape:
+            raise self.fail(f"{name}: {dtype} {list(shape)}", f"{scale.dtype} {list(scale.shape)}")
+        scale = scale.float()
         bad = ~(torch.isfinite(scale) & (scale.abs() >= torch.finfo(torch.float32).tiny))
         if bool(bad.any()):
-            index = int(bad.nonzero()[0])
+            index = bad.nonzero()[0].tolist()
             raise self.fail(
-                f"{name}: finite normal numbers", f"{float(scale[index])} at index {index}"
+                f"{name}: finite normal numbers",
+                f"{float(scale[tuple(index)])} at index {index if groups else index[0]}",
             )
         return scale
 

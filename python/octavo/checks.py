@@ -19,6 +19,7 @@ from octavo.nn.fake_quantize import METHODS as TRAINING_METHODS
 from octavo.plan import Plan
 from octavo.ranges import RULES
 from octavo.rounding import METHODS
+from octavo.scheme import Activations
 
 __all__ = [
     "check_choices",
@@ -183,7 +184,7 @@ def _check_weights(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             continue  # Stays float; its parameter table is not a dictionary.
         weight = module._parameters.get("weight")
-        layer = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+        layer = isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd))
         if weight is None or not (layer or hasattr(module, "in_features")):
             continue
         for kind, tensor in module._parameters.items():
@@ -267,8 +268,8 @@ _BITS_HELP = "For example octavo.quantize(model, 8)."
 
 def check_widths(
     bits: object, activations: object, has_data: bool
-) -> tuple[Mapping[Any, int] | Plan, int | Mapping[Any, int] | None]:
-    """Pattern to weight bits (or a Plan), and the bits of static activations or None.
+) -> tuple[Mapping[Any, int] | Plan, Activations, int | Mapping[Any, int]]:
+    """Pattern to weight bits (or a Plan), what activations are, and the bits of static ones.
 
     The latter by pattern too where a pattern has a pair (weights, activations).
     """
@@ -308,43 +309,44 @@ def check_widths(
         alone = {key: pairs[key][0] if key in pairs else width for key, width in bits.items()}
         asked = {key: _check_bits(width, f"bits[{key!r}]") for key, width in alone.items()}
         if pairs:
-            default = _check_activations(activations, has_data)
-            if default is None:
+            how, default = _check_activations(activations, has_data)
+            if how != "static":
                 raise ValueError(
                     f"quantize: data must be batches where bits has a pair ({describe(pairs)}), "
-                    "got none or dynamic activations. Pass data=batches."
+                    "got none or other activations. Pass data=batches."
                 )
-            return asked, {
-                key: _check_bits(pairs[key][1], f"bits[{key!r}]") if key in pairs else default
-                for key in bits
-            }
+            return (
+                asked,
+                how,
+                {
+                    key: _check_bits(pairs[key][1], f"bits[{key!r}]") if key in pairs else default
+                    for key in bits
+                },
+            )
     else:
         asked = {"*": _check_bits(bits)}
-    return asked, _check_activations(activations, has_data)
+    return asked, *_check_activations(activations, has_data)
 
 
-def _check_activations(activations: object, has_data: bool) -> int | None:
-    valid = '"dynamic", or 2 to 8 with data'
+def _check_activations(activations: object, has_data: bool) -> tuple[Activations, int]:
+    valid = '"float", "dynamic", or 2 to 8 with data'
     if activations is None:
-        return 8 if has_data else None
+        return ("static", 8) if has_data else ("dynamic", 8)
     if isinstance(activations, str):
         if activations == "dynamic":
-            return None
+            return "dynamic", 8
         if activations == "float":
-            raise ValueError(
-                f"quantize: activations must be {valid}, got 'float'. Weight-only layers are not "
-                "available yet."
-            )
+            return "float", 8
         raise ValueError(
             f"quantize: activations must be {valid}, got {activations!r}. Choose one of those."
         )
     value = _check_bits(activations, "activations")
     if not has_data:
         raise ValueError(
-            f"quantize: activations must be 'dynamic' without data, got {value}. "
+            f"quantize: activations must be 'dynamic' or 'float' without data, got {value}. "
             "Pass data=batches for static activations."
         )
-    return value
+    return "static", value
 
 
 def check_patterns(argument: str, value: object) -> tuple[object, ...] | None:
@@ -402,7 +404,7 @@ def check_choices(
     has_data: bool = True,
 ) -> None:
     """Refuses values that do not exist, and says of later work that it is not available yet."""
-    _one_of("grid", grid, GRIDS)
+    _one_of("grid", grid, tuple(GRIDS))
     if rounding is not None:
         _one_of("rounding", rounding, tuple(METHODS))
         if METHODS[str(rounding)].needs_data and not has_data:
@@ -416,15 +418,17 @@ def check_choices(
     _one_of("effort", effort, ("fast", "balanced"))
     if group_size is not None:
         size = _index("group_size", group_size)
-        if size < 16 or size % 16:
+        if not 16 <= size <= 256 or size % 16:
             raise ValueError(
-                f"quantize: group_size must be a positive multiple of 16, got {size}. Use for "
-                "example 64."
+                f"quantize: group_size must be a multiple of 16 from 16 to 256, got {size}. Use "
+                "for example 64."
             )
-        raise ValueError(
-            f"quantize: group_size must be None (one scale per output channel), got {size}. "
-            "Group-wise scales are not available yet."
-        )
+    for name, value, usual in (("grid", grid, "linear"), ("group_size", group_size, None)):
+        if qat and value != usual:
+            raise ValueError(
+                f"quantize: with qat=True {name} must be {usual!r}, got {value!r}. Other "
+                "values are not available yet in training."
+            )
     for name, value in (("evaluate", evaluate), ("max_drop", max_drop)):
         if value is not None:
             raise ValueError(

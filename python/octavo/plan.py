@@ -104,7 +104,9 @@ def plan(
     schemes: Scheme | Mapping[str, Scheme | None],
     activations: Activations = "dynamic",
     activation_bits: int | Mapping[str, int] = 8,
+    *,
     reasons: Mapping[str, str] | None = None,
+    groups: Mapping[str, int] | None = None,
 ) -> Plan:
     """Decides for every site how it is stored and run, and where regions lie.
 
@@ -116,6 +118,8 @@ def plan(
         activation_bits: 2..8, of the inputs of layers, or of each by its name; every other value
             in a region has 8 bits.
         reasons: why a site has None, for the report.
+        groups: inputs that share a scale in layers that run alone and whose scheme does not say.
+            Layers in regions have one scale an output channel.
     """
     reasons = reasons or {}
     sites: dict[str, SitePlan] = {}
@@ -125,18 +129,23 @@ def plan(
             why = site.reason or reasons.get(site.name, "excluded")
             sites[site.name] = SitePlan(site.name, site.type, None, "float", 8, "", why)
         else:
+            how: Activations = "float" if site.type == "Embedding" else activations
             bits = 8
-            if activations == "static":
+            if how == "static":
                 bits = (
                     activation_bits
                     if isinstance(activation_bits, int)
                     else activation_bits.get(site.name, 8)
                 )
-            sites[site.name] = SitePlan(site.name, site.type, asked, activations, bits)
+            sites[site.name] = SitePlan(site.name, site.type, asked, how, bits)
     flows: list[FlowPlan] = []
     if activations == "static":
         static = {
-            name: site.activation_bits for name, site in sites.items() if site.scheme is not None
+            name: site.activation_bits
+            for name, site in sites.items()
+            if site.scheme is not None
+            and site.activations == "static"
+            and not site.scheme.group_size
         }
         for flow in capture.flows:
             flow_plan = cut(flow, static)
@@ -149,6 +158,10 @@ def plan(
                 for name in region.factors:
                     why = "no weight to quantize: computed in integers as a step of the region"
                     sites[name] = replace(sites[name], region=region.name, reason=why)
+    for name, size in (groups or {}).items():
+        made = sites[name]
+        if made.scheme and not made.region and not made.scheme.group_size:
+            sites[name] = replace(made, scheme=replace(made.scheme, group_size=size))
     return Plan(tuple(sites.values()), tuple(flows))
 
 

@@ -115,9 +115,21 @@ def _quantized(
         codes.bias,
         site.scheme.bits,
         grid=site.scheme.grid,
+        levels=codes.levels,
+        group_size=site.scheme.group_size,
+        activations=site.activations,
+        packed=is_packed(site, codes.codes.dim()),
         input_params=input_params if site.activations == "static" else None,
         path=site.name,
     )
+
+
+def is_packed(site: SitePlan, rank: int) -> bool:
+    """Whether a layer keeps its weights in few bits in memory: those without a kernel, alone."""
+    if site.scheme is None or site.region or rank != 2:
+        return False
+    few = site.scheme.bits <= 4 or site.scheme.group_size > 0
+    return few or site.activations == "float"
 
 
 def _input_params(plan: Plan, params: Mapping[str, QParams]) -> dict[str, QParams]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Activations", "QParams", "Scheme"]
+__all__ = ["Activations", "QParams", "Scheme", "default_group_size"]
 
 Activations = Literal["float", "dynamic", "static"]
 
@@ -14,7 +14,8 @@ Activations = Literal["float", "dynamic", "static"]
 class Scheme:
     """How a weight is stored: ``bits`` (2..8), level grid, and inputs that share a scale.
 
-    ``group_size`` 0 means one scale per output channel.
+    ``group_size`` 0 means one scale per output channel; else a multiple of 16 in 16..256, the last
+    group of a row may be shorter, and scales are bfloat16 numbers.
     """
 
     bits: int = 8
@@ -24,6 +25,11 @@ class Scheme:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ValueError(f"Scheme: bits must lie in 2..8, got {self.bits}.")
+        if self.group_size and (self.group_size % 16 or not 16 <= self.group_size <= 256):
+            raise ValueError(
+                "Scheme: group_size must be 0 or a multiple of 16 in 16..256, got "
+                f"{self.group_size}."
+            )
 
     @property
     def qmax(self) -> int:
@@ -34,6 +40,18 @@ class Scheme:
     def qmin(self) -> int:
         """Smallest code: -qmax for 8..5 bits, -2^(bits-1) for 4..2 bits."""
         return -self.qmax if self.bits >= 5 else -(1 << (self.bits - 1))
+
+
+def default_group_size(bits: int, features: int) -> int:
+    """Inputs that share a scale where nothing else is asked: of a layer without a kernel.
+
+    0 (one scale a row) for 5..8 bits; else the largest of 128, 64, 32 that divides ``features``,
+    else 32, and 0 where that is the whole row.
+    """
+    if bits > 4:
+        return 0
+    size = next((size for size in (128, 64, 32) if features % size == 0), 32)
+    return size if size < features else 0
 
 
 @dataclass(frozen=True)

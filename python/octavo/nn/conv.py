@@ -52,8 +52,11 @@ class _QConv(QLayer):
                 torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
             )
             x = F.pad(x, sides, self.padding_mode).contiguous(memory_format=keep)
-        panel, program, constants = self.prepare()
-        y = ops.run_region([x], [panel], constants, program)[0]
+        if self.activations == "float":
+            y = self._in_float(x)
+        else:
+            panel, program, constants = self.prepare()
+            y = ops.run_region([x], [panel], constants, program)[0]
         if not batched:
             y = y.squeeze(0)
         return y if input.dtype is torch.float32 else y.to(input.dtype)
@@ -63,6 +66,24 @@ class _QConv(QLayer):
         """Torch's convolution, padding mode included."""
         assert isinstance(module, nn.modules.conv._ConvNd)
         return module._conv_forward(x, weight, module.bias)
+
+    def _in_float(self, x: Tensor) -> Tensor:
+        """Like torch's convolution, with a weight that lives for this call only."""
+        pads = self.pads() if self.padding_mode == "zeros" else [(0, 0)] * len(self.kernel_size)
+        if any(before != after for before, after in pads):
+            x = F.pad(x, [side for pair in reversed(pads) for side in pair])
+            pads = [(0, 0)] * len(pads)
+        convolution = F.conv1d if len(self.kernel_size) == 1 else F.conv2d
+        y: Tensor = convolution(
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            [before for before, _ in pads],
+            self.dilation,
+            self.groups,
+        )
+        return y
 
     def pads(self) -> list[tuple[int, int]]:
         """Padding before and after each spatial dimension."""
@@ -96,6 +117,8 @@ class _QConv(QLayer):
         return self.groups
 
     def _program(self) -> str:
+        if self.activations == "float":
+            return ""
         two = len(self.kernel_size) == 2
 
         def pair(values: Sequence[int], missing: int) -> str:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo import ops
-from octavo.scheme import QParams
+from octavo.grids import codes_of, values_of
+from octavo.scheme import Activations, QParams
 
 __all__ = ["QLayer"]
 
@@ -32,17 +33,21 @@ class QLayer(nn.Module):
     """A layer with integer weights that takes and returns floats.
 
     Attributes:
-        weight_scale: float32 [O], real size of one code step in each output channel, negative
-            where a trained BatchNorm's gamma was; no gradient.
+        weight_scale: float32 [O], real size of one step of a level in each output channel, negative
+            where a trained BatchNorm's gamma was; [O, groups] where groups of inputs have their
+            own; no gradient.
         bias: float32 [O] or None; no gradient.
         panel: uint8 [bytes], codes, scale and bias packed for the active instruction set. Never
-        changed in
-            place: a new panel replaces it in one assignment, so a forward that runs meanwhile sees
-            one of the two.
+            changed in place: a new panel replaces it in one assignment, so a forward that runs
+            meanwhile sees one of the two.
         bits: width of the weight's codes.
         grid: name of the levels that the codes stand for.
-        input_params: range of the input, or None where each row (each sample) gets its own as it
-        comes.
+        levels: int8 [tables, 2^bits], one table for 64 output channels; None where codes are the
+            levels.
+        group_size: inputs that share a scale; 0: all of an output channel.
+        activations: "static", "dynamic" (each row or sample gets a range as it comes) or "float".
+        packed: whether weights stay in ``bits`` bits in memory, else they are int8.
+        input_params: range of the input where activations are static.
         path: name of the layer in the model it was made for; used in messages only.
         float_class: the class that it replaced.
     """
@@ -52,6 +57,10 @@ class QLayer(nn.Module):
     panel: Tensor
     bits: int
     grid: str
+    levels: Tensor | None
+    group_size: int
+    activations: Activations
+    packed: bool
     input_params: QParams | None
     path: str
     float_class: type[nn.Module]
@@ -68,6 +77,10 @@ class QLayer(nn.Module):
         bits: int = 8,
         *,
         grid: str = "linear",
+        levels: Tensor | None = None,
+        group_size: int = 0,
+        activations: Activations | None = None,
+        packed: bool = False,
         input_params: QParams | None = None,
         path: str = "",
     ) -> QLayer:
@@ -76,12 +89,16 @@ class QLayer(nn.Module):
         Args:
             module: the float layer. Its plain attributes and hooks are taken over, its weight is
             not read.
-            codes: int8 [O, I / groups, kernel ...] in torch's weight order.
-            scale: float32 [O], finite and positive.
+            codes: int8 [O, I / groups, kernel ...] in torch's weight order; with ``levels``, those.
+            scale: float32 [O], finite and positive; [O, groups] with ``group_size``.
             bias: float32 [O] or None.
             bits: width of the codes, 2..8.
             grid: name of the levels that the codes stand for.
-            input_params: static range of the input; None: one for each row or sample as it comes.
+            levels: tables of the grid, None for "linear".
+            group_size: inputs that share a scale; 0: all of an output channel.
+            activations: None: static with ``input_params``, else dynamic.
+            packed: whether weights stay in ``bits`` bits in memory, where the class can do that.
+            input_params: static range of the input.
             path: name of the layer, for messages.
         """
         layer = cls.__new__(cls)
@@ -92,12 +109,14 @@ class QLayer(nn.Module):
         layer._buffers.update(module._buffers)
         layer.float_class = type(module)
         layer.bits, layer.grid, layer.path = bits, grid, path
-        layer.input_params = input_params
+        layer.group_size, layer.packed, layer.input_params = group_size, packed, input_params
+        layer.activations = activations or ("dynamic" if input_params is None else "static")
         with torch.inference_mode(False), torch.no_grad():
+            layer.levels = None if levels is None else levels.detach().clone()
             layer.weight_scale = _frozen(scale)
             layer.register_parameter("bias", None if bias is None else _frozen(bias))
             layer._take_sizes(codes)
-            layer._set_codes(codes)
+            layer._set_values(codes)
         return layer
 
     # ---- what a subclass tells -------------------------------------------------------------------
@@ -138,18 +157,38 @@ class QLayer(nn.Module):
 
     # ---- the weight ------------------------------------------------------------------------------
 
-    def _pack(self, codes: Tensor) -> Tensor:
-        return ops.pack_weight(
-            codes.detach(),
-            self.weight_scale.detach(),
-            None if self.bias is None else self.bias.detach(),
-            self.layer_groups,
-            self.bits,
-        )
+    def _pack(self, values: Tensor) -> Tensor:
+        """The panel of int8 levels."""
+        bias = None if self.bias is None else self.bias.detach()
+        scale = self.weight_scale.detach()
+        if self.packed:
+            codes = codes_of(values, self.bits, self.levels).to(torch.int16) + (1 << self.bits - 1)
+            return ops.pack_lowbit(
+                codes.to(torch.uint8),
+                scale.view(scale.shape[0], -1),
+                self.bits,
+                self.group_size,
+                levels=self.levels,
+                bias=bias,
+                rows=self._rows,
+            )
+        bits = self.bits if self.levels is None else 8
+        return ops.pack_weight(values.detach(), scale, bias, self.layer_groups, bits)
 
-    def _set_codes(self, codes: Tensor) -> None:
-        """Packs ``codes`` with scale and bias; the new panel appears in one assignment."""
-        panel = self._pack(codes)
+    def _values(self, panel: Tensor) -> Tensor:
+        """The int8 levels in a panel, in torch's weight order."""
+        if not self.packed:
+            return ops.unpack_weight(panel, self.weight_shape)
+        rows, columns = self.weight_shape
+        codes = ops.unpack_lowbit(panel, rows, columns).codes.to(torch.int16)
+        return values_of((codes - (1 << self.bits - 1)).to(torch.int8), self.bits, self.levels)
+
+    _rows = False
+    """Whether packed panels are in the order of look-ups."""
+
+    def _set_values(self, values: Tensor) -> None:
+        """Packs levels with scale and bias; the new panel appears in one assignment."""
+        panel = self._pack(values)
         self._prepared = None
         self._isa = ops.active_isa()
         self.panel = panel
@@ -158,13 +197,13 @@ class QLayer(nn.Module):
     def current_panel(self) -> Tensor:
         """The panel for the active instruction set; made anew if another one was chosen since."""
         panel = self.panel
-        if torch.compiler.is_compiling():
-            return panel
+        if torch.compiler.is_compiling() or self.packed:
+            return panel  # Packed panels serve every instruction set.
         isa = ops.active_isa()
         if isa != self._isa:
             if not ops.panel_is_current(panel):
                 with torch.inference_mode(False), torch.no_grad():
-                    panel = self._pack(ops.unpack_weight(panel, self.weight_shape))
+                    panel = self._pack(self._values(panel))
                 self.panel = panel
             self._isa = isa
         return panel
@@ -188,9 +227,12 @@ class QLayer(nn.Module):
         return prepared
 
     def codes(self) -> Tensor:
-        """The weight's codes, int8 in torch's weight order."""
+        """The weight's codes, int8 in torch's weight order.
+
+        With a table of levels, code c stands for the level of index c + 2^(bits - 1).
+        """
         with torch.inference_mode(False), torch.no_grad():
-            return ops.unpack_weight(self.panel, self.weight_shape)
+            return codes_of(self._values(self.panel), self.bits, self.levels)
 
     def weight_packed(self) -> Tensor:
         """The canonical bits: uint8 [O, bytes of one channel], least significant bit first."""
@@ -199,11 +241,15 @@ class QLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Code times scale as float32, in the order of the float class. Computed each time."""
+        """Level times scale as float32, in the order of the float class. Computed each time."""
         with torch.inference_mode(False), torch.no_grad():
-            codes = self.codes()
-            scale = self.weight_scale.view(-1, *[1] * (codes.dim() - 1))
-            return self._float_weight(codes.float() * scale)
+            values = self._values(self.panel)
+            if self.group_size:
+                scale = self.weight_scale.repeat_interleave(self.group_size, 1)
+                scale = scale[:, : values.shape[1]]
+            else:
+                scale = self.weight_scale.view(-1, *[1] * (values.dim() - 1))
+            return self._float_weight(values.float() * scale)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
@@ -269,7 +315,7 @@ class QLayer(nn.Module):
         packed = state.pop("panel")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         with torch.inference_mode(False), torch.no_grad():
-            self._set_codes(ops.unpack_bits(packed, self.weight_shape, self.bits))
+            self._set_values(self._unpack(packed))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLayer:
         try:
@@ -304,6 +350,8 @@ class QLayer(nn.Module):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight_packed"] = self.weight_packed()
+        if self.levels is not None:
+            destination[prefix + "weight_levels"] = self.levels
         if self.input_params is not None:
             with torch.inference_mode(False):
                 destination[prefix + "input_scale"] = torch.tensor(self.input_params.scale)
@@ -330,7 +378,14 @@ class QLayer(nn.Module):
             packed = state_dict.get(prefix + "weight_packed")
             if packed is None:
                 missing_keys.append(prefix + "weight_packed")
-            codes = self.codes() if packed is None else self._unpack(packed)
+                packed = self.weight_packed()
+            if self.levels is not None:
+                levels = state_dict.get(prefix + "weight_levels")
+                if levels is None:
+                    missing_keys.append(prefix + "weight_levels")
+                else:
+                    self.levels = levels.detach().clone()
+            values = self._unpack(packed)
             super()._load_from_state_dict(
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs
             )
@@ -343,6 +398,8 @@ class QLayer(nn.Module):
             ):
                 self.bias = _frozen(self.bias)
             own = {prefix + "weight_packed"}
+            if self.levels is not None:
+                own.add(prefix + "weight_levels")
             if self.input_params is not None:
                 own |= {prefix + "input_scale", prefix + "input_zero_point"}
                 if prefix + "input_scale" in state_dict:
@@ -353,11 +410,13 @@ class QLayer(nn.Module):
                     )
                 else:
                     missing_keys += [prefix + "input_scale", prefix + "input_zero_point"]
-            self._set_codes(codes)
+            self._set_values(values)
         unexpected_keys += [key for key in unexpected if key not in own]
 
     def _unpack(self, packed: Tensor) -> Tensor:
-        return ops.unpack_bits(packed, self.weight_shape, self.bits)
+        """int8 levels from the canonical bits."""
+        codes = ops.unpack_bits(packed, self.weight_shape, self.bits)
+        return values_of(codes, self.bits, self.levels)
 
     def _state_problem(self, state_dict: dict[str, Any], prefix: str) -> str:
         """What is wrong with the values for this layer, or ""."""
@@ -378,6 +437,16 @@ class QLayer(nn.Module):
                     f"got {packed.dtype} of shape {tuple(packed.shape)}. Quantize with the scheme "
                     "of the state_dict."
                 )
+        levels = state_dict.get(prefix + "weight_levels")
+        if levels is not None and self.levels is not None:
+            wanted = tuple(self.levels.shape)
+            if levels.dtype is not torch.int8 or tuple(levels.shape) != wanted:
+                return (
+                    f"{prefix}weight_levels: expected int8 of shape {wanted}, got {levels.dtype} "
+                    f"of shape {tuple(levels.shape)}. Quantize with the scheme of the state_dict."
+                )
+            if bool((levels[:, 1:] < levels[:, :-1]).any()):
+                return f"{prefix}weight_levels: expected ascending levels, got others."
         for name in ("weight_scale", "input_scale"):
             scale = state_dict.get(prefix + name)
             if scale is None:
@@ -395,10 +464,15 @@ class QLayer(nn.Module):
 
     def _repr_end(self) -> str:
         p = self.input_params
-        inputs = (
-            "dynamic" if p is None else f"static(scale={p.scale:.4g}, zero_point={p.zero_point})"
-        )
-        return f"bits={self.bits}, activations={inputs}"
+        inputs: str = self.activations
+        if p is not None:
+            inputs = f"static(scale={p.scale:.4g}, zero_point={p.zero_point})"
+        parts = [f"bits={self.bits}"]
+        if self.grid != "linear":
+            parts.append(f"grid={self.grid}")
+        if self.group_size:
+            parts.append(f"group_size={self.group_size}")
+        return ", ".join([*parts, f"activations={inputs}"])
 
 
 _OWN_ATTRIBUTES = frozenset(QLayer.__annotations__)

@@ -24,8 +24,7 @@ class QLinear(QLayer):
     """Stands for nn.Linear, and for transformers' Conv1D, whose weight is [in, out].
 
     Input [..., in_features] of any floating type and strides; output of the same type, computed in
-    float32. Each row has
-    its own scale where ``input_params`` is None.
+    float32. Each row has its own scale where activations are dynamic.
     """
 
     in_features: int
@@ -40,7 +39,17 @@ class QLinear(QLayer):
                 f"{list(x.shape)}. "
                 "Check the layer before it."
             )
-        if self.input_params is None:
+        p = self.input_params
+        if self.packed:
+            panel = self.current_panel()
+            if p is None:
+                how = "float" if self.activations == "float" else "dynamic"
+                y = ops.linear_lowbit(x, panel, self.out_features, how)
+            else:
+                y = ops.linear_lowbit_static(
+                    x, panel, self.out_features, p.scale, p.zero_point, p.qmax
+                )
+        elif p is None:
             y = ops.linear_dynamic(x, self.current_panel(), self.out_features)
         else:
             panel, program, constants = self.prepare()
@@ -78,7 +87,7 @@ class QLinear(QLayer):
 
     def _program(self) -> str:
         p = self.input_params
-        if p is None:
+        if p is None or self.packed:
             return ""
         return (
             "octavo.region 1\n"

@@ -67,6 +67,8 @@ def quantized_class(module: nn.Module) -> tuple[type[QLayer] | None, str]:
     for method in ("forward", "_conv_forward"):
         if getattr(cls, method, None) is not getattr(base, method, None):
             return None, f"{cls.__name__} has its own {method}"
+    if getattr(module, "max_norm", None) is not None:
+        return None, "its max_norm changes the weight while it runs"
     if any(True for _ in module.children()) and not hasattr(module, "parametrizations"):
         return None, f"{cls.__name__} has children of its own"
     return _ROWS[qualified_name(base)], ""

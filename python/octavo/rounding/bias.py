@@ -125,7 +125,8 @@ class _Lockstep:
             for step in (item.steps if isinstance(item, RegionPlan) else (item,))
             for part in step.fused or (step,)
         }
-        self.alone = [name for name in codes if name not in in_flows]
+        self.look_ups = {n for n in codes if isinstance(model.get_submodule(n), nn.Embedding)}
+        self.alone = [name for name in codes if name not in in_flows | self.look_ups]
         self.static = {s.name for s in plan.sites if s.scheme and s.activations == "static"}
         self.means: dict[str, _Mean] = {}
         self.batch_bias: dict[str, Tensor] = {}
@@ -188,7 +189,11 @@ class _Lockstep:
     def _part(self, part: Step, x: str, wanted: dict[str, Any], got: dict[str, Any]) -> None:
         """One call, in float and on quantized values; ``x`` names a quantized layer's input."""
         module_of = self.model.get_submodule
-        if part.module in self.codes:
+        if part.module in self.look_ups:
+            evaluate(part, module_of, wanted)
+            table = self.codes[part.module].dequantize()
+            got[part.output] = apply_layer(module_of(part.module), got[x], table, None)
+        elif part.module in self.codes:
             y = evaluate(part, module_of, wanted)
             got[part.output] = self.layer(part.module, module_of(part.module), got[x], y)
         else:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from octavo.rounding.codes import Codes
 from octavo.rounding.lockstep import Lockstep, Pause
-from octavo.rounding.nearest import nearest
+from octavo.rounding.nearest import nearest, safe_scale
 from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments, Problem
 from octavo.scheme import Scheme
@@ -37,34 +37,45 @@ def gptq(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
 def solve(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments) -> Codes:
     """The codes that second moments lead to."""
     weight = weight.float()
-    plain = nearest(weight, module._parameters.get("bias"), scheme)
+    bias = module._parameters.get("bias")
     if weight.numel() == 0 or moments.count == 0:
-        return plain
+        return nearest(weight, bias, scheme)
     groups = int(getattr(module, "groups", 1))
     grouped = weight.reshape(groups, weight.shape[0] // groups, -1)
     xx, xy = moments.centered()
     wanted = _least_squares(grouped.double(), xx, xy)
-    problem = Problem.of(wanted, xx, scheme)
-    start = plain.scale.view(groups, -1, 1)
+    power = xx[0].diagonal() if groups == 1 and scheme != Scheme(scheme.bits) else None
+    if power is not None:
+        power = power + _PULL * power.mean()
+    plain = nearest(wanted.reshape(weight.shape), bias, scheme, power)
+    problem = Problem.of(wanted, xx, scheme, plain.levels)
+    start = plain.spread().view(groups, wanted.shape[1], -1)
     best: tuple[Tensor, Tensor, Tensor] | None = None
     for ratio in _RATIOS if weight.numel() <= _COSTLY else (1.0,):
-        codes, scale = problem.solve(start * ratio, fit=True)
+        first = safe_scale(start * ratio, scheme)
+        codes, scale = problem.solve(first, scheme.group_size)
         error = problem.errors(codes * scale)
         if best is None:
             best = codes, scale, error
         else:
-            better = error < best[2]
+            better = (error < best[2])[:, :, None]
             best = (
-                torch.where(better[:, :, None], codes, best[0]),
-                torch.where(better[:, :, None], scale, best[1]),
+                torch.where(better, codes, best[0]),
+                torch.where(better, scale, best[1]),
                 torch.minimum(error, best[2]),
             )
     assert best is not None
-    codes, scale = best[0].to(torch.int8).view(weight.shape), best[1].reshape(-1)
+    codes, scale = best[0], best[1].reshape(weight.shape[0], -1)
     mean_x, mean_y = moments.means()
     real = (best[0] * best[1]).double()
-    bias = mean_y - (real @ mean_x[:, :, None])[:, :, 0]
-    return Codes(codes, scale.contiguous(), bias.reshape(-1).float(), scheme)
+    shift = mean_y - (real @ mean_x[:, :, None])[:, :, 0]
+    return Codes(
+        codes.to(torch.int8).view(weight.shape),
+        (scale[:, :: scheme.group_size] if scheme.group_size else scale[:, 0]).contiguous(),
+        shift.reshape(-1).float(),
+        scheme,
+        plain.levels,
+    )
 
 
 def _least_squares(weight: Tensor, xx: Tensor, xy: Tensor) -> Tensor:

@@ -7,12 +7,16 @@ part e of the error that is let go (shrinkage) and the scale that fits what is l
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo.grids import Snap
 from octavo.ranges import MIN_SCALE
 from octavo.rounding.codes import Codes
-from octavo.rounding.nearest import nearest, round_to_codes
+from octavo.rounding.nearest import nearest, safe_scale
 from octavo.scheme import Scheme
 
 __all__ = ["hqq"]
@@ -34,20 +38,27 @@ def hqq(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
     if weight.numel() == 0:
         return plain
     rows = weight.float().reshape(weight.shape[0], -1)
+    size = scheme.group_size or rows.shape[1]
+    groups = -(-rows.shape[1] // size)
+    rows = F.pad(rows, (0, groups * size - rows.shape[1])).view(-1, size)
     # The shrinkage has a unit: the paper's weights are of order one step.
-    unit = plain.scale[:, None].clone()
-    scale, beta = plain.scale.clone(), _BETA
-    best, lowest = plain.scale, torch.full_like(plain.scale, torch.inf)
+    start = plain.scale.reshape(-1)
+    unit, snap = start[:, None].clone(), Snap(scheme, plain.levels)
+    if plain.levels is not None:
+        unit *= plain.levels.float().abs().max() / scheme.qmax
+    scale, beta = start.clone(), _BETA
+    best, lowest = start, torch.full_like(start, torch.inf)
     for _ in range(_ROUNDS):
-        codes = round_to_codes(rows, scale, scheme)
-        off = (rows - codes * scale[:, None]) / unit
+        levels = snap(rows * (1.0 / scale)[:, None], groups)
+        off = (rows - levels * scale[:, None]) / unit
         error = off.abs().pow(_P).mean(1)
         best = torch.where(error < lowest, scale, best)
         lowest = torch.minimum(error, lowest)
         kept = off.abs() - off.abs().clamp(min=1e-8).pow(_P - 1) / beta
         aimed = rows - off.sign() * kept.clamp(min=0) * unit
-        fitted = (aimed * codes).sum(1) / codes.square().sum(1).clamp(min=1)
-        scale = torch.where(fitted > MIN_SCALE, fitted, scale)
+        fitted = (aimed * levels).sum(1) / levels.square().sum(1).clamp(min=1)
+        scale = safe_scale(torch.where(fitted > MIN_SCALE, fitted, scale), scheme)
         beta *= _GROWTH
-    codes = round_to_codes(rows, best, scheme)
-    return Codes(codes.to(torch.int8).view(weight.shape), best, plain.bias, scheme)
+    levels = snap(rows * (1.0 / best)[:, None], groups).view(weight.shape[0], -1)
+    levels = levels[:, : weight.shape[1:].numel()].to(torch.int8)
+    return replace(plain, codes=levels.reshape(weight.shape), scale=best.view(plain.scale.shape))

@@ -93,6 +93,7 @@ class Lockstep:
         self.model = model
         self.qparams = dict(qparams)
         self.codes: dict[str, Codes] = {}
+        self._before: frozenset[str] = frozenset()  # Layers with codes before the first pause.
         self.sites: dict[str, SitePlan] = {s.name: s for s in plan.sites if s.scheme is not None}
         self.weights = {name: canonical_weight(model.get_submodule(name)) for name in self.sites}
         names = frozenset(self.sites)
@@ -122,6 +123,7 @@ class Lockstep:
     # ---- runs
 
     def _install(self) -> None:
+        self._before = frozenset(self.codes)
         for name in self.sites:
             module = self.model.get_submodule(name)
             module.__dict__["forward"] = self._stand_in(name)
@@ -181,14 +183,12 @@ class Lockstep:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
             run = _Run.current()
             if not run.quantized:
-                y = self._float_layer(name, x)
-                run.halt(_Halt(name, x, y))
-                return y
+                return self._halting_float_layer(name, x)
             stored = self.stored_input(name, x)
             if name not in self.codes:
                 run.halt(_Halt(name, stored))
             y = self.layer(name, stored)
-            return y if y.dtype is x.dtype else y.to(x.dtype)
+            return y.to(x.dtype) if x.is_floating_point() else y
 
         return forward
 
@@ -212,17 +212,19 @@ class Lockstep:
                 del values[name]
         return finish(block, values)
 
-    def _float_layer(self, name: str, x: Tensor) -> Tensor:
+    def _float_layer(self, name: str, x: Tensor, _alone: bool = True) -> Tensor:
         module = self.model.get_submodule(name)
         y: Tensor = type(module).forward(module, x)  # type: ignore[arg-type]
         return y
 
-    def _halting_float_layer(self, name: str, x: Tensor) -> Tensor:
+    def _halting_float_layer(self, name: str, x: Tensor, _alone: bool = True) -> Tensor:
         y = self._float_layer(name, x)
-        _Run.current().halt(_Halt(name, x, y))
+        if name not in self._before:
+            _Run.current().halt(_Halt(name, x, y))
         return y
 
-    def _halting_layer(self, name: str, x: Tensor) -> Tensor:
+    def _halting_layer(self, name: str, x: Tensor, alone: bool) -> Tensor:
+        x = self.stored_input(name, x) if alone else x
         if name not in self.codes:
             _Run.current().halt(_Halt(name, x))
         return self.layer(name, x)
@@ -235,7 +237,10 @@ class Lockstep:
 
     def stored_input(self, name: str, x: Tensor) -> Tensor:
         """The input of a layer that runs alone, in its codes."""
-        site, x = self.sites[name], x.to(torch.float32)
+        site = self.sites[name]
+        if site.activations == "float":
+            return x.to(torch.float32) if x.is_floating_point() else x
+        x = x.to(torch.float32)
         p = self.qparams.get(f"site:{name}")
         if site.activations == "static" and p is not None:
             return fake_quantize(x, p)

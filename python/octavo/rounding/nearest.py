@@ -1,47 +1,70 @@
-"""Round to nearest, with a clip range per output channel that is searched, not assumed."""
+"""Round to nearest, with a clip range per channel or group that is searched, not assumed."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo.grids import Snap, largest_level, levels_of
 from octavo.ranges import MIN_SCALE
-from octavo.rounding.codes import Codes
+from octavo.rounding.codes import Codes, spread
 from octavo.scheme import Scheme
 
-__all__ = ["nearest", "nearest_of_layer", "round_to_codes"]
+__all__ = ["nearest", "nearest_of_layer", "safe_scale"]
 
 _EXPONENT = 2.4  # Lp norm of the weight error: p > 2 protects large weights (JingInAI/Quantize).
 _COARSE = tuple(-i / 100 for i in range(8, 81, 8))  # Ratios 0.92, 0.84, ... 0.20
 _FINE = tuple(i / 100 for i in range(-7, 8) if i)
 _CHUNK = 1 << 18  # Elements rounded at once: the search stays in the cache.
+_ROUNDS = {"kmeans": 3, "log": 2}  # By turns levels and scales, where levels depend on weights.
 
 
-def nearest(weight: Tensor, bias: Tensor | None, scheme: Scheme) -> Codes:
-    """Codes of a weight, each the nearest integer multiple of its output channel's scale.
+def nearest(
+    weight: Tensor, bias: Tensor | None, scheme: Scheme, importance: Tensor | None = None
+) -> Codes:
+    """Codes of a weight, each the nearest level times the scale of its output channel or group.
 
-    The scale is ratio * max|w| / qmax with the ratio in 0.20 .. 1.00 (steps of 0.01, coarse to
-    fine, 1.00 always among them) that minimises sum |w - Q(w)|^2.4 over the channel. A channel of
-    zeros gets the smallest safe scale.
+    The scale is ratio * max|w| / largest level with the ratio in 0.20 .. 1.00 (steps of 0.01,
+    coarse to fine, 1.00 always among them) that minimises sum |w - Q(w)|^2.4 over the channel or
+    group. A channel of zeros gets the smallest safe scale.
 
     Args:
-      weight: float [O, ...], finite.
-      bias: float [O] or None, passed through as float32.
-      scheme: width of the codes; linear grid, one scale per output channel.
+        weight: float [O, ...], finite.
+        bias: float [O] or None, passed through as float32.
+        scheme: width, levels and groups.
+        importance: [K], what an error of each input's weight costs; None: all the same.
     """
     rows = weight.detach().to(torch.float32).reshape(weight.shape[0], math.prod(weight.shape[1:]))
+    if bias is not None:
+        bias = bias.detach().to(torch.float32).clone()
+    size = scheme.group_size or max(rows.shape[1], 1)
+    groups = max(1, -(-rows.shape[1] // size))
+    # A shorter last group is filled with zeros, which are levels of every grid.
+    pieces = F.pad(rows, (0, groups * size - rows.shape[1])).view(-1, size)
+    weights = None
+    if importance is not None:
+        filled = F.pad(importance.float(), (0, groups * size - rows.shape[1]))
+        weights = filled.view(1, groups, size).expand(rows.shape[0], -1, -1).reshape(-1, size)
+    scale = _initial(pieces, scheme)
+    levels = None
+    for _ in range(_ROUNDS.get(scheme.grid, 1)):
+        whole = spread(scale.view(-1, groups), size, rows.shape[1])
+        costs = None if importance is None else importance.expand_as(rows)
+        levels = levels_of(scheme, rows, whole, costs)
+        snap = Snap(scheme, levels)
+        scale = _searched(_Pieces(pieces, weights, scheme, snap, groups))
+    result = scale.view(-1, groups) if scheme.group_size else scale
+    whole = spread(scale.view(-1, groups), size, rows.shape[1])
     codes = torch.empty(rows.shape, dtype=torch.int8)
-    scale = torch.empty(rows.shape[0], dtype=torch.float32)
     step = max(1, _CHUNK // max(1, rows.shape[1]))
     for start in range(0, rows.shape[0], step):
         part = slice(start, start + step)
-        scale[part] = _search(rows[part], scheme)
-        codes[part] = round_to_codes(rows[part], scale[part], scheme).to(torch.int8)
-    if bias is not None:
-        bias = bias.detach().to(torch.float32).clone()
-    return Codes(codes.view(weight.shape), scale, bias, scheme)
+        codes[part] = snap(rows[part] * (1.0 / whole[part]), 1, start).to(torch.int8)
+    return Codes(codes.view(weight.shape), result.contiguous(), bias, scheme, levels)
 
 
 def nearest_of_layer(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
@@ -49,34 +72,77 @@ def nearest_of_layer(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes
     return nearest(weight, module._parameters.get("bias"), scheme)
 
 
-def round_to_codes(rows: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
-    """float32 [O, K] of integers: rne(clamp(w * float32(1 / scale))), the product in float32."""
-    return (rows * (1.0 / scale)[:, None]).clamp(scheme.qmin, scheme.qmax).round()
+def safe_scale(scale: Tensor, scheme: Scheme) -> Tensor:
+    """Positive and normal; a bfloat16 number where the scheme has groups."""
+    scale = scale.clamp(min=MIN_SCALE)
+    return scale.bfloat16().float() if scheme.group_size else scale
 
 
-def _search(rows: Tensor, scheme: Scheme) -> Tensor:
-    """float32 [O]: the best scale of each row."""
+@dataclass(frozen=True, eq=False)
+class _Pieces:
+    """Rows that have a scale each. groups: how many of them belong to one output channel."""
+
+    rows: Tensor
+    importance: Tensor | None
+    scheme: Scheme
+    snap: Snap
+    groups: int
+    first: int = 0  # The channel of the first row.
+
+    def part(self, start: int, count: int) -> _Pieces:
+        """Some of the rows; ``start`` begins a channel."""
+        stop = start + count
+        return _Pieces(
+            self.rows[start:stop],
+            None if self.importance is None else self.importance[start:stop],
+            self.scheme,
+            self.snap,
+            self.groups,
+            start // self.groups,
+        )
+
+    def error(self, scale: Tensor) -> Tensor:
+        """float64 [rows]: sum |w - Q(w)|^2.4 in units of the row's largest weight."""
+        u = self.rows * (1.0 / scale)[:, None]
+        off = self.rows - self.snap(u, self.groups, self.first) * scale[:, None]
+        unit = self.rows.abs().amax(1).clamp(min=MIN_SCALE)
+        power = (off.abs_() / unit[:, None]).pow_(_EXPONENT)
+        if self.importance is not None:
+            power *= self.importance
+        return power.sum(1, dtype=torch.float64)
+
+
+def _initial(rows: Tensor, scheme: Scheme) -> Tensor:
+    if rows.shape[1] == 0 or rows.shape[0] == 0:
+        return torch.full((rows.shape[0],), MIN_SCALE)
+    return safe_scale(rows.abs().amax(1) / largest_level(scheme), scheme)
+
+
+def _searched(pieces: _Pieces) -> Tensor:
+    """float32 [rows]: the best scale of each row."""
+    size = max(1, pieces.rows.shape[1])
+    step = max(1, _CHUNK // size // pieces.groups) * pieces.groups
+    parts = [pieces.part(s, step) for s in range(0, pieces.rows.shape[0], step)]
+    return torch.cat([_search(part) for part in parts]) if parts else torch.zeros(0)
+
+
+def _search(pieces: _Pieces) -> Tensor:
+    rows, scheme = pieces.rows, pieces.scheme
     if rows.shape[1] == 0:
         return torch.full((rows.shape[0],), MIN_SCALE)
+    top = largest_level(scheme)
     largest = rows.abs().amax(1)
+
+    def scale_of(ratio: Tensor) -> Tensor:
+        return safe_scale(largest * ratio / top, scheme)
+
     ratio = torch.ones_like(largest)
-    error = _error(rows, _scale(largest, ratio, scheme), scheme)
+    error = pieces.error(scale_of(ratio))
     for offsets in (_COARSE, _FINE):
         center = ratio if offsets is _FINE else torch.ones_like(ratio)
         for offset in offsets:
             candidate = (center + offset).clamp(0.2, 1.0)
-            new = _error(rows, _scale(largest, candidate, scheme), scheme)
+            new = pieces.error(scale_of(candidate))
             ratio = torch.where(new < error, candidate, ratio)
             error = torch.minimum(new, error)
-    return _scale(largest, ratio, scheme)
-
-
-def _scale(largest: Tensor, ratio: Tensor, scheme: Scheme) -> Tensor:
-    return (largest * ratio / scheme.qmax).clamp(min=MIN_SCALE)
-
-
-def _error(rows: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
-    """float64 [O]: sum |w - Q(w)|^2.4 in units of the row's largest weight."""
-    unit = rows.abs().amax(1).clamp(min=MIN_SCALE)
-    off = (rows - round_to_codes(rows, scale, scheme) * scale[:, None]).abs_() / unit[:, None]
-    return off.pow_(_EXPONENT).sum(1, dtype=torch.float64)
+    return scale_of(ratio)

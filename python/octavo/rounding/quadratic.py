@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.grids import snap
+from octavo.grids import Snap
 from octavo.ranges import MIN_SCALE
 from octavo.scheme import Scheme
 
@@ -56,13 +56,12 @@ class Moments:
 class Problem:
     """Weights of G groups of rows to be rounded.
 
-    wanted: float32 [G, R, K]. h: float32 [G, K, K], damped. scheme, levels: of the codes.
+    wanted: float32 [G, R, K]. h: float32 [G, K, K], damped. snapped: rounds to the levels.
     """
 
     wanted: Tensor
     h: Tensor
-    scheme: Scheme
-    levels: Tensor | None = None
+    snapped: Snap
 
     @classmethod
     def of(
@@ -73,11 +72,11 @@ class Problem:
         diagonal = h.diagonal(dim1=1, dim2=2)
         mean = diagonal.mean(1, keepdim=True)
         diagonal += torch.where(mean > 0, _DAMPING * mean, torch.ones_like(mean))
-        return cls(wanted.float(), h.float(), scheme, levels)
+        return cls(wanted.float(), h.float(), Snap(scheme, levels))
 
     def snap(self, u: Tensor) -> Tensor:
         """Nearest levels of [G, R, k] in units of the scale."""
-        return snap(u.reshape(-1, u.shape[2]), self.scheme, self.levels).view(u.shape)
+        return self.snapped(u.reshape(-1, u.shape[2])).view(u.shape)
 
     def errors(self, real: Tensor) -> Tensor:
         """[G, R]: the quadratic error of each row."""
@@ -136,23 +135,35 @@ class Problem:
             slope += steps @ self.h[:, start:stop]
         return codes
 
-    def fitted_scale(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """[G, R, 1]: the scale that suits a row's codes best; kept where that is not positive."""
-        moved = codes @ self.h
-        new = (moved * self.wanted).sum(2, keepdim=True) / (moved * codes).sum(2, keepdim=True)
-        return torch.where(new > MIN_SCALE, new, scale)
+    def fitted_scale(self, codes: Tensor, scale: Tensor, size: int = 0) -> Tensor:
+        """The scale that suits a row's codes best; kept where that is not positive.
 
-    def solve(self, scale: Tensor, fit: bool, sweeps: int = _SWEEPS) -> tuple[Tensor, Tensor]:
+        size: inputs that share a scale (0: a row); their scales are fitted one after the other.
+        """
+        if not size:
+            moved = codes @ self.h
+            new = (moved * self.wanted).sum(2, keepdim=True) / (moved * codes).sum(2, keepdim=True)
+            return torch.where(new > MIN_SCALE, new, scale)
+        scale = scale.clone()
+        slope = (codes * scale - self.wanted) @ self.h
+        for start in range(0, codes.shape[2], size):
+            part = slice(start, start + size)
+            own = codes[:, :, part]
+            curvature = ((own @ self.h[:, part, part]) * own).sum(2, keepdim=True)
+            old = scale[:, :, start : start + 1]
+            new = old - (slope[:, :, part] * own).sum(2, keepdim=True) / curvature
+            new = torch.where(new > MIN_SCALE, new, old).bfloat16().float()
+            slope += ((new - old) * own) @ self.h[:, part]
+            scale[:, :, part] = new
+        return scale
+
+    def solve(self, scale: Tensor, size: int = 0, sweeps: int = _SWEEPS) -> tuple[Tensor, Tensor]:
         """Codes [G, R, K] and their scale, from the scale [G, R, 1] or [G, R, K].
 
-        fit: whether scales, one a row, are fitted to the codes between sweeps.
+        size: inputs that share a scale, 0 where a row has one.
         """
         codes = self.pass_errors_on(scale)
         for _ in range(sweeps):
-            if fit:
-                scale = self.fitted_scale(codes, scale)
-            before = codes
+            scale = self.fitted_scale(codes, scale, size)
             codes = self.descend(codes, scale)
-            if not fit and torch.equal(before, codes):
-                break
         return codes, scale

@@ -13,6 +13,7 @@ from octavo.plan import FlowPlan, Plan
 from octavo.rounding.codes import Codes
 from octavo.rounding.lockstep import Lockstep
 from octavo.rounding.method import Method
+from octavo.rounding.nearest import nearest_of_layer
 from octavo.rounding.squant import squant
 from octavo.scheme import QParams
 
@@ -80,6 +81,12 @@ def round_model(
             flows=plan.flows or flows,
             blockwise=method.blockwise,
         )
+        for site in sites:  # A look-up table has no inputs to learn from.
+            module = model.get_submodule(site.name)
+            if site.scheme is not None and isinstance(module, nn.Embedding):
+                weight = runs.weights[site.name]
+                runs.codes[site.name] = nearest_of_layer(module, weight, site.scheme)
+                bar.update()
         for pause in runs:
             runs.codes |= method.from_data(runs, pause)
             bar.update(len(pause.layers))

@@ -43,21 +43,23 @@ def squant(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
     if weight.numel() == 0:
         return plain
     groups = int(getattr(module, "groups", 1))
-    kernel = tuple(weight.shape[2:])
-    channels = max(1, _INPUTS // math.prod(kernel))
+    taps = math.prod(weight.shape[2:])
+    channels = max(1, _INPUTS // taps)
+    scale = plain.spread()
     codes = plain.codes.clone()
     for start in range(0, weight.shape[1], channels):
         part = (slice(None), slice(start, start + channels))
-        codes[part] = _descended(weight[part].float(), plain, codes[part], groups)
+        own = scale if scale.shape[1] == 1 else scale[part]
+        codes[part] = _descended(weight[part].float(), codes[part], own, groups, plain)
     return replace(plain, codes=codes)
 
 
-def _descended(weight: Tensor, plain: Codes, codes: Tensor, groups: int) -> Tensor:
+def _descended(weight: Tensor, codes: Tensor, scale: Tensor, groups: int, plain: Codes) -> Tensor:
     """Better codes for some input channels."""
     shape = (groups, weight.shape[0] // groups, -1)
-    moments = typical_moments(weight.shape[1], tuple(weight.shape[2:]))
-    problem = Problem.of(weight.reshape(shape), moments.expand(groups, -1, -1), plain.scheme)
-    scale = plain.scale.view(groups, -1, 1)
+    moments = typical_moments(weight.shape[1], tuple(weight.shape[2:])).expand(groups, -1, -1)
+    problem = Problem.of(weight.reshape(shape), moments, plain.scheme, plain.levels)
+    scale = scale.reshape(shape)
     start = now = codes.reshape(shape).float()
     for _ in range(_SWEEPS):
         now = problem.descend(now, scale)

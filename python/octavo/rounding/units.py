@@ -18,8 +18,8 @@ from octavo.plan import FlowPlan, RegionPlan
 
 __all__ = ["Block", "Layer", "Store", "apply_layer", "blocks_of", "finish", "walk_block"]
 
-Layer = Callable[[str, Tensor], Tensor]
-"""Computes a layer with integer weights: (name, input) -> output."""
+Layer = Callable[[str, Tensor, bool], Tensor]
+"""Computes a layer with integer weights: (name, input, whether outside of regions) -> output."""
 Store = Callable[[str, Tensor], Tensor]
 """What is left of a value once it is stored in integers: (key of its range, value) -> value."""
 
@@ -146,9 +146,8 @@ def walk_block(
                 x = next(refs(part.args), part.inputs[0])
                 # The step may read its first input in another width than the call it stands for.
                 x = x if x in inside else (*step.inputs, x)[0]
-                inside[part.output] = layer(
-                    part.module, inside[x] if x in inside else read(region, x)
-                )
+                given_x = inside[x] if x in inside else read(region, x)
+                inside[part.output] = layer(part.module, given_x, region is None)
             else:
                 inside[part.output] = evaluate(part, model.get_submodule, given)
         values.update(inside)
@@ -163,4 +162,6 @@ def apply_layer(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | Non
     """The layer's own arithmetic with another weight (in canonical order) and bias."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module._conv_forward(x, weight, bias)
+    if isinstance(module, nn.Embedding):
+        return F.embedding(x, weight)
     return F.linear(x, weight, bias)

@@ -1,0 +1,57 @@
+"""QEmbedding: rows of a table that stays in few bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo import ops
+from octavo.nn import registry
+from octavo.nn.layer import QLayer
+
+__all__ = ["QEmbedding"]
+
+
+@registry.register("torch.nn.modules.sparse.Embedding")
+class QEmbedding(QLayer):
+    """Stands for nn.Embedding: integers of any shape to float32 [..., embedding_dim].
+
+    Activations are float: a look-up has none to quantize. The result has no gradient, as nothing
+    that it depends on has one.
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+    padding_idx: int | None
+
+    _rows = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[...] to [..., embedding_dim]."""
+        if not isinstance(input, Tensor):
+            raise TypeError(
+                f"{self._where()}: expected a tensor of indices, got {type(input).__name__}. "
+                "Convert with torch.as_tensor."
+            )
+        if input.dtype not in (torch.int64, torch.int32):
+            raise TypeError(
+                f"{self._where()}: expected indices of int64 or int32, got {input.dtype}. "
+                "Call .long() on them."
+            )
+        return ops.embedding_lowbit(input.long(), self.current_panel(), self.embedding_dim)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(num_embeddings, embedding_dim)."""
+        return self.num_embeddings, self.embedding_dim
+
+    def _take_sizes(self, codes: Tensor) -> None:
+        self.activations, self.packed = "float", True
+
+    def _program(self) -> str:
+        return ""
+
+    def extra_repr(self) -> str:
+        """Sizes as nn.Embedding shows them, then the scheme."""
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}, {self._repr_end()}"
