@@ -118,7 +118,7 @@ def quantize(
     batches = None if data is None else Batches(data)
     notes = _Notes(progress)
     if qat:
-        checks.check_training(data, activation_bits, rounding)
+        checks.check_training(data, how_stored, rounding)
     elif model.training:
         notes.add("the model was in training mode; the quantized one is in evaluation mode")
     with _unharmed(model) if inplace else contextlib.nullcontext():

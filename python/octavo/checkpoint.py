@@ -400,6 +400,7 @@ class _Loader:
                 f"{describe(data['shape'])} in the file",
                 "Build the model as it was built before quantizing.",
             )
+        input_params = self.range_of(name, data)
         size, activations, packed = self.form(name, data, shape)
         levels = self.levels(name, grid, bits, shape[0])
         codes = self.codes(_file_name(_join(name, "weight_packed")), shape, bits, levels is None)
@@ -428,7 +429,7 @@ class _Loader:
             group_size=size,
             activations=activations,
             packed=packed,
-            input_params=self.range_of(name, data),
+            input_params=input_params,
             path=name,
         )
 

@@ -453,9 +453,10 @@ def check_training(data: object, activations: object, rounding: object) -> None:
             "quantize: data must be batches with qat=True, got None. Pass data=batches: ranges "
             "start from them."
         )
-    if activations is None:
+    if activations != "static":
         raise ValueError(
-            'quantize: activations must be 2 to 8 with qat=True, got "dynamic". Leave it out for 8.'
+            f"quantize: activations must be 2 to 8 with qat=True, got {activations!r}. Leave it "
+            "out for 8."
         )
     if rounding is not None:
         raise ValueError(

@@ -278,7 +278,7 @@ def codes_of(values: Tensor, bits: int, levels: Tensor | None) -> Tensor:
         return values
     flat = values.reshape(values.shape[0], math.prod(values.shape[1:])).contiguous()
     index: Tensor = torch.searchsorted(_of_rows(levels, flat), flat)
-    codes = (index - 2 ** (bits - 1)).to(torch.int8)
+    codes: Tensor = (index - 2 ** (bits - 1)).to(torch.int8)
     return codes.view(values.shape)
 
 

@@ -15,9 +15,15 @@ import pytest
 from conftest import FULL, ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
-from table_low_bits import ROWS, Row, measure
+import networks
+from table_low_bits import FLOAT, ROWS, Row, measure
 
-QUICK = ("resnet20 W2 balanced", "resnet20 W4 without data")
+QUICK = (
+    "resnet20 W2 balanced",
+    "resnet20 W4 without data",
+    "stories260k W4 g32",
+    "stories260k W3 g32 kmeans without data",
+)
 
 
 @pytest.mark.parametrize(
@@ -30,4 +36,10 @@ QUICK = ("resnet20 W2 balanced", "resnet20 W4 without data")
 def test_row(row: Row, data: Path) -> None:
     got = measure(row, data) if FULL else measure(row, data, 1000, 256 if row.data else None)
     print(f"{row.name}: {got}")
-    assert got.accuracy >= row.floor - (0 if FULL else 2.3)
+    if row.network == "stories260k":
+        # 40 windows: nats differ from window to window, so the float model's share is taken off.
+        windows = networks.tokens(data, "eval", 400 if FULL else 40)
+        harder = networks.nll(networks.stories(data), windows) - FLOAT["stories260k"]
+        assert got.score - harder <= row.floor + (0 if FULL else 0.04)
+    else:
+        assert got.score >= row.floor - (0 if FULL else 2.3)

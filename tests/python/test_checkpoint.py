@@ -89,8 +89,8 @@ def test_every_width_is_packed(bits: int, path: Path) -> None:
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Embedding(10, 8)
-        self.other = nn.Embedding(10, 8)
+        self.embed = nn.EmbeddingBag(10, 8)
+        self.other = nn.EmbeddingBag(10, 8)
         self.other.weight = self.embed.weight
         self.twice = nn.Linear(8, 8)
         self.again = self.twice
@@ -99,9 +99,8 @@ class Tied(nn.Module):
         self.register_buffer("local", torch.tensor(5.0), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (
-            self.branches["a/b"](self.again(self.twice(self.embed(x) + self.other(x)))) * self.count
-        )
+        x = self.embed(x[:, None]) + self.other(x[:, None])
+        return self.branches["a/b"](self.again(self.twice(x))) * self.count
 
 
 def test_tied_shared_and_odd_names(path: Path) -> None:
@@ -224,7 +223,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "bits 9": (_layer("bits", 9), "layer 'fc': bits in 2..8, got 9"),
     "bits true": (_layer("bits", True), "bits in 2..8, got True"),
     "bits 4": (_layer("bits", 4), r"fc.weight_packed: uint8 \[5, 4\], got torch.uint8 \[5, 8\]"),
-    "unknown grid": (_layer("grid", "os.system"), "a grid of linear, got 'os.system'"),
+    "unknown grid": (_layer("grid", "os.system"), "a grid of linear, pot, apot, log, kmeans, nf, got 'os.system'"),
     "unknown class": (_layer("type", "os.system"), "to be a QLinear, got 'os.system'"),
     "shape": (_layer("shape", [8, 5]), r"shape \[5, 8\] as the model has it, got \[8, 5\]"),
     "input scale 0": (_layer("input", ["0x0p+0", 0, 8]), "positive normal float32"),

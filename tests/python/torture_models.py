@@ -178,7 +178,7 @@ class _T6(nn.Module):
         return self.fc(torch.tanh(self.fc(x)) * 20)
 
 
-@case("T7 tied head", lambda: (torch.randint(0, 40, (2, 7)),), ("lm_head",), ("emb",))
+@case("T7 tied head", lambda: (torch.randint(0, 40, (2, 7)),), ("emb", "lm_head"))
 class _T7(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,9 @@ def captured(model: nn.Module, data: list[Tensor] | None, inplace: bool = False)
     for site in planned.sites:
         if site.scheme is not None:
             layer = folded.get_submodule(site.name)
-            integers[site.name] = nearest(canonical_weight(layer), layer.bias, site.scheme)  # type: ignore[arg-type]
+            integers[site.name] = nearest(
+                canonical_weight(layer), getattr(layer, "bias", None), site.scheme
+            )  # type: ignore[arg-type]
     return rewrite(folded, planned, params, integers, inplace)
 
 

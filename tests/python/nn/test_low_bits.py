@@ -1,0 +1,199 @@
+"""Every grid, width and granularity of quantized layers: packed, saved, loaded, on every ISA."""
+
+import copy
+import hashlib
+import itertools
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import octavo
+from conftest import FULL
+from octavo.grids import GRIDS
+from octavo.nn.layer import QLayer
+
+FORMS = {
+    "per channel, float": {"activations": "float"},
+    "groups, float": {"activations": "float", "group_size": 32},
+    "groups, dynamic": {"group_size": 16},
+    "default, dynamic": {},
+    "per channel, static": {"activations": 8},
+    "groups, static": {"activations": 8, "group_size": 64},
+}
+
+
+class Words(nn.Module):
+    """Look-up, convolution, two linear layers; more than one table of levels, a short group."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(50, 72)
+        self.conv = nn.Conv1d(72, 40, 3, padding=1)
+        self.wide = nn.Linear(40, 130)
+        self.head = nn.Linear(130, 20)
+
+    def forward(self, x):
+        x = self.table(x).transpose(1, 2)
+        return self.head(torch.relu(self.wide(torch.relu(self.conv(x)).transpose(1, 2))))
+
+
+X = torch.randint(0, 50, (6, 9), generator=torch.Generator().manual_seed(1))
+
+
+def words() -> Words:
+    torch.manual_seed(0)
+    return Words().eval()
+
+
+ALL = list(itertools.product(GRIDS, range(2, 9), FORMS))
+# A ninth of them in the short size: every grid, width and form several times.
+SOME = ALL if FULL else ALL[::9]
+
+
+@pytest.mark.parametrize(("grid", "bits", "name"), SOME)
+def test_saved_loaded_copied_and_equal_on_every_isa(grid, bits, name, tmp_path):
+    model, form = words(), FORMS[name]
+    data = X if form.get("activations") == 8 else None
+    small = octavo.quantize(model, bits, data, grid=grid, progress=False, **form)
+    octavo.save(small, tmp_path / "m.safetensors")
+    state = Words().eval()
+    state = octavo.quantize(state, bits, data, grid=grid, progress=False, **form)
+    if data is None:  # Ranges of regions are no part of a state_dict.
+        state.load_state_dict(small.state_dict())
+    copies = [
+        octavo.load(tmp_path / "m.safetensors", Words()),
+        copy.deepcopy(small),
+        pickle.loads(pickle.dumps(small)),
+        *([state] if data is None else []),
+    ]
+    hashes = set()
+    before = octavo.isa()
+    with torch.no_grad():
+        for isa in octavo.isas():
+            octavo.set_isa(isa)
+            for made in (small, *copies):
+                hashes.add(hashlib.sha256(made(X).numpy().tobytes()).hexdigest())
+    octavo.set_isa(before)
+    # Convolutions with float activations are torch's own, which has no such promise.
+    assert len(hashes) == 1
+    for name, layer in small.named_modules():
+        if isinstance(layer, QLayer):
+            real = copies[0].get_submodule(name)
+            assert torch.equal(layer.codes(), real.codes())
+            assert torch.equal(layer.weight, real.weight)
+            codes = layer.codes()
+            assert -(2 ** (bits - 1)) <= int(codes.min()) and int(codes.max()) < 2 ** (bits - 1)
+            assert layer.weight_packed().shape[1] == -(-codes[0].numel() * bits // 8)
+
+
+@pytest.mark.parametrize("grid", ["linear", "kmeans"])
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_weight_only_is_the_float_model_of_the_levels(bits, grid):
+    small = octavo.quantize(words(), bits, grid=grid, activations="float", progress=False)
+    real = octavo.dequantize(small)
+    assert type(real.table) is nn.Embedding and type(real.wide) is nn.Linear
+    with torch.no_grad():
+        assert torch.allclose(real(X), small(X), atol=1e-4)
+
+
+def test_gradients_of_weight_only_layers():
+    small = octavo.quantize(nn.Sequential(nn.Linear(16, 8)), 4, activations="float")
+    x = torch.randn(3, 16, requires_grad=True)
+    small(x).sum().backward()
+    assert torch.allclose(x.grad, small[0].weight.sum(0).expand(3, -1), atol=1e-5)
+    conv = octavo.quantize(nn.Sequential(nn.Conv2d(3, 4, 3)), 4, activations="float")
+    x = torch.randn(1, 3, 5, 5, requires_grad=True)
+    conv(x).sum().backward()
+    assert float(x.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("padding", [0, 1, "same", "valid"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_weight_only_convolutions(padding, mode):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 6, (2, 3), padding=padding, padding_mode=mode, groups=2, dilation=(2, 1))
+    ).eval()
+    small = octavo.quantize(model, 8, activations="float", progress=False)
+    x = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        weight = small[0].weight
+        wanted = octavo.dequantize(small)(x)
+        assert torch.allclose(small(x), wanted, atol=1e-5)
+        assert torch.allclose(small(x[0]), wanted[0], atol=1e-5)
+        assert F.mse_loss(weight, model[0].weight) < 1e-4
+
+
+def test_defaults_of_groups():
+    model = nn.Sequential(nn.Linear(256, 8), nn.Linear(96, 8), nn.Linear(100, 8), nn.Linear(24, 8))
+    small = octavo.quantize(model, 4, progress=False)
+    assert [layer.group_size for layer in small] == [128, 32, 32, 0]
+    assert [layer.group_size for layer in octavo.quantize(model, 5, progress=False)] == [0] * 4
+    assert small[0].packed and tuple(small[0].weight_scale.shape) == (8, 2)
+    assert torch.equal(small[0].weight_scale.bfloat16().float(), small[0].weight_scale)
+    assert {r.layer.granularity for r in octavo.report(small).rows} == {
+        "group of 128", "group of 32", "channel"
+    }  # fmt: skip
+
+
+def test_convolutions_keep_channel_scales_and_say_so():
+    small = octavo.quantize(words(), 4, group_size=32, progress=False)
+    assert small.conv.group_size == 0 and small.wide.group_size == 32
+    assert any("convolutions keep one scale" in note for note in octavo.report(small).notes)
+
+
+def test_layers_in_regions_have_channel_scales_unless_groups_are_asked_for():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)).eval()
+    x = torch.randn(16, 3, 3, 3)
+    one = octavo.quantize(model, 4, x, progress=False)
+    assert one[3].group_size == 0 and not one[3].packed
+    two = octavo.quantize(model, 4, x, group_size=32, progress=False)
+    assert two[3].group_size == 32 and two[3].packed and two[3].activations == "static"
+    rows = {row.layer.name: row.layer.region for row in octavo.report(two).rows}
+    assert rows["0"] == "#0" and rows["3"] == ""
+    with torch.no_grad():
+        assert F.cosine_similarity(model(x), two(x)).min() > 0.9
+
+
+def test_memory_of_four_bits():
+    model = nn.Sequential(nn.Linear(1024, 1024, bias=False))
+    small = octavo.quantize(model, 4, group_size=128, activations="float", progress=False)
+    # Codes, and 16 bits of scale and 16 of the sum for 128 weights.
+    assert small[0].panel.numel() * 8 / 1024**2 <= 4.3
+
+
+def test_embedding_messages_and_types():
+    small = octavo.quantize(nn.Sequential(nn.Embedding(10, 16, padding_idx=0)), 4, progress=False)
+    assert repr(small[0]).startswith("QEmbedding(10, 16, padding_idx=0, bits=4")
+    assert torch.equal(small(torch.tensor([[0]])), torch.zeros(1, 1, 16))
+    assert torch.equal(small(torch.tensor([3, 4])), small(torch.tensor([3, 4], dtype=torch.int32)))
+    assert small(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 5, 16)
+    with pytest.raises(TypeError, match="expected indices of int64 or int32, got torch.float32"):
+        small(torch.zeros(2))
+    with pytest.raises(TypeError, match="expected a tensor of indices, got list"):
+        small([1])
+    with pytest.raises(RuntimeError):
+        small(torch.tensor([10]))
+
+
+def test_embedding_with_max_norm_stays_float():
+    model = nn.Sequential(nn.Embedding(10, 16, max_norm=1.0), nn.Linear(16, 4))
+    small = octavo.quantize(model, 4, progress=False)
+    assert type(small[0]) is nn.Embedding
+    (row,) = [row for row in octavo.report(small).rows if row.layer.name == "0"]
+    assert "max_norm" in row.layer.reason
+
+
+@pytest.mark.parametrize("size", [0, -1, 24, 8, 272])
+def test_bad_group_sizes(size):
+    with pytest.raises(ValueError, match=f"group_size must be a multiple of 16 .* got {size}"):
+        octavo.quantize(words(), 4, group_size=size)
+
+
+def test_bad_grid():
+    with pytest.raises(ValueError, match="Did you mean 'apot'"):
+        octavo.quantize(words(), 4, grid="aptp")
