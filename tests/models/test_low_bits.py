@@ -15,8 +15,9 @@ import pytest
 from conftest import FULL, ROOT
 
 sys.path.insert(0, str(ROOT / "examples"))
-import networks
 from table_low_bits import FLOAT, ROWS, Row, measure
+
+import networks
 
 QUICK = (
     "resnet20 W2 balanced",

@@ -79,9 +79,9 @@ def test_saved_loaded_copied_and_equal_on_every_isa(grid, bits, name, tmp_path):
     octavo.set_isa(before)
     # Convolutions with float activations are torch's own, which has no such promise.
     assert len(hashes) == 1
-    for name, layer in small.named_modules():
+    for path, layer in small.named_modules():
         if isinstance(layer, QLayer):
-            real = copies[0].get_submodule(name)
+            real = copies[0].get_submodule(path)
             assert torch.equal(layer.codes(), real.codes())
             assert torch.equal(layer.weight, real.weight)
             codes = layer.codes()
