@@ -11,6 +11,7 @@ void fill_elementwise(ElementTable& table);
 void fill_pool(ElementTable& table);
 void fill_fake_quantize(FakeQuantizeTable& table);
 void fill_layout(ElementTable& table);
+void fill_lowbit(LowbitTable& table);
 
 void fill(KernelTable& table) {
   fill_gemm(table.gemm);
@@ -21,6 +22,7 @@ void fill(KernelTable& table) {
   fill_pool(table.element);
   fill_fake_quantize(table.fake);
   fill_layout(table.element);
+  fill_lowbit(table.lowbit);
 }
 
 }  // namespace octavo::neon_dotprod
