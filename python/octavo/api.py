@@ -164,7 +164,7 @@ def quantize(
             notes.add_all(calibration.notes)
         if qat:
             rounding = "nearest"  # For the report: training decides.
-        how = METHODS[rounding or _chosen_rounding(decided, batches, effort, notes)]
+        how = METHODS[rounding or _chosen_rounding(decided, batches, effort, bool(divided), notes)]
         codes, said = round_model(
             work, decided, how, qparams=params, data=batches, progress=progress
         )
@@ -314,9 +314,11 @@ def _nothing(found: Capture) -> str:
     )
 
 
-def _chosen_rounding(decided: Plan, batches: Batches | None, effort: str, notes: _Notes) -> str:
+def _chosen_rounding(
+    decided: Plan, batches: Batches | None, effort: str, depthwise: bool, notes: _Notes
+) -> str:
     widths = [site.scheme.bits for site in decided.sites if site.scheme]
-    name, why = choose(widths, batches is not None, effort)
+    name, why = choose(widths, batches is not None, effort, depthwise)
     if name != "nearest":
         notes.add(f"rounding {name!r} chosen for {why}")
     return name

@@ -20,13 +20,17 @@ from octavo.scheme import QParams
 __all__ = ["choose", "round_model"]
 
 
-def choose(widths: Iterable[int], has_data: bool, effort: str) -> tuple[str, str]:
+def choose(
+    widths: Iterable[int], has_data: bool, effort: str, depthwise: bool = False
+) -> tuple[str, str]:
     """Name of the method for weights of these widths, and the reason in words.
 
-    From 6 bits on plain rounding loses next to nothing; below it does, and what helps depends on
-    whether there is data, and time.
+    From 6 bits on plain rounding loses next to nothing, except where depthwise convolutions are
+    (``depthwise``); below it does, and what helps depends on whether there is data, and time.
     """
     smallest = min(widths, default=8)
+    if smallest >= 6 and depthwise and has_data and effort != "fast":
+        return "gptq", "a network with depthwise convolutions"
     if smallest >= 6:
         return "nearest", f"{smallest} bits and more"
     what = f"{smallest} bits, {'data' if has_data else 'no data'}, effort {effort!r}"

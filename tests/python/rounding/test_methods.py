@@ -105,6 +105,12 @@ def test_choice(widths, data, effort, name):
     assert choose(widths, data, effort)[0] == name
 
 
+def test_choice_for_depthwise_convolutions():
+    assert choose([8], True, "balanced", depthwise=True)[0] == "gptq"
+    assert choose([8], True, "fast", depthwise=True)[0] == "nearest"
+    assert choose([8], False, "balanced", depthwise=True)[0] == "nearest"
+
+
 def test_methods_that_need_data_say_so():
     with pytest.raises(ValueError, match="data must be batches for rounding='gptq', got None"):
         octavo.quantize(nn.Sequential(nn.Linear(8, 8)), 4, rounding="gptq")
