@@ -87,17 +87,33 @@ class Rules {
   FakeRule rule_{};
 };
 
+/// `count` zeros from a cache line's beginning on: vectors that cross two lines cost twice (columns
+/// took 0.29 ns a value instead of 0.19).
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count) : values_(static_cast<size_t>(count) + 64 / sizeof(T)) {
+    const auto address = reinterpret_cast<uintptr_t>(values_.data());
+    data_ = values_.data() + (64 - address % 64) % 64 / sizeof(T);
+  }
+  T* data() { return data_; }
+
+ private:
+  std::vector<T> values_;
+  T* data_;
+};
+
 /// Rules of all columns, as the kernels read them.
 class ColumnRules {
  public:
   explicit ColumnRules(const FakeSteps& s)
-      : pitch_((s.channels + 15) / 16 * 16), values_(static_cast<size_t>(6 * pitch_), 0.0f) {
+      : pitch_((s.channels + 15) / 16 * 16), values_(6 * pitch_) {
     parallel_for(0, 1, 1, [&](int64_t, int64_t) {
       const Rules rules(s);
       for (int64_t c = 0; c < s.channels; ++c) {
         const FakeRule r = rules[c];
         const float fields[6] = {r.inverse, r.scale, r.lo, r.hi, r.in_lo, r.in_hi};
-        for (int64_t k = 0; k < 6; ++k) values_[static_cast<size_t>(k * pitch_ + c)] = fields[k];
+        for (int64_t k = 0; k < 6; ++k) values_.data()[k * pitch_ + c] = fields[k];
       }
     });
     const float* p = values_.data();
@@ -108,7 +124,7 @@ class ColumnRules {
 
  private:
   int64_t pitch_;
-  std::vector<float> values_;
+  Aligned<float> values_;
 };
 
 /// One run of the grid: `count` values from `first` on, their parameters, where their row's mask
@@ -237,9 +253,10 @@ void fake_quantize_learned_backward(FloatType type, const void* dy, const void* 
   if (as_columns(s)) {
     const ColumnRules rules(s);
     const int64_t rows = rows_a_piece(s), pieces = (s.outer + rows - 1) / rows;
-    std::vector<double> sums(static_cast<size_t>(2 * pieces * s.channels), 0.0);
+    const int64_t pitch = (s.channels + 7) / 8 * 8;
+    Aligned<double> sums(2 * pieces * pitch);
     const auto sum_of = [&](int64_t piece, int64_t which) {
-      return sums.data() + (2 * piece + which) * s.channels;
+      return sums.data() + (2 * piece + which) * pitch;
     };
     parallel_for(0, pieces, std::max<int64_t>(1, kGrain / (rows * s.channels)),
                  [&](int64_t begin, int64_t end) {

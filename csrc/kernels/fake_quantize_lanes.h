@@ -9,9 +9,9 @@
 //   add, sub, mul; above(bound, v) and below(bound, v): maximum and minimum, v where it is NaN
 //   ge, le, gt, lt: false for NaN; both(m, m), either(m, m); keep(m, v): v or +0;
 //   choose(m, a, b): a or b; bits(m) and truth(bits): bit i for lane i
-//   zeros(), gather(D, F): adds; gather_columns(double*, F, count): adds lane i to entry i;
-//   spill(D, double*): sixteen doubles; Nearest(table): a callable that gives each t its level, NaN
-//     where t is NaN
+//   zeros(), gather(D, F): adds; sums(const double*, count) and spill(D, double*, count): the first
+//     of sixteen doubles; Nearest(table): a callable that gives each t its level, NaN where t is
+//     NaN
 #pragma once
 
 #include <cstddef>
@@ -141,31 +141,61 @@ void run(const void* from, int64_t count, const FakeRule& rule, void* to, uint8_
   }
 }
 
-template <class L, class T, bool kRelu>
+/// Rows that one set of sixteen rules serves before the next: few enough to stay in the first-level
+/// cache (16 KiB of floats). From 512 columns on the rules are loaded anew for every row.
+inline int64_t rows_of_tile(int64_t columns) { return columns >= 512 ? 1 : 4096 / columns; }
+
+/// Calls f(row, c, count, rules) for blocks of up to sixteen columns of every row, rows ascending
+/// for each column; g(c, count) before and h(c, count) after the rows of a tile.
+template <class L, class F, class Before, class After>
+inline void for_column_blocks(int64_t rows, int64_t columns, const FakeColumns& rules, F&& f,
+                              Before&& before, After&& after) {
+  const int64_t tile = rows_of_tile(columns);
+  for (int64_t first = 0; first < rows; first += tile) {
+    const int64_t last = rows - first < tile ? rows : first + tile;
+    for (int64_t c = 0; c < columns; c += 16) {
+      const LaneRule<L> r(rules, c);
+      const int64_t some = columns - c;
+      before(c, some < 16 ? some : 16);
+      if (some >= 16) {
+        for (int64_t row = first; row < last; ++row) f(row, c, 16, r);
+      } else {
+        for (int64_t row = first; row < last; ++row) f(row, c, some, r);
+      }
+      after(c, some < 16 ? some : 16);
+    }
+  }
+}
+
+template <class L, class T>
+inline typename L::F load_some(const T* from, int64_t count) {
+  return count == 16 ? L::load(from) : L::load(from, count);
+}
+template <class L, class T>
+inline void store_some(T* to, typename L::F v, int64_t count) {
+  if (count == 16) {
+    L::store(to, v);
+  } else {
+    L::store(to, v, count);
+  }
+}
+
+template <class L, class T, bool kRelu, bool kMask>
 inline void columns_as(const T* x, int64_t rows, int64_t columns, const FakeColumns& rules, T* y,
                        uint8_t* mask) {
-  for (int64_t row = 0; row < rows; ++row, x += columns, y += columns) {
-    for_blocks(
-        columns,
-        [&](int64_t c) {
-          const LaneRule<L> r(rules, c);
-          const typename L::F v = L::load(x + c);
-          const typename L::F t = L::mul(v, r.inverse);
-          if (mask != nullptr) store_bits(mask + c / 8, L::bits(passes<L, kRelu>(v, t, r)), 16);
-          L::store(y + c, L::mul(code<L>(t, r), r.scale));
-        },
-        [&](int64_t c, int64_t some) {
-          const LaneRule<L> r(rules, c);
-          const typename L::F v = L::load(x + c, some);
-          const typename L::F t = L::mul(v, r.inverse);
-          if (mask != nullptr) {
-            const uint32_t used = (1u << some) - 1;
-            store_bits(mask + c / 8, L::bits(passes<L, kRelu>(v, t, r)) & used, some);
-          }
-          L::store(y + c, L::mul(code<L>(t, r), r.scale), some);
-        });
-    if (mask != nullptr) mask += (columns + 7) / 8;
-  }
+  const int64_t bytes = (columns + 7) / 8;
+  for_column_blocks<L>(
+      rows, columns, rules,
+      [&](int64_t row, int64_t c, int64_t count, const LaneRule<L>& r) {
+        const typename L::F v = load_some<L>(x + row * columns + c, count);
+        const typename L::F t = L::mul(v, r.inverse);
+        if (kMask) {
+          const uint32_t used = count == 16 ? 0xffffu : (1u << count) - 1;
+          store_bits(mask + row * bytes + c / 8, L::bits(passes<L, kRelu>(v, t, r)) & used, count);
+        }
+        store_some<L>(y + row * columns + c, L::mul(code<L>(t, r), r.scale), count);
+      },
+      [](int64_t, int64_t) {}, [](int64_t, int64_t) {});
 }
 
 template <class L, class T>
@@ -173,10 +203,12 @@ void columns(const void* from, int64_t rows, int64_t columns, const FakeColumns&
              uint8_t* mask) {
   const T* x = static_cast<const T*>(from);
   T* y = static_cast<T*>(to);
-  if (rules.relu) {
-    columns_as<L, T, true>(x, rows, columns, rules, y, mask);
+  if (mask == nullptr) {
+    columns_as<L, T, false, false>(x, rows, columns, rules, y, mask);
+  } else if (rules.relu) {
+    columns_as<L, T, true, true>(x, rows, columns, rules, y, mask);
   } else {
-    columns_as<L, T, false>(x, rows, columns, rules, y, mask);
+    columns_as<L, T, false, true>(x, rows, columns, rules, y, mask);
   }
 }
 
@@ -240,8 +272,8 @@ inline void learned_as(const T* dy, const T* x, int64_t count, const FakeRule& r
         L::gather(to_zero, g.to_zero);
         L::store(dx + i, g.dx, some);
       });
-  L::spill(to_scale, sums->scale);
-  L::spill(to_zero, sums->zero);
+  L::spill(to_scale, sums->scale, 16);
+  L::spill(to_zero, sums->zero, 16);
 }
 
 template <class L, class T>
@@ -259,25 +291,25 @@ void learned(const void* gradient, const void* from, int64_t count, const FakeRu
 template <class L, class T, bool kRelu>
 inline void learned_columns_as(const T* dy, const T* x, int64_t rows, int64_t columns,
                                const FakeColumns& rules, T* dx, double* to_scale, double* to_zero) {
-  for (int64_t row = 0; row < rows; ++row, x += columns, dy += columns, dx += columns) {
-    for_blocks(
-        columns,
-        [&](int64_t c) {
-          const LaneRule<L> r(rules, c);
-          const Learned<L> g = learned_block<L, kRelu>(L::load(dy + c), L::load(x + c), r);
-          L::gather_columns(to_scale + c, g.to_scale, 16);
-          if (to_zero != nullptr) L::gather_columns(to_zero + c, g.to_zero, 16);
-          L::store(dx + c, g.dx);
-        },
-        [&](int64_t c, int64_t some) {
-          const LaneRule<L> r(rules, c);
-          const Learned<L> g =
-              learned_block<L, kRelu>(L::load(dy + c, some), L::load(x + c, some), r);
-          L::gather_columns(to_scale + c, g.to_scale, some);
-          if (to_zero != nullptr) L::gather_columns(to_zero + c, g.to_zero, some);
-          L::store(dx + c, g.dx, some);
-        });
-  }
+  typename L::D scale_sums = L::zeros(), zero_sums = L::zeros();
+  for_column_blocks<L>(
+      rows, columns, rules,
+      [&](int64_t row, int64_t c, int64_t count, const LaneRule<L>& r) {
+        const int64_t at = row * columns + c;
+        const Learned<L> g =
+            learned_block<L, kRelu>(load_some<L>(dy + at, count), load_some<L>(x + at, count), r);
+        L::gather(scale_sums, g.to_scale);
+        L::gather(zero_sums, g.to_zero);
+        store_some<L>(dx + at, g.dx, count);
+      },
+      [&](int64_t c, int64_t count) {
+        scale_sums = L::sums(to_scale + c, count);
+        if (to_zero != nullptr) zero_sums = L::sums(to_zero + c, count);
+      },
+      [&](int64_t c, int64_t count) {
+        L::spill(scale_sums, to_scale + c, count);
+        if (to_zero != nullptr) L::spill(zero_sums, to_zero + c, count);
+      });
 }
 
 template <class L, class T>
@@ -308,7 +340,7 @@ void clipped(const void* gradient, const void* from, int64_t count, float top, v
       [&](int64_t i, int64_t some) {
         L::store(dx + i, block(L::load(dy + i, some), L::load(x + i, some)), some);
       });
-  L::spill(to_top, sums->scale);
+  L::spill(to_top, sums->scale, 16);
 }
 
 template <class L, class T>
@@ -349,7 +381,7 @@ void levels_gradient(const void* gradient, const void* from, int64_t count, cons
         const typename L::F d = block(L::load(dy + i, some), L::load(x + i, some));
         if (dx != nullptr) L::store(dx + i, d, some);
       });
-  L::spill(to_scale, sums->scale);
+  L::spill(to_scale, sums->scale, 16);
 }
 
 template <class L, class T>

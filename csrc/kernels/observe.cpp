@@ -16,22 +16,33 @@ namespace octavo {
 namespace {
 
 constexpr int64_t kGrain = int64_t{1} << 18;
-constexpr int64_t kBlock = 4096;  // floats that stay in the first-level cache
+constexpr int64_t kBlock = int64_t{1} << 15;  // long enough for prefetching to pay
+constexpr int64_t kPart = 4096;               // floats that stay in the first-level cache
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
 
+// From the last block to the first: the end of a tensor is what the layer before has left in the
+// caches, and its beginning is what the quantizing pass reads next (2.5 of 26 us at 0.2 M values).
 // Half-precision values pass through a small buffer of floats.
-MinMax minmax_of_halves(const FakeKernels& k, const void* x, int64_t count) {
+MinMax minmax_of_all(const FakeKernels& k, FloatType type, const void* x, int64_t count) {
   const ElementTable& t = active_table().element;
   MinMax result{kInfinity, -kInfinity, 0};
   std::mutex merging;
   parallel_for(0, (count + kBlock - 1) / kBlock, kGrain / kBlock, [&](int64_t begin, int64_t end) {
     MinMax part{kInfinity, -kInfinity, 0};
-    float values[kBlock];
-    for (int64_t first = begin * kBlock; first < std::min(count, end * kBlock); first += kBlock) {
-      const int64_t some = std::min(kBlock, count - first);
-      k.widen(static_cast<const uint16_t*>(x) + first, some, values);
-      t.minmax_f32(values, some, &part.min, &part.max, &part.non_finite);
+    for (int64_t block = end; block-- > begin;) {
+      const int64_t first = block * kBlock, last = std::min(count, first + kBlock);
+      if (type == FloatType::kF32) {
+        t.minmax_f32(static_cast<const float*>(x) + first, last - first, &part.min, &part.max,
+                     &part.non_finite);
+        continue;
+      }
+      float values[kPart];
+      for (int64_t i = first; i < last; i += kPart) {
+        const int64_t some = std::min(kPart, last - i);
+        k.widen(static_cast<const uint16_t*>(x) + i, some, values);
+        t.minmax_f32(values, some, &part.min, &part.max, &part.non_finite);
+      }
     }
     const std::lock_guard<std::mutex> lock(merging);
     result.min = std::min(result.min, part.min);
@@ -39,8 +50,10 @@ MinMax minmax_of_halves(const FakeKernels& k, const void* x, int64_t count) {
     result.non_finite += part.non_finite;
   });
   // -0 and 0 are equal, and which of them is found depends on the order.
-  result.min += 0.0f;
-  result.max += 0.0f;
+  parallel_for(0, 1, 1, [&](int64_t, int64_t) {
+    result.min += 0.0f;
+    result.max += 0.0f;
+  });
   return result;
 }
 
@@ -69,12 +82,10 @@ void observed_ranges(FloatType type, const void* x, int64_t outer, int64_t chann
                      bool relu, MinMax* out) {
   const FakeKernels& k = active_table().fake.of[static_cast<int>(type)];
   const int64_t count = outer * channels * inner;
-  if (type == FloatType::kF32 && channels == 1) {
-    out[0] = minmax(static_cast<const float*>(x), count);
+  if (channels == 1) {
+    out[0] = minmax_of_all(k, type, x, count);
   } else if (type == FloatType::kF32) {
     minmax_per_channel(static_cast<const float*>(x), outer, channels, inner, out);
-  } else if (channels == 1) {
-    out[0] = minmax_of_halves(k, x, count);
   } else {
     std::vector<float> values(static_cast<size_t>(count));
     k.widen(x, count, values.data());

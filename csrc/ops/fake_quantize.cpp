@@ -7,29 +7,12 @@
 #include <tuple>
 
 #include "checks.h"
+#include "fake_values.h"
 #include "kernels.h"
 #include "memory_order.h"
 
 namespace octavo {
 namespace {
-
-FloatType checked_values(const char* where, const Tensor& x) {
-  switch (x.defined() ? x.scalar_type() : ScalarType::Undefined) {
-    case ScalarType::BFloat16:
-      check_tensor(where, x, ScalarType::BFloat16);
-      return FloatType::kBf16;
-    case ScalarType::Half:
-      check_tensor(where, x, ScalarType::Half);
-      return FloatType::kF16;
-    default:
-      check_tensor(where, x, ScalarType::Float);
-      return FloatType::kF32;
-  }
-}
-
-Tensor empty_as(const Tensor& x) {
-  return empty_strided(x.sizes().data(), x.strides().data(), x.dim(), x.scalar_type());
-}
 
 void fill_zero(Tensor* sums) { std::fill_n(sums->mutable_data_ptr<float>(), sums->numel(), 0.0f); }
 
@@ -106,10 +89,13 @@ Prepared prepare(const Tensor& x, const Tensor& scale, const std::optional<Tenso
   check_range("fake_quantize: qmax", o.qmax, -128, 255);
   check_range("fake_quantize: qmin", o.qmin, -128, o.qmax);
   int64_t parameters = 1;
-  if (o.group_size > 0) {
-    if (x.dim() == 0 || o.group_size % 16 != 0) {
-      fail("fake_quantize: group_size: expected a multiple of 16 and x of rank 1 or more, got ",
-           o.group_size, " and rank ", x.dim(), ".");
+  if (o.group_size != 0) {
+    if (x.dim() == 0 || o.group_size < 0 || o.group_size % 16 != 0 ||
+        (o.axis.has_value() && *o.axis != 0 && *o.axis != -x.dim())) {
+      fail(
+          "fake_quantize: group_size: expected a multiple of 16, axis 0 and x of rank 1 or more, "
+          "got ",
+          o.group_size, " and rank ", x.dim(), ".");
     }
     p.source = as_contiguous(x);
     s.channels = x.size(0);
@@ -133,7 +119,10 @@ Prepared prepare(const Tensor& x, const Tensor& scale, const std::optional<Tenso
   }
   if (s.group == 0) s.group = s.inner > 0 ? s.inner : 1;
   check_tensor("fake_quantize: scale", scale, ScalarType::Float);
-  if (scale.numel() != parameters) {
+  const int64_t dims = o.group_size != 0 ? 2 : 1;
+  const bool per_part = o.group_size != 0 || o.axis.has_value();
+  if (scale.numel() != parameters || (per_part && scale.dim() != dims) ||
+      (o.group_size != 0 && scale.size(0) != x.size(0))) {
     fail("fake_quantize: scale: expected ", parameters, " numbers, got shape ", shape_of(scale),
          ".");
   }
@@ -141,7 +130,7 @@ Prepared prepare(const Tensor& x, const Tensor& scale, const std::optional<Tenso
   s.scale = p.scale.const_data_ptr<float>();
   if (zero_point.has_value()) {
     check_tensor("fake_quantize: zero_point", *zero_point, ScalarType::Float);
-    if (zero_point->numel() != parameters) {
+    if (!same_sizes(*zero_point, scale)) {
       fail("fake_quantize: zero_point: expected ", parameters, " numbers, got shape ",
            shape_of(*zero_point), ".");
     }
@@ -152,14 +141,6 @@ Prepared prepare(const Tensor& x, const Tensor& scale, const std::optional<Tenso
   }
   if (!o.learned) check_values(s, parameters);
   return p;
-}
-
-/// Bits for every value, shape [rows, ceil(row / 8)].
-Tensor empty_mask(const FakeSteps& s) {
-  const MaskShape m = mask_shape(s);
-  const int64_t sizes[2] = {m.rows, (m.row + 7) / 8};
-  const int64_t strides[2] = {sizes[1] > 1 ? sizes[1] : 1, 1};
-  return empty_strided(sizes, strides, 2, ScalarType::Byte);
 }
 
 Tensor fake_quantize_op(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point,

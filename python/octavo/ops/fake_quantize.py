@@ -13,7 +13,7 @@ from octavo.ops import fake_quantize_formula as formula
 from octavo.ops import memory_order
 from octavo.ops.checks import register_fake
 
-__all__ = ["apply", "empty_result", "fake_quantize", "forward"]
+__all__ = ["apply", "empty_result", "fake_quantize"]
 
 
 def fake_quantize(
@@ -54,65 +54,75 @@ def fake_quantize(
     Raises:
         TypeError, ValueError: as the text says. Values of parameters are checked on the CPU.
     """
+    # Kernels check all that they are given, in fewer words and no time: ours come when they refuse.
+    error: Exception | None = None
+    try:
+        if x.is_cpu and x.dtype is not torch.float64:
+            return apply(x, scale, zero_point, qmin, qmax, axis, group_size, relu)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as refused:
+        error = refused
     values = checks.check_values(x, "fake_quantize: x")
     checks.check_range(qmin, qmax, zero_point, "fake_quantize")
     number = checks.check_steps(values, axis, group_size, "fake_quantize")
     checks.check_parameter(scale, values, number, group_size, "fake_quantize: scale")
+    checks.check_scales(scale, "fake_quantize: scale")
     if zero_point is not None:
         checks.check_parameter(zero_point, values, number, group_size, "fake_quantize: zero_point")
-    options = formula.Options(qmin, qmax, number, group_size, relu)
-    try:
-        y = apply(values, scale, zero_point, options)
-    except RuntimeError as error:
-        # The kernels read the parameters' values, and refuse bad ones in fewer words.
-        checks.check_scales(scale, "fake_quantize: scale")
-        if zero_point is not None:
-            checks.check_zero_points(zero_point, qmin, qmax, "fake_quantize: zero_point")
+        checks.check_zero_points(zero_point, qmin, qmax, "fake_quantize: zero_point")
+    if error is not None:
         checks.check_transforms("fake_quantize", error)
-        raise
-    return y if y.dtype is x.dtype else y.to(x.dtype)
+        raise error
+    return apply(values, scale, zero_point, qmin, qmax, number, group_size, relu).to(x.dtype)
 
 
-def apply(x: Tensor, scale: Tensor, zero_point: Tensor | None, options: formula.Options) -> Tensor:
-    """`fake_quantize` of checked arguments."""
-    if x.requires_grad and torch.is_grad_enabled():
-        result: Tensor = _FakeQuantize.apply(x, scale, zero_point, options)  # type: ignore[no-untyped-call]
-        return result
-    return forward(x, scale, zero_point, options)
-
-
-def forward(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, options: formula.Options
+def apply(  # noqa: PLR0917 (the operator's own order)
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    axis: int | None,
+    group_size: int,
+    relu: bool,
 ) -> Tensor:
-    """The values alone, without gradients."""
-    if not x.is_cpu:
-        return formula.quantized(x, formula.steps(scale, zero_point, options), options.relu)
-    o = options
-    result: Tensor = torch.ops.octavo.fake_quantize(
-        x, scale, zero_point, o.qmin, o.qmax, o.axis, o.group_size, o.relu, o.learned
-    )
-    return result
+    """`fake_quantize` without worded checks; axis is in 0 .. rank - 1 on other devices."""
+    if x.requires_grad and torch.is_grad_enabled():
+        y: Tensor = _FakeQuantize.apply(  # type: ignore[no-untyped-call]
+            x, scale, zero_point, qmin, qmax, axis, group_size, relu
+        )
+        return y
+    if x.is_cpu:
+        y = torch.ops.octavo.fake_quantize(
+            x, scale, zero_point, qmin, qmax, axis, group_size, relu, False
+        )
+        return y
+    options = formula.Options(qmin, qmax, axis, group_size, relu)
+    return formula.quantized(x, formula.steps(scale, zero_point, options), relu)
 
 
 class _FakeQuantize(torch.autograd.Function):
     """Saves one bit a value on the CPU: x may then be freed, and backward reads a third less."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 (the operator's own order)
         ctx: Any,
         x: Tensor,
         scale: Tensor,
         zero_point: Tensor | None,
-        options: formula.Options,
+        qmin: int,
+        qmax: int,
+        axis: int | None,
+        group_size: int,
+        relu: bool,
     ) -> Tensor:
         if not x.is_cpu:
             ctx.save_for_backward(x)
-            ctx.steps, ctx.relu = formula.steps(scale, zero_point, options), options.relu
-            return formula.quantized(x, ctx.steps, options.relu)
-        o = options
+            options = formula.Options(qmin, qmax, axis, group_size, relu)
+            ctx.steps, ctx.relu = formula.steps(scale, zero_point, options), relu
+            return formula.quantized(x, ctx.steps, relu)
         y: Tensor
         y, mask = torch.ops.octavo.fake_quantize_masked(
-            x, scale, zero_point, o.qmin, o.qmax, o.axis, o.group_size, o.relu
+            x, scale, zero_point, qmin, qmax, axis, group_size, relu
         )
         ctx.save_for_backward(mask)
         ctx.strides = y.stride()
@@ -122,14 +132,15 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (saved,) = ctx.saved_tensors
-        if not dy.is_cpu:
-            return formula.gradient(dy, saved, ctx.steps, ctx.relu), None, None, None
-        dx: Tensor = torch.ops.octavo.fake_quantize_backward(dy, saved, ctx.strides)
-        return dx, None, None, None
+        if dy.is_cpu:
+            dx: Tensor = torch.ops.octavo.fake_quantize_backward(dy, saved, ctx.strides)
+        else:
+            dx = formula.gradient(dy, saved, ctx.steps, ctx.relu)
+        return dx, None, None, None, None, None, None, None
 
 
 @register_fake("octavo::fake_quantize")
-def _(
+def _(  # noqa: PLR0917 (the operator's own order)
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
@@ -144,7 +155,7 @@ def _(
 
 
 @register_fake("octavo::fake_quantize_masked")
-def _(
+def _(  # noqa: PLR0917 (the operator's own order)
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,

@@ -175,7 +175,7 @@ def check_ascending(levels: Tensor, where: str) -> None:
         )
 
 
-def check_transforms(where: str, error: RuntimeError) -> None:
+def check_transforms(where: str, error: Exception) -> None:
     """Raises NotImplementedError if ``error`` is torch's, about a transform of torch.func."""
     if "functorch" in str(error) or "vmap" in str(error):
         raise NotImplementedError(

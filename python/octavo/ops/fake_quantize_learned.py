@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from octavo.ops import fake_quantize_checks as checks
 from octavo.ops import fake_quantize_formula as formula
 from octavo.ops.checks import register_fake
-from octavo.ops.fake_quantize import empty_result, forward
+from octavo.ops.fake_quantize import empty_result
 
 __all__ = ["fake_quantize_learned"]
 
@@ -57,55 +57,97 @@ def fake_quantize_learned(
 
     Sources: LSQ (arXiv 1902.08153, equations 3 and 5), LSQ+ (arXiv 2004.09576, equations 4 to 6).
     """
-    values = checks.check_values(x, "fake_quantize_learned: x")
-    checks.check_range(qmin, qmax, zero_point, "fake_quantize_learned")
-    number = checks.check_steps(values, axis, group_size, "fake_quantize_learned")
-    checks.check_parameter(scale, values, number, group_size, "fake_quantize_learned: scale")
+    # As in `fake_quantize`, worded checks come when the kernels refuse.
+    error: Exception | None = None
+    try:
+        if x.is_cpu and x.dtype is not torch.float64 and 0.0 <= grad_scale <= 1e30:
+            return _apply(x, scale, zero_point, qmin, qmax, axis, group_size, relu, grad_scale)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as refused:
+        error = refused
+    where = "fake_quantize_learned"
+    values = checks.check_values(x, f"{where}: x")
+    checks.check_range(qmin, qmax, zero_point, where)
+    number = checks.check_steps(values, axis, group_size, where)
+    checks.check_parameter(scale, values, number, group_size, f"{where}: scale")
     if zero_point is not None:
-        where = "fake_quantize_learned: zero_point"
-        checks.check_parameter(zero_point, values, number, group_size, where)
-    factor = checks.check_number(grad_scale, 0.0, 1e30, "fake_quantize_learned: grad_scale")
-    options = formula.Options(qmin, qmax, number, group_size, relu, learned=True, grad_scale=factor)
-    if not torch.is_grad_enabled():
-        y = forward(values, scale, zero_point, options)
+        checks.check_parameter(zero_point, values, number, group_size, f"{where}: zero_point")
+    factor = checks.check_number(grad_scale, 0.0, 1e30, f"{where}: grad_scale")
+    if error is not None:
+        checks.check_transforms(where, error)
+        raise error
+    y = _apply(values, scale, zero_point, qmin, qmax, number, group_size, relu, factor)
+    return y.to(x.dtype)
+
+
+def _apply(  # noqa: PLR0917 (the operator's own order)
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    qmin: int,
+    qmax: int,
+    axis: int | None,
+    group_size: int,
+    relu: bool,
+    grad_scale: float,
+) -> Tensor:
+    if torch.is_grad_enabled() or not x.is_cpu:
+        y: Tensor = _Learned.apply(  # type: ignore[no-untyped-call]
+            x, scale, zero_point, (qmin, qmax, axis, group_size, relu), grad_scale
+        )
     else:
-        try:
-            y = _Learned.apply(values, scale, zero_point, options)  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            checks.check_transforms("fake_quantize_learned", error)
-            raise
-    return y if y.dtype is x.dtype else y.to(x.dtype)
+        y = torch.ops.octavo.fake_quantize(
+            x, scale, zero_point, qmin, qmax, axis, group_size, relu, True
+        )
+    return y
+
+
+_Given = tuple[int, int, "int | None", int, bool]
+"""qmin, qmax, axis, group_size, relu."""
+
+
+def _learned(options: _Given) -> formula.Options:
+    return formula.Options(*options)._replace(learned=True)
 
 
 class _Learned(torch.autograd.Function):
     """Saves x: the step's gradient needs every value's distance from its code."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor | None, options: formula.Options
+    def forward(  # noqa: PLR0917 (the operator's own order)
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        options: _Given,
+        grad_scale: float,
     ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.options = options
-        return forward(x, scale, zero_point, options)
+        ctx.options, ctx.grad_scale = options, grad_scale
+        if x.is_cpu:
+            y: Tensor = torch.ops.octavo.fake_quantize(x, scale, zero_point, *options, True)
+            return y
+        s = formula.steps(scale, zero_point, _learned(options))
+        return formula.quantized(x, s, options[4])
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
-        o = ctx.options
+        factor = ctx.grad_scale
         if dy.is_cpu:
             dx, dscale, dzero = torch.ops.octavo.fake_quantize_learned_backward(
-                dy, x, scale, zero_point, *o[:5], o.grad_scale
+                dy, x, scale, zero_point, *ctx.options, factor
             )
-            return dx, dscale, None if zero_point is None else dzero, None
-        s = formula.steps(scale, zero_point, o)
-        dx, to_scale, to_zero = formula.learned_gradients(dy, x, s, o.relu)
-        dscale = (o.grad_scale * torch.where(scale < 0, -to_scale, to_scale)).float()
-        return dx, dscale, None if zero_point is None else (o.grad_scale * to_zero).float(), None
+            return dx, dscale, None if zero_point is None else dzero, None, None
+        s = formula.steps(scale, zero_point, _learned(ctx.options))
+        dx, to_scale, to_zero = formula.learned_gradients(dy, x, s, ctx.options[4])
+        dscale = (factor * torch.where(scale < 0, -to_scale, to_scale)).float()
+        dzero = None if zero_point is None else (factor * to_zero).float()
+        return dx, dscale, dzero, None, None
 
 
 @register_fake("octavo::fake_quantize_learned_backward")
-def _(
+def _(  # noqa: PLR0917 (the operator's own order)
     dy: Tensor,
     x: Tensor,
     scale: Tensor,

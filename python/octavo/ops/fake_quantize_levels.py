@@ -116,14 +116,14 @@ class _Levels(torch.autograd.Function):
 
 
 @register_fake("octavo::fake_quantize_levels")
-def _(
+def _(  # noqa: PLR0917 (the operator's own order)
     x: Tensor, levels: Tensor, scale: Tensor, axis: int | None, group_size: int, learned: bool
 ) -> Tensor:
     return _empty_result(x, levels, axis, group_size)
 
 
 @register_fake("octavo::fake_quantize_levels_backward")
-def _(
+def _(  # noqa: PLR0917 (the operator's own order)
     dy: Tensor,
     x: Tensor,
     levels: Tensor,

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from octavo.errors import describe
 from octavo.ops import fake_quantize_checks as checks
 from octavo.ops import fake_quantize_formula as formula
+from octavo.ops import memory_order
 from octavo.ops.checks import register_fake
-from octavo.ops.fake_quantize import apply
+from octavo.ops.fake_quantize import apply, empty_result
 
 __all__ = ["Observed", "observe_fake_quantize"]
 
@@ -75,6 +77,17 @@ def observe_fake_quantize(
         update: whether this batch is observed.
         relu: max(x, 0) before.
     """
+    # As in `fake_quantize`, worded checks come when the kernels refuse.
+    error: Exception | None = None
+    try:
+        if x.is_cpu and x.dtype is not torch.float64 and rule in _RULES and 0 <= momentum <= 1:
+            if state.requires_grad or (axis is None) != (state.dim() == 1):
+                error = RuntimeError(f"unfit state of shape {list(state.shape)}")
+            else:
+                options = (qmin, qmax, momentum, axis, symmetric, rule == "mse", update, relu)
+                return Observed(*_apply(x, state, options))
+    except (AttributeError, RuntimeError, TypeError, ValueError) as refused:
+        error = refused
     where = "observe_fake_quantize"
     values = checks.check_values(x, f"{where}: x")
     checks.check_range(qmin, qmax, None if symmetric else state, where)
@@ -83,23 +96,58 @@ def observe_fake_quantize(
     number = checks.check_steps(values, axis, 0, where)
     _check_state(state, values, number, f"{where}: state")
     factor = checks.check_number(momentum, 0.0, 1.0, f"{where}: momentum")
-    if rule not in ("minmax", "mse"):
+    if rule not in _RULES:
         raise ValueError(f"{where}: rule: expected 'minmax' or 'mse', got {describe(rule)}.")
     if rule == "mse" and number is not None:
         raise ValueError(
             f"{where}: rule: expected 'minmax' with axis, got 'mse'. Observe the whole tensor, or "
             "choose weight ranges once, before training."
         )
-    scale, zero_point, bad = _observed(
-        values.detach(), state, qmin, qmax, factor, number, symmetric, rule == "mse", update, relu
-    )
-    options = formula.Options(qmin, qmax, number, 0, relu)
-    try:
-        y = apply(values, scale, zero_point, options)
-    except RuntimeError as error:
+    if error is not None:
         checks.check_transforms(where, error)
-        raise
-    return Observed(y if y.dtype is x.dtype else y.to(x.dtype), scale, zero_point, bad)
+        raise error
+    options = (qmin, qmax, factor, number, symmetric, rule == "mse", update, relu)
+    y, *others = _apply(values, state, options)
+    return Observed(y.to(x.dtype), *others)
+
+
+_RULES = ("minmax", "mse")
+
+_Options = tuple[int, int, float, "int | None", bool, bool, bool, bool]
+"""qmin, qmax, momentum, axis, symmetric, mse, update, relu."""
+
+
+def _apply(x: Tensor, state: Tensor, options: _Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not x.is_cpu:
+        return _plain(x, state, *options)
+    if x.requires_grad and torch.is_grad_enabled():
+        result: tuple[Tensor, Tensor, Tensor, Tensor] = _Observe.apply(x, state, options)  # type: ignore[no-untyped-call]
+        return result
+    y, _, scale, zero_point, bad = torch.ops.octavo.observe_fake_quantize(x, state, *options, False)
+    return y, scale, zero_point, bad
+
+
+class _Observe(torch.autograd.Function):
+    """Saves one bit a value, as `fake_quantize` does."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, state: Tensor, options: _Options
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y, mask, scale, zero_point, bad = torch.ops.octavo.observe_fake_quantize(
+            x, state, *options, True
+        )
+        ctx.save_for_backward(mask)
+        ctx.strides = y.stride()
+        ctx.mark_non_differentiable(scale, zero_point, bad)
+        return y, scale, zero_point, bad
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dy: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        (mask,) = ctx.saved_tensors
+        dx: Tensor = torch.ops.octavo.fake_quantize_backward(dy, mask, ctx.strides)
+        return dx, None, None
 
 
 def _check_state(state: object, x: Tensor, axis: int | None, where: str) -> None:
@@ -116,7 +164,7 @@ def _check_state(state: object, x: Tensor, axis: int | None, where: str) -> None
         raise ValueError(f"{where}: expected no gradient, got requires_grad=True. Use a buffer.")
 
 
-def _observed(
+def _plain(  # noqa: PLR0917 (the operator's own order)
     x: Tensor,
     state: Tensor,
     qmin: int,
@@ -127,13 +175,8 @@ def _observed(
     mse: bool,
     update: bool,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Moves the state by one batch if ``update``: scale, zero point, how many were not finite."""
-    if x.is_cpu:
-        result: tuple[Tensor, Tensor, Tensor] = torch.ops.octavo.observe_range(
-            x, state, qmin, qmax, momentum, axis, symmetric, mse, update, relu
-        )
-        return result
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same on other devices."""
     bad = torch.zeros(1, dtype=torch.int64, device=x.device)
     with torch.no_grad():
         if update and x.numel():
@@ -143,11 +186,13 @@ def _observed(
             fresh = state[0] > state[1]
             moved = torch.where(fresh, now, state + momentum * (now - state))
             state.copy_(torch.where(now[0] > now[1], state, moved))
-        return *formula.steps_of_range(state, qmin, qmax, symmetric), bad
+        scale, zero_point = formula.steps_of_range(state, qmin, qmax, symmetric)
+    y = apply(x, scale, zero_point, qmin, qmax, axis, 0, relu)
+    return y, scale, zero_point, bad
 
 
-@register_fake("octavo::observe_range")
-def _(
+@register_fake("octavo::observe_fake_quantize")
+def _(  # noqa: PLR0917 (the operator's own order)
     x: Tensor,
     state: Tensor,
     qmin: int,
@@ -158,7 +203,11 @@ def _(
     mse: bool,
     update: bool,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    masked: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     channels = 1 if axis is None else x.shape[axis]
     scale, zero_point = state.new_empty(channels), state.new_empty(channels)
-    return scale, zero_point, state.new_empty(1, dtype=torch.int64)
+    shape = memory_order.mask_shape(x, axis, 0) if masked else (0,)
+    mask = x.new_empty(shape, dtype=torch.uint8)
+    bad = state.new_empty(1, dtype=torch.int64)
+    return empty_result(x, 0), mask, scale, zero_point, bad

@@ -44,7 +44,7 @@ def _ints(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _shape_after(
+def _shape_after(  # noqa: PLR0917 (all that a step's shape can follow from)
     kind: str,
     keys: Mapping[str, str],
     shapes: Sequence[_Shape],

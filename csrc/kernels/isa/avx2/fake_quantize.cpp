@@ -142,21 +142,17 @@ struct Lanes {
       d.v[2 * i + 1] = _mm256_add_pd(d.v[2 * i + 1], high);
     }
   }
-  static void gather_columns(double* to, F f, int64_t count) {
+  static D sums(const double* from, int64_t count) {
     double some[16] = {};
-    double* at = to;
-    if (count < 16) {
-      __builtin_memcpy(some, to, static_cast<size_t>(count) * 8);
-      at = some;
-    }
+    __builtin_memcpy(some, from, static_cast<size_t>(count) * 8);
     D d;
-    for (int i = 0; i < 4; ++i) d.v[i] = _mm256_loadu_pd(at + 4 * i);
-    gather(d, f);
-    spill(d, at);
-    if (count < 16) __builtin_memcpy(to, some, static_cast<size_t>(count) * 8);
+    for (int i = 0; i < 4; ++i) d.v[i] = _mm256_loadu_pd(some + 4 * i);
+    return d;
   }
-  static void spill(const D& d, double* to) {
-    for (int i = 0; i < 4; ++i) _mm256_storeu_pd(to + 4 * i, d.v[i]);
+  static void spill(const D& d, double* to, int64_t count) {
+    double some[16];
+    for (int i = 0; i < 4; ++i) _mm256_storeu_pd(some + 4 * i, d.v[i]);
+    __builtin_memcpy(to, some, static_cast<size_t>(count) * 8);
   }
 
   // Up to 32 levels: the differences of all levels passed, summed (small integers, exact). More:

@@ -101,18 +101,15 @@ struct Lanes {
     d.low = _mm512_add_pd(d.low, low(v));
     d.high = _mm512_add_pd(d.high, high(v));
   }
-  static void gather_columns(double* to, F v, int64_t count) {
+  static D sums(const double* from, int64_t count) {
     const __mmask16 mask = count >= 16 ? 0xffff : first_lanes(count);
-    const auto lower = static_cast<__mmask8>(mask), upper = static_cast<__mmask8>(mask >> 8);
-    _mm512_mask_storeu_pd(to, lower, _mm512_add_pd(_mm512_maskz_loadu_pd(lower, to), low(v)));
-    if (upper != 0) {
-      _mm512_mask_storeu_pd(to + 8, upper,
-                            _mm512_add_pd(_mm512_maskz_loadu_pd(upper, to + 8), high(v)));
-    }
+    return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from),
+            _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask >> 8), from + 8)};
   }
-  static void spill(const D& d, double* to) {
-    _mm512_storeu_pd(to, d.low);
-    _mm512_storeu_pd(to + 8, d.high);
+  static void spill(const D& d, double* to, int64_t count) {
+    const __mmask16 mask = count >= 16 ? 0xffff : first_lanes(count);
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(mask), d.low);
+    _mm512_mask_storeu_pd(to + 8, static_cast<__mmask8>(mask >> 8), d.high);
   }
 
   // Binary search: in registers up to 32 levels, else in memory.

@@ -43,20 +43,51 @@ void range_f32(const float* x, int64_t count, float* min, float* max) {
       _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(hi[0], hi[1]), _mm512_max_ps(hi[2], hi[3])));
 }
 
-void minmax_f32(const float* x, int64_t count, float* min, float* max, int64_t* non_finite) {
+struct Ends {
   __m512 lo[4], hi[4];
+};
+
+/// Widens `ends` by 64 * `steps` values if all of them are finite; false otherwise.
+inline bool add_finite(const float* x, int64_t steps, Ends& ends) {
+  Ends next = ends;
+  const __m512 zero = _mm512_setzero_ps();
+  __m512 sum[4] = {zero, zero, zero, zero};
+  for (int64_t i = 0; i < steps; ++i, x += 64) {
+    for (int k = 0; k < 4; ++k) {
+      const __m512 v = _mm512_loadu_ps(x + 16 * k);
+      next.lo[k] = _mm512_min_ps(v, next.lo[k]);
+      next.hi[k] = _mm512_max_ps(v, next.hi[k]);
+      // 0 times a finite value is 0, times any other NaN.
+      sum[k] = _mm512_fmadd_ps(v, zero, sum[k]);
+    }
+  }
+  const __m512 all = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+  if (_mm512_cmp_ps_mask(all, all, _CMP_UNORD_Q) != 0) return false;
+  ends = next;
+  return true;
+}
+
+void minmax_f32(const float* x, int64_t count, float* min, float* max, int64_t* non_finite) {
+  Ends ends;
   for (int k = 0; k < 4; ++k) {
-    lo[k] = _mm512_set1_ps(*min);
-    hi[k] = _mm512_set1_ps(*max);
+    ends.lo[k] = _mm512_set1_ps(*min);
+    ends.hi[k] = _mm512_set1_ps(*max);
   }
   int64_t good = 0;
   int64_t i = 0;
-  for (; i + 64 <= count; i += 64) {
-    for (int k = 0; k < 4; ++k) {
-      const __m512 v = _mm512_loadu_ps(x + i + 16 * k);
+  constexpr int64_t kSteps = 64;  // of 64 values, after which it is asked whether all were finite
+  while (i + 64 <= count) {
+    const int64_t whole = (count - i) / 64, steps = whole < kSteps ? whole : kSteps;
+    if (add_finite(x + i, steps, ends)) {
+      i += 64 * steps;
+      good += 64 * steps;
+      continue;
+    }
+    for (const int64_t end = i + 64 * steps; i < end; i += 16) {
+      const __m512 v = _mm512_loadu_ps(x + i);
       const __mmask16 use = finite(v);
-      lo[k] = _mm512_mask_min_ps(lo[k], use, v, lo[k]);
-      hi[k] = _mm512_mask_max_ps(hi[k], use, v, hi[k]);
+      ends.lo[0] = _mm512_mask_min_ps(ends.lo[0], use, v, ends.lo[0]);
+      ends.hi[0] = _mm512_mask_max_ps(ends.hi[0], use, v, ends.hi[0]);
       good += __builtin_popcount(use);
     }
   }
@@ -64,14 +95,14 @@ void minmax_f32(const float* x, int64_t count, float* min, float* max, int64_t* 
     const __mmask16 mask = first_lanes(count - i);
     const __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
     const auto use = static_cast<__mmask16>(finite(v) & mask);
-    lo[0] = _mm512_mask_min_ps(lo[0], use, v, lo[0]);
-    hi[0] = _mm512_mask_max_ps(hi[0], use, v, hi[0]);
+    ends.lo[0] = _mm512_mask_min_ps(ends.lo[0], use, v, ends.lo[0]);
+    ends.hi[0] = _mm512_mask_max_ps(ends.hi[0], use, v, ends.hi[0]);
     good += __builtin_popcount(use);
   }
-  *min =
-      _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(lo[0], lo[1]), _mm512_min_ps(lo[2], lo[3])));
-  *max =
-      _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(hi[0], hi[1]), _mm512_max_ps(hi[2], hi[3])));
+  *min = _mm512_reduce_min_ps(
+      _mm512_min_ps(_mm512_min_ps(ends.lo[0], ends.lo[1]), _mm512_min_ps(ends.lo[2], ends.lo[3])));
+  *max = _mm512_reduce_max_ps(
+      _mm512_max_ps(_mm512_max_ps(ends.hi[0], ends.hi[1]), _mm512_max_ps(ends.hi[2], ends.hi[3])));
   *non_finite += count - good;
 }
 

@@ -154,21 +154,17 @@ struct Lanes {
       d.v[2 * i + 1] = vaddq_f64(d.v[2 * i + 1], vcvt_high_f64_f32(f.v[i]));
     }
   }
-  static void gather_columns(double* to, F f, int64_t count) {
+  static D sums(const double* from, int64_t count) {
     double some[16] = {};
-    double* at = to;
-    if (count < 16) {
-      __builtin_memcpy(some, to, static_cast<size_t>(count) * 8);
-      at = some;
-    }
+    __builtin_memcpy(some, from, static_cast<size_t>(count) * 8);
     D d;
-    for (int i = 0; i < 8; ++i) d.v[i] = vld1q_f64(at + 2 * i);
-    gather(d, f);
-    spill(d, at);
-    if (count < 16) __builtin_memcpy(to, some, static_cast<size_t>(count) * 8);
+    for (int i = 0; i < 8; ++i) d.v[i] = vld1q_f64(some + 2 * i);
+    return d;
   }
-  static void spill(const D& d, double* to) {
-    for (int i = 0; i < 8; ++i) vst1q_f64(to + 2 * i, d.v[i]);
+  static void spill(const D& d, double* to, int64_t count) {
+    double some[16];
+    for (int i = 0; i < 8; ++i) vst1q_f64(some + 2 * i, d.v[i]);
+    __builtin_memcpy(to, some, static_cast<size_t>(count) * 8);
   }
 
   // The differences of all levels passed, summed (small integers, exact).
