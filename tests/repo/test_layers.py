@@ -289,6 +289,13 @@ def test_readme_paths_exist() -> None:
     assert checked > 5
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest collects two files of one name only where both lie in packages; ours do not."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert len(names) > 40
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_nothing_machine_specific() -> None:
     for path in [ROOT / "CMakeLists.txt", ROOT / "setup.py", ROOT / "pyproject.toml"]:
         text = "\n".join(line.split("#")[0] for line in path.read_text().splitlines())

@@ -33,6 +33,9 @@ __all__ = ["Lockstep", "Pause", "fake_quantize"]
 _MERGED = 64  # Samples of one run: small batches are joined, so that there are few threads.
 _RUNS = 256
 _MEMORY = 3 << 30  # Bytes of activations that all runs together may hold.
+# The same from 6 bits on, where more data gains next to nothing: MobileNetV2 at 8 bits has 22.9 dB
+# at the logits with 64 images and 23.1 dB with 600.
+_LITTLE_MEMORY = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +106,8 @@ class Lockstep:
         self._stack = ExitStack()
         self._pairs: list[tuple[_Run, _Run]] = []
         calls = _joined(batches.recorded(model))
-        self._calls = _limited(model, calls)
+        few_bits = any(s.scheme is not None and s.scheme.bits < 6 for s in self.sites.values())
+        self._calls = _limited(model, calls, _MEMORY if few_bits else _LITTLE_MEMORY)
         self.given = sum(call.samples for call in calls)
         """Samples in the data."""
         self.samples = sum(call.samples for call in self._calls)
@@ -366,7 +370,7 @@ def _joined(calls: list[Call]) -> list[Call]:
     return result
 
 
-def _limited(model: nn.Module, calls: list[Call]) -> list[Call]:
+def _limited(model: nn.Module, calls: list[Call], memory: int) -> list[Call]:
     """So many calls as memory allows: three times the largest value in each of two runs."""
     if not calls:
         return calls
@@ -390,7 +394,7 @@ def _limited(model: nn.Module, calls: list[Call]) -> list[Call]:
     held = 0.0
     for call in calls[:_RUNS]:
         held += each * call.samples
-        if kept and held > _MEMORY:
+        if kept and held > memory:
             break
         kept.append(call)
     return kept
