@@ -145,7 +145,7 @@ def test_batches_are_joined_split_and_limited(monkeypatch):
     assert runs.samples == runs.given == 24 and len(runs._calls) == 1
     monkeypatch.setattr("octavo.rounding.lockstep._MERGED", 8)
     # The largest value has 8 * 8 * 8 floats; two runs hold three each.
-    monkeypatch.setattr("octavo.rounding.lockstep._MEMORY", 6 * 4 * 512 * 17)
+    monkeypatch.setattr("octavo.rounding.lockstep._LITTLE_MEMORY", 6 * 4 * 512 * 17)
     runs = runs_of(model, X)
     assert (runs.samples, runs.given, len(runs._calls)) == (16, 24, 2)
 
