@@ -218,11 +218,60 @@ VALUES = (
 )  # fmt: skip
 
 
+LOWBIT = 14  # cases from here on are packed low-bit weights
+
+
+def lowbit_packed(source: Source) -> tuple[Tensor, int, int]:
+    """A packed weight whose header may be damaged, and its size."""
+    r, g = source.random, source.generator
+    bits, n, k = r.randint(2, 8), r.choice((1, 9, 70)), r.choice((1, 3, 9, 30, 100))
+    group_size = r.choice((0, 16, 64))
+    groups = 1 if group_size == 0 else -(-k // group_size)
+    codes = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8, generator=g)
+    levels = None
+    if r.random() < 0.4:
+        levels = torch.randint(-128, 128, (-(-n // 64), 2**bits), dtype=torch.int8, generator=g)
+    packed = torch.ops.octavo.pack_lowbit(
+        codes, torch.ones(n, groups), None, levels, None, bits, group_size, r.random() < 0.4
+    )
+    return hostile_bytes(source, packed, 0.5), n, k
+
+
+def lowbit_case(source: Source) -> None:
+    ops, r = torch.ops.octavo, source.random
+    packed, n, k = lowbit_packed(source)
+    if r.random() < 0.2:
+        n, k = source.integer(), source.integer()
+    which = r.randrange(5)
+    if which == 0:
+        codes = source.tensor(torch.uint8, (1, 2, 3))
+        scale = torch.ones(codes.shape[0] if codes.dim() else 1, r.choice((1, 1, 2, 7)))
+        levels = source.tensor(torch.int8) if r.random() < 0.2 else None
+        zero_point = source.tensor(torch.uint8) if r.random() < 0.2 else None
+        bits, group_size = r.choice((2, 4, 8, 8, 9)), r.choice((0, 0, 16, 24, 256, -16, 2**40))
+        rows = r.random() < 0.5
+        ops.pack_lowbit(codes, scale, zero_point, levels, None, bits, group_size, rows)
+    elif which == 1:
+        ops.unpack_lowbit(packed, n, k)
+        ops.dequantize_lowbit(packed, n, k)
+    elif which == 2:
+        x = torch.randn(r.choice((1, 5, 20)), max(0, min(k, 200)), generator=source.generator)
+        if r.random() < 0.3:
+            x = source.tensor(torch.float32)
+        ops.linear_lowbit(x, packed, n, r.choice(("dynamic", "float", "static")))
+    elif which == 3:
+        x = torch.randn(3, max(0, min(k, 200)), generator=source.generator)
+        ops.linear_lowbit_static(x, packed, n, source.real(), source.integer(), source.integer())
+    else:
+        indices = torch.randint(-1, max(0, min(n, 200)) + 1, (r.choice((0, 1, 3)),))
+        ops.embedding_lowbit(indices, packed, k)
+
+
 def case(source: Source) -> None:
     ops = torch.ops.octavo
     r = source.random
     f32 = torch.float32
-    which = r.randrange(14)
+    which = r.randrange(18)
     if which == 0:
         ops.quantize(source.tensor(f32), source.real(), source.integer(), source.integer())
     elif which == 1:
@@ -258,6 +307,8 @@ def case(source: Source) -> None:
         ops.unpack_weight(panel(source), shape)
     elif which == 10:
         ops.linear_dynamic(source.tensor(f32), panel(source), source.integer())
+    elif which >= LOWBIT:
+        lowbit_case(source)
     else:
         inputs, panels, program = region_parts(source)
         good = ops.region_constants(panels, program)

@@ -69,6 +69,8 @@ def samples(name: str) -> list[tuple[Any, ...]]:
             lead = [(4,), (2, 3), (0,), (), (1, 1, 2)][i % 5]
             rows = torch.randn(*lead, codes.shape[1], generator=g)
             out.append((rows, torch.ops.octavo.pack_weight(codes, scale, bias, 1, 8), channels))
+        elif "lowbit" in name:
+            out.append(lowbit_sample(name, i, g))
         elif name in ("region_constants", "run_region"):
             if i >= 6:
                 break
@@ -83,6 +85,36 @@ def samples(name: str) -> list[tuple[Any, ...]]:
                     ([x], panels, torch.ops.octavo.region_constants(panels, program), program)
                 )
     return out
+
+
+def lowbit_sample(name: str, i: int, g: torch.Generator) -> tuple[Any, ...]:
+    """Every width, groups and whole rows, all three kinds of levels."""
+    bits, channels, inputs, group_size = 2 + i % 7, 1 + 9 * (i % 9), 3 + 7 * i, (0, 16, 48)[i % 3]
+    groups = octavo.ops.lowbit_groups(inputs, group_size)
+    codes = torch.randint(0, 2**bits, (channels, inputs), dtype=torch.uint8, generator=g)
+    scale = (torch.rand(channels, groups, generator=g) + 0.1).bfloat16().float()
+    zero_point = levels = None
+    if i % 3 == 1 and bits < 8:
+        zero_point = torch.randint(0, 2**bits, (channels, groups), dtype=torch.uint8, generator=g)
+    elif i % 3 == 2:
+        levels = torch.randint(
+            -128, 128, (-(-channels // 64), 2**bits), dtype=torch.int8, generator=g
+        )
+    rows = name == "embedding_lowbit"
+    bias = None if i % 2 or rows else torch.randn(channels, generator=g)
+    packing = (codes, scale, zero_point, levels, bias, bits, group_size, rows)
+    if name == "pack_lowbit":
+        return packing
+    packed = torch.ops.octavo.pack_lowbit(*packing)
+    if name in ("unpack_lowbit", "dequantize_lowbit"):
+        return packed, channels, inputs
+    lead = [(4,), (2, 3), (0,), (), (1, 1, 2)][i % 5]
+    if rows:
+        return torch.randint(0, channels, lead, generator=g), packed, inputs
+    x = torch.randn(*lead, inputs, generator=g)
+    if name == "linear_lowbit":
+        return x, packed, channels, ("dynamic", "float")[i // 2 % 2]
+    return x, packed, channels, 0.05, i, 255
 
 
 def schemas() -> list[str]:

@@ -7,7 +7,11 @@
 namespace octavo::OCTAVO_AMX {
 
 void fill_gemm(GemmTable& table);
+void fill_lowbit(LowbitTable& table);
 
-void fill(KernelTable& table) { fill_gemm(table.gemm); }
+void fill(KernelTable& table) {
+  fill_gemm(table.gemm);
+  fill_lowbit(table.lowbit);
+}
 
 }  // namespace octavo::OCTAVO_AMX

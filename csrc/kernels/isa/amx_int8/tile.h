@@ -1,5 +1,5 @@
-// The tile registers of AMX: configure, load, multiply, store. Included by gemm.cpp only. With
-// OCTAVO_AMX_EMULATED the same functions are plain C++ that obey Intel's description of the
+// The tile registers of AMX: configure, load, multiply, store. Included by gemm.cpp and lowbit.cpp.
+// With OCTAVO_AMX_EMULATED the same functions are plain C++ that obey Intel's description of the
 // instructions (a use that the processor would refuse traps), so that the kernel's tests run on any
 // machine; the product never compiles that half.
 #pragma once
@@ -111,7 +111,7 @@ void tile_multiply() {
 
 // Assembly and not GCC's macros: those take a literal token for the register, and the load of a
 // configuration declares only part of what it reads, so that GCC 12 drops the stores that fill it.
-// Loads of activations and weights need no memory clobber: nothing in gemm.cpp writes those.
+// Loads of activations and weights need no memory clobber: nothing there writes those.
 
 inline void tile_configure(const TileConfig& config) {
   __asm__ volatile("ldtilecfg %0" : : "m"(config));
