@@ -352,7 +352,7 @@ void fill_lowbit(LowbitTable& table) {
   table.tile_rows = 6;
   // Measured on Zen 5: shifts and masks hide behind products, permutes less.
   table.packed_rows = 96;
-  table.packed_rows_levels = 24;
+  table.packed_rows_levels = 8;
   table.multiply_packed = multiply_packed;
   table.multiply_packed_levels = multiply_packed_levels;
   table.unpack_levels = unpack_levels;
