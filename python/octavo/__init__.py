@@ -7,6 +7,7 @@ from octavo.checkpoint import load, save  # isort: skip
 from octavo.freeze import freeze  # isort: skip
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError  # isort: skip
 from octavo.grids import grids  # isort: skip
+from octavo.mixed import Sensitivity, sensitivity  # isort: skip
 from octavo.plan import Plan  # isort: skip
 from octavo.report import Report, report  # isort: skip
 from octavo.distill import DistillationLoss  # isort: skip
@@ -22,6 +23,7 @@ __all__ = [
     "OctavoError",
     "Plan",
     "Report",
+    "Sensitivity",
     "TrainingSchedule",
     "Verification",
     "__version__",
@@ -36,6 +38,7 @@ __all__ = [
     "reestimate",
     "report",
     "save",
+    "sensitivity",
     "set_isa",
     "verify",
 ]

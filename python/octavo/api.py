@@ -18,9 +18,10 @@ from octavo.equalize import equalize
 from octavo.errors import NothingQuantizedError, describe
 from octavo.fold import fold
 from octavo.measure import tensor_bytes
+from octavo.mixed import measure_sensitivity, sensitivity
 from octavo.nn.layer import QLayer
-from octavo.plan import Plan, plan
-from octavo.record import Record, attach, layer_records
+from octavo.plan import FlowPlan, Plan, plan
+from octavo.record import Record, attach, layer_records, record_of
 from octavo.rewrite import copy_model, rewrite
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
@@ -65,8 +66,8 @@ def quantize(
     Args:
         model: any float nn.Module on the CPU. It is not changed unless ``inplace``.
         bits: 2..8 for the weights of every layer; a pair (weights, activations); a mapping of
-            names, globs, classes, "@first", "@last" to either, later entries winning; a `Plan`, or
-            the Path of its JSON file.
+            names, globs, classes, "@first", "@last" to either, later entries winning; a float, the
+            average to be spent where it helps most; a `Plan`, or the Path of its JSON file.
         data: batches to calibrate with: a tensor, an iterable of tensors, tuples or mappings, or a
             callable that is given the model and runs it. With data activations are static and
             stretches of the network run in integers from end to end; without, each row (each image)
@@ -78,8 +79,8 @@ def quantize(
             without a kernel (Linear, Embedding); such layers run outside of regions. Default: 128,
             64 or 32 for 2 to 4 bits in such layers outside of regions, else one scale for each
             output channel.
-        rounding: "nearest", "squant" or "hqq" (no data needed), "gptq" (needs data). Default: by
-            bits, data and effort, said in the report.
+        rounding: "nearest", "squant" or "hqq" (no data needed), "gptq" or "qdrop" (need data).
+            Default: by bits, data and effort, said in the report.
         ranges: "huber" (default: squared error that giant values count in linearly), "mse",
             "minmax" or "percentile".
         effort: "fast" rounds plainly and takes ranges as they are. "balanced" searches codes of few
@@ -90,8 +91,10 @@ def quantize(
         inplace: change and return ``model`` itself. If anything fails it is as it was.
         strict: whether a pattern that matches nothing, or nothing to quantize, is an error.
         progress: tell on stderr what is going on.
-        evaluate: not available yet, as the next; refused unless left alone.
-        max_drop: not available yet.
+        evaluate: with max_drop, a function from a model to its score; higher is better.
+        max_drop: how much of the float model's score may be lost. The smallest average of widths
+            that keeps to it is searched, up to ``bits``; if there is none, the best model found is
+            returned, and the report says so.
         qat: return a trainee instead: a copy with the very Parameters of ``model`` and
             fake-quantizers exactly where the integer model stores values, for your own training
             loop and then `octavo.freeze`. Needs data, which its ranges start from.
@@ -121,6 +124,17 @@ def quantize(
         checks.check_training(data, how_stored, rounding)
     elif model.training:
         notes.add("the model was in training mode; the quantized one is in evaluation mode")
+    if evaluate is not None and max_drop is not None:
+        options = {
+            "grid": grid, "activations": activations, "group_size": group_size,
+            "rounding": rounding, "ranges": ranges, "effort": effort, "exclude": exclude,
+            "only": only, "strict": strict, "progress": progress,
+        }  # fmt: skip
+        checks.check_search(bits, qat)
+        search = _Search(
+            model, data, evaluate, bits=int(bits), max_drop=float(max_drop), options=options
+        )
+        return search.result(inplace)
     with _unharmed(model) if inplace else contextlib.nullcontext():
         float_bytes = tensor_bytes(model)
         work = (model if inplace and not qat else copy_model(model)).eval()
@@ -129,14 +143,18 @@ def quantize(
         if not qat:
             notes.add_all(f"{name} is computed once and kept" for name in folded.materialised)
         if isinstance(asked, Plan):
-            decided = asked
+            decided, flows = asked, []
             checks.check_plan(decided, work)
         else:
             found = capture(work, example, training=qat)
+            patterns_asked = {"*": 8} if isinstance(asked, float) else asked
             schemes, reasons, unmatched = _schemes(
-                asked, exclude, only, found=found, model=work, grid=grid, strict=strict
+                patterns_asked, exclude, only, found=found, model=work, grid=grid, strict=strict
             )
             notes.add_all(unmatched)
+            if isinstance(asked, float):
+                schemes, spent = _spent(asked, schemes, work, batches, progress)
+                notes.add(spent)
             if isinstance(activation_bits, Mapping):
                 activation_bits = patterns.activation_widths(activation_bits, found.sites, work)
             if qat:
@@ -151,6 +169,8 @@ def quantize(
             decided = plan(
                 found, schemes, how_stored, activation_bits, reasons=reasons, groups=groups
             )
+            # Modules to round block by block where no region runs them.
+            flows = [FlowPlan(flow, flow.steps) for flow in found.flows]
         divided: frozenset[str] = frozenset()
         if batches is not None and effort != "fast" and not qat:
             divided = equalize(work, decided, batches).divided
@@ -166,7 +186,7 @@ def quantize(
             rounding = "nearest"  # For the report: training decides.
         how = METHODS[rounding or _chosen_rounding(decided, batches, effort, bool(divided), notes)]
         codes, said = round_model(
-            work, decided, how, qparams=params, data=batches, progress=progress
+            work, decided, how, qparams=params, data=batches, flows=flows, progress=progress
         )
         notes.add_all([*said, *_zero_channels(codes)])
         measured: dict[str, float] = {}
@@ -266,6 +286,88 @@ def _schemes(
         for site in found.sites
     }
     return schemes, reasons, unmatched
+
+
+def _spent(
+    average: float,
+    schemes: Mapping[str, Scheme | None],
+    model: nn.Module,
+    batches: Batches | None,
+    progress: bool,
+) -> tuple[dict[str, Scheme | None], str]:
+    """The schemes with widths that together are ``average`` bits a weight, and that in words."""
+    chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+    grid = next(iter(chosen.values()), Scheme()).grid
+    found = measure_sensitivity(model, list(chosen), batches, grid, progress)
+    widths = found.allocate(average)
+    total = sum(found.sizes.values())
+    spent = sum(found.sizes[name] * bits for name, bits in widths.items()) / max(total, 1)
+    counts = {bits: list(widths.values()).count(bits) for bits in sorted(set(widths.values()))}
+    layers = ", ".join(f"{count} of {bits} bits" for bits, count in counts.items())
+    new = {name: replace(scheme, bits=widths[name]) for name, scheme in chosen.items()}
+    return {**schemes, **new}, f"average of {average} bits: {spent:.3f} spent, layers: {layers}"
+
+
+class _Search:
+    """The narrowest widths at which a model scores as is asked."""
+
+    _AVERAGES = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: object,
+        evaluate: Callable[[nn.Module], float],
+        *,
+        bits: int,
+        max_drop: float,
+        options: dict[str, Any],
+    ) -> None:
+        self.model, self.bits, self.options = model, bits, options
+        self.data = list(data) if isinstance(data, Iterator) else data
+        self.evaluate = evaluate
+        self.wanted = float(evaluate(copy_model(model).eval()))
+        self.floor = self.wanted - max_drop
+        self.found = sensitivity(
+            model, self.data, grid=options["grid"], progress=options["progress"]
+        )
+
+    def result(self, inplace: bool) -> nn.Module:
+        """The model of the smallest average whose score is high enough, else the best one."""
+        averages = [a for a in self._AVERAGES if a <= self.bits]
+        scores: dict[float, float] = {}
+        low, high = 0, len(averages) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self.score(averages[middle], scores) >= self.floor:
+                high = middle
+            else:
+                low = middle + 1
+        score = self.score(averages[low], scores)
+        best = averages[low] if score >= self.floor else max(scores, key=lambda a: scores[a])
+        made = self.made(best, inplace)
+        tried = ", ".join(f"{a} bits {s:.6g}" for a, s in sorted(scores.items()))
+        note = f"average of {best} bits scores {scores[best]:.6g} (float {self.wanted:.6g}"
+        note += f", asked {self.floor:.6g}); tried: {tried}"
+        if scores[best] < self.floor:
+            note = f"no average scored as asked; returned anyway: {note}"
+        record = record_of(made)
+        assert record is not None
+        attach(made, replace(record, notes=(*record.notes, note)))
+        if self.options["progress"]:
+            print(f"octavo: {note}", file=sys.stderr)
+        return made
+
+    def score(self, average: float, scores: dict[float, float]) -> float:
+        """The score of one average."""
+        if average not in scores:
+            scores[average] = float(self.evaluate(self.made(average, False)))
+        return scores[average]
+
+    def made(self, average: float, inplace: bool) -> nn.Module:
+        """The model quantized with an average of bits."""
+        bits: dict[Any, int] = dict(self.found.allocate(average))
+        return quantize(self.model, bits, self.data, inplace=inplace, **self.options)
 
 
 def _default_groups(found: Capture, schemes: Mapping[str, Scheme | None]) -> dict[str, int]:

@@ -26,6 +26,7 @@ __all__ = [
     "check_model",
     "check_patterns",
     "check_plan",
+    "check_search",
     "check_training",
     "check_unknown",
     "check_widths",
@@ -247,9 +248,8 @@ def _check_bits(bits: object, where: str = "bits") -> int:
         if not 2.0 <= bits <= 8.0:
             raise ValueError(f"quantize: {where} must lie in 2..8, got {bits}. {_BITS_HELP}")
         raise ValueError(
-            f"quantize: {where} must be an integer from 2 to 8, got the average {bits}. Spending "
-            "an average "
-            'is not available yet: give widths by pattern, such as {"*": 4, "head": 8}.'
+            f"quantize: {where} must be an integer from 2 to 8, got the average {bits}. An average "
+            "stands for all layers: bits=4.5."
         )
     try:
         value = operator.index(bits)  # type: ignore[arg-type]
@@ -268,12 +268,12 @@ _BITS_HELP = "For example octavo.quantize(model, 8)."
 
 def check_widths(
     bits: object, activations: object, has_data: bool
-) -> tuple[Mapping[Any, int] | Plan, Activations, int | Mapping[Any, int]]:
-    """Pattern to weight bits (or a Plan), what activations are, and the bits of static ones.
+) -> tuple[Mapping[Any, int] | Plan | float, Activations, int | Mapping[Any, int]]:
+    """Pattern to weight bits (a Plan, an average), what activations are, bits of static ones.
 
     The latter by pattern too where a pattern has a pair (weights, activations).
     """
-    asked: Mapping[Any, int] | Plan
+    asked: Mapping[Any, int] | Plan | float
     if isinstance(bits, Path):
         bits = Plan.from_json(bits.read_text(encoding="utf-8"))
     if isinstance(bits, tuple):
@@ -323,6 +323,8 @@ def check_widths(
                     for key in bits
                 },
             )
+    elif isinstance(bits, float) and 2.0 <= bits <= 8.0:
+        asked = float(bits)
     else:
         asked = {"*": _check_bits(bits)}
     return asked, *_check_activations(activations, has_data)
@@ -415,7 +417,7 @@ def check_choices(
             )
     if ranges is not None:
         _one_of("ranges", ranges, tuple(RULES))
-    _one_of("effort", effort, ("fast", "balanced"))
+    _one_of("effort", effort, ("fast", "balanced", "best"))
     if group_size is not None:
         size = _index("group_size", group_size)
         if not 16 <= size <= 256 or size % 16:
@@ -429,12 +431,7 @@ def check_choices(
                 f"quantize: with qat=True {name} must be {usual!r}, got {value!r}. Other "
                 "values are not available yet in training."
             )
-    for name, value in (("evaluate", evaluate), ("max_drop", max_drop)):
-        if value is not None:
-            raise ValueError(
-                f"quantize: {name} must be None, got {describe(value)}. "
-                "Mixed widths by accuracy are not available yet."
-            )
+    _check_drop(evaluate, max_drop)
     if not isinstance(qat, bool):
         raise TypeError(f"quantize: qat must be True or False, got {describe(qat)}. Say which.")
     if method is not None:
@@ -444,6 +441,48 @@ def check_choices(
                 "It says how ranges are trained."
             )
         _one_of("method", method, TRAINING_METHODS)
+
+
+def _check_drop(evaluate: object, max_drop: object) -> None:
+    """``evaluate`` and ``max_drop`` go together: a callable and a number that is not negative."""
+    if (evaluate is None) != (max_drop is None):
+        missing = "evaluate" if evaluate is None else "max_drop"
+        wanted = "a callable from model to score" if evaluate is None else "a number"
+        raise ValueError(
+            f"quantize: {missing} must be {wanted} beside the other, got None. Pass both, for "
+            "example evaluate=accuracy, max_drop=0.5."
+        )
+    if evaluate is None:
+        return
+    if not callable(evaluate):
+        raise TypeError(
+            f"quantize: evaluate must be a callable from model to score, got {describe(evaluate)}. "
+            "Pass a function."
+        )
+    if isinstance(max_drop, bool) or not isinstance(max_drop, (int, float)):
+        raise TypeError(
+            f"quantize: max_drop must be a number, got {describe(max_drop)}. Use for example 0.5."
+        )
+    if not 0 <= max_drop < math.inf:
+        raise ValueError(
+            f"quantize: max_drop must be at least 0 and finite, got {max_drop}. Use for example "
+            "0.5."
+        )
+
+
+def check_search(bits: object, qat: bool) -> None:
+    """A search for widths has an upper width, and makes no trainee."""
+    if qat:
+        raise ValueError(
+            "quantize: max_drop must be None with qat=True, got a number. Search first, and train "
+            "the widths found."
+        )
+    if isinstance(bits, (float, tuple, Mapping, Plan, Path)):
+        raise ValueError(
+            "quantize: with max_drop bits must be an integer, the largest width, got "
+            f"{describe(bits)}. Use for example 8."
+        )
+    _check_bits(bits)
 
 
 def check_training(data: object, activations: object, rounding: object) -> None:

@@ -8,6 +8,7 @@ from octavo.rounding.gptq import gptq
 from octavo.rounding.hqq import hqq
 from octavo.rounding.method import Method
 from octavo.rounding.nearest import nearest, nearest_of_layer
+from octavo.rounding.qdrop import qdrop
 from octavo.rounding.run import choose, round_model
 from octavo.rounding.squant import squant
 
@@ -20,6 +21,7 @@ METHODS: dict[str, Method] = {
         Method("squant", squant),
         Method("hqq", hqq),
         Method("gptq", from_data=gptq),
+        Method("qdrop", from_data=qdrop, blockwise=True),
     )
 }
 """Name of a method to its row."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -38,7 +39,7 @@ def choose(
         return "nearest", what
     if not has_data:
         return "squant", what
-    return "gptq", what
+    return ("qdrop" if effort == "best" else "gptq"), what
 
 
 def round_model(
@@ -65,7 +66,7 @@ def round_model(
     sites = [site for site in plan.sites if site.scheme is not None]
     label = f"octavo: rounding ({method.name})"
     bar = tqdm(total=len(sites), desc=label, unit="layer", disable=not progress, leave=False)
-    with bar:
+    with bar, torch.no_grad():
         if method.from_weight is not None:
             codes = {}
             for site in sites:

@@ -11,6 +11,12 @@ from octavo.rounding import METHODS, choose
 X = torch.randn(96, 3, 10, 10, generator=torch.Generator().manual_seed(1)).cumsum(3)
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning in a tenth of the steps."""
+    monkeypatch.setattr("octavo.rounding.qdrop._STEPS", 60)
+
+
 class Network(nn.Module):
     """Plain, depthwise and pointwise convolutions and a head, with correlated inputs."""
 
@@ -98,6 +104,7 @@ def test_the_choice_is_said_and_kept():
         ([8, 5], True, "balanced", "gptq"),
         ([4], False, "balanced", "squant"),
         ([4], True, "fast", "nearest"),
+        ([4], True, "best", "qdrop"),
         ([], False, "balanced", "nearest"),
     ],
 )

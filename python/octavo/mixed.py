@@ -1,0 +1,228 @@
+"""Mixed widths: what each layer's width costs the output, and how to spend an average of bits."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from octavo.batches import Batches, Call
+from octavo.capture import capture
+from octavo.checks import check_model
+from octavo.fold import fold
+from octavo.nn.registry import quantized_class
+from octavo.rewrite import copy_model
+from octavo.rounding.nearest import nearest
+from octavo.scheme import Scheme, default_group_size
+
+__all__ = ["Sensitivity", "allocate", "measure_sensitivity", "sensitivity"]
+
+WIDTHS = (2, 3, 4, 5, 6, 8)
+_SAMPLES = 32
+_BUCKETS = 20_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """What quantizing one layer alone does to the output of the model.
+
+    costs: layer to {bits: squared error of the output over its square}; without data the error of
+      the weight itself. sizes: layer to its number of weights.
+    """
+
+    costs: Mapping[str, Mapping[int, float]]
+    sizes: Mapping[str, int]
+
+    def __str__(self) -> str:
+        widths = sorted({bits for costs in self.costs.values() for bits in costs})
+        longest = max(map(len, self.costs), default=5)
+        lines = [f"{'layer':{longest}}  {'weights':>9}" + "".join(f"{b:>10}" for b in widths)]
+        for name, costs in self.costs.items():
+            cells = "".join(f"{costs.get(b, float('nan')):10.2e}" for b in widths)
+            lines.append(f"{name:{longest}}  {self.sizes[name]:>9}{cells}")
+        return "\n".join(lines)
+
+    def allocate(self, average: float) -> dict[str, int]:
+        """Bits of each layer, at most ``average`` a weight, with the smallest sum of costs."""
+        return allocate(self.costs, self.sizes, average)
+
+    def front(self, averages: Sequence[float] = (2, 2.5, 3, 3.5, 4, 5, 6, 8)) -> str:
+        """A table: average of bits, what the best allocation costs, and its widths."""
+        lines = [f"{'average':>7}  {'spent':>6}  {'cost':>9}  layers of 2, 3, 4, 5, 6, 8 bits"]
+        for average in averages:
+            bits = self.allocate(average)
+            spent = sum(self.sizes[n] * b for n, b in bits.items()) / sum(self.sizes.values())
+            cost = sum(self.costs[n][b] for n, b in bits.items())
+            counts = " ".join(f"{list(bits.values()).count(b):4}" for b in WIDTHS)
+            lines.append(f"{average:7.2f}  {spent:6.3f}  {cost:9.2e}  {counts}")
+        return "\n".join(lines)
+
+    def plot(self) -> Any:
+        """A matplotlib figure: cost of each layer at each width."""
+        from matplotlib.figure import Figure  # noqa: PLC0415 (only needed here)
+
+        figure = Figure(figsize=(max(6, 0.25 * len(self.costs)), 4), layout="constrained")
+        axes = figure.subplots()
+        names = list(self.costs)
+        for bits in sorted({b for costs in self.costs.values() for b in costs}):
+            heights = [self.costs[n].get(bits, float("nan")) for n in names]
+            axes.plot(names, heights, ".-", label=f"{bits} bits")
+        axes.set_yscale("log")
+        axes.set_ylabel("error of the output, of its power")
+        axes.tick_params(axis="x", rotation=90, labelsize=7)
+        axes.legend()
+        return figure
+
+
+def sensitivity(
+    model: nn.Module, data: object = None, *, grid: str = "linear", progress: bool = True
+) -> Sensitivity:
+    """What each layer's width alone costs the output of the model.
+
+    Example:
+        >>> import torch, octavo
+        >>> model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 8)).eval()
+        >>> found = octavo.sensitivity(model, torch.randn(64, 32), progress=False)
+        >>> sorted(found.allocate(4.0))
+        ['0', '1']
+
+    Args:
+        model: a float model; it stays as it is.
+        data: batches as for `octavo.quantize`; the first 32 samples are run once for every layer
+            and width. Without data the error of the weights stands for that of the output.
+        grid: levels, one of `octavo.grids()`.
+        progress: whether to show a bar on stderr.
+    """
+    check_model(model)
+    batches = None if data is None else Batches(data)
+    work = copy_model(model).eval()
+    example = None if batches is None else batches.example(work)
+    fold(work, example)
+    found = capture(work, example)
+    names = [site.name for site in found.sites if not site.reason]
+    return measure_sensitivity(work, names, batches, grid, progress)
+
+
+def measure_sensitivity(
+    model: nn.Module, names: Sequence[str], batches: Batches | None, grid: str, progress: bool
+) -> Sensitivity:
+    """`sensitivity` of some layers of a folded model, which comes back as it was."""
+    calls = [] if batches is None else _few(batches.recorded(model))
+    wanted = [_outputs(model, call) for call in calls]
+    power = sum(float(y.square().sum(dtype=torch.float64)) for ys in wanted for y in ys) or 1.0
+    costs: dict[str, dict[int, float]] = {}
+    sizes: dict[str, int] = {}
+    label = "octavo: sensitivity"
+    for name in tqdm(names, desc=label, unit="layer", disable=not progress, leave=False):
+        module = model.get_submodule(name)
+        quantized, _ = quantized_class(module)
+        assert quantized is not None
+        weight = quantized.canonical_weight(module).float()
+        own = module._parameters["weight"]
+        transposed = (
+            own is not None and weight.stride() != own.stride()
+        )  # transformers' Conv1D: [in, out].
+        sizes[name] = weight.numel()
+        costs[name] = {}
+        for bits in WIDTHS:
+            size = default_group_size(bits, weight.shape[1]) if weight.dim() == 2 else 0
+            real = nearest(weight, None, Scheme(bits, grid, size)).dequantize()
+            if calls:
+                with _Replaced(module, real.t() if transposed else real):
+                    noise = sum(
+                        float((y - z).square().sum(dtype=torch.float64))
+                        for ys, call in zip(wanted, calls, strict=True)
+                        for y, z in zip(ys, _outputs(model, call), strict=True)
+                    )
+                costs[name][bits] = noise / power
+            else:
+                noise = float((real - weight).square().sum(dtype=torch.float64))
+                costs[name][bits] = noise / (float(weight.square().sum()) or 1.0)
+    return Sensitivity(costs, sizes)
+
+
+def allocate(
+    costs: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], average: float
+) -> dict[str, int]:
+    """Multiple-choice knapsack: a width for each layer, together at most ``average`` bits a weight.
+
+    Dynamic programming over the budget in 20,000 parts, sizes rounded up.
+    """
+    total = sum(sizes.values())
+    part = max(total * average / _BUCKETS, 1e-9)
+    best = torch.zeros(_BUCKETS + 1, dtype=torch.float64)
+    choices: list[Tensor] = []
+    widths = {name: sorted(costs[name]) for name in costs}
+    for name, own in costs.items():
+        options = []
+        for bits in widths[name]:
+            used = int(-(-(sizes[name] * bits - 1e-6) // part))
+            option = torch.full_like(best, torch.inf)
+            if used <= _BUCKETS:
+                option[used:] = best[: _BUCKETS + 1 - used] + own[bits]
+            options.append(option)
+        best, chosen = torch.stack(options).min(0)
+        choices.append(chosen)
+    if not bool(best[-1].isfinite()):  # Rounded-up sizes of the narrowest widths are too many.
+        return {name: widths[name][0] for name in costs}
+    left = _BUCKETS
+    result: dict[str, int] = {}
+    for name, chosen in zip(reversed(list(costs)), reversed(choices), strict=True):
+        bits = widths[name][int(chosen[left])]
+        result[name] = bits
+        left -= int(-(-(sizes[name] * bits - 1e-6) // part))
+    return {name: result[name] for name in costs}
+
+
+class _Replaced:
+    """A layer's weight replaced for a while, given in its own order."""
+
+    def __init__(self, module: nn.Module, weight: Tensor) -> None:
+        self._module = module
+        self._old = module._parameters["weight"]
+        assert self._old is not None
+        self._new = weight.to(self._old.dtype)
+
+    def __enter__(self) -> None:
+        self._module._parameters["weight"] = nn.Parameter(self._new, requires_grad=False)
+
+    def __exit__(self, *_error: object) -> None:
+        self._module._parameters["weight"] = self._old
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
+    """The floating-point tensors that a call returns."""
+    arguments = copy.deepcopy((call.args, call.kwargs))  # A model may write into its inputs.
+    return [tensor.float() for tensor in _tensors(model(*arguments[0], **arguments[1]))]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from _tensors([getattr(value, f.name) for f in dataclasses.fields(value)])
+
+
+def _few(calls: list[Call]) -> list[Call]:
+    """The first calls, together about 32 samples."""
+    kept: list[Call] = []
+    seen = 0
+    for call in calls:
+        left = _SAMPLES - seen
+        kept.append(call.shortened(left) or call)
+        seen += kept[-1].samples
+        if seen >= _SAMPLES:
+            break
+    return kept

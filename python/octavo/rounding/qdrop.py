@@ -1,0 +1,283 @@
+"""Rounding learned block by block: AdaRound's variables, the block's output error, dropped noise.
+
+Nagel et al., "Up or Down? Adaptive Rounding" (2020): each code is the level below or above, by a
+variable h in 0..1 that a penalty drives to its ends. Li et al., "BRECQ" (2021): the loss is that of
+the output of a block. Wei et al., "QDrop" (2022): half of the elements of stored values, drawn anew
+in each step, stay unquantized meanwhile. GPTQ's codes are where it starts, and the start is kept if
+learning does not lower the error on samples held out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.grids import neighbours
+from octavo.rounding.codes import Codes
+from octavo.rounding.gptq import solve
+from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize
+from octavo.rounding.patches import moments_of
+from octavo.rounding.units import apply_layer, walk_block
+
+__all__ = ["qdrop"]
+
+_STEPS = 600
+_SAMPLES = 32  # In each step.
+_HELD_OUT = 8  # One sample of so many only judges.
+_RATE = 1e-2  # Few steps want a large one (jiho264/MyAdaRound).
+_PENALTY = 0.01
+_BETA = (20.0, 2.0)
+_WARM_UP = 0.2  # Share of the steps without penalty.
+_ZETA, _GAMMA = 1.1, -0.1
+_DROP = 0.5
+_SURE = 0.8  # h of GPTQ's code at the start; the other level has 1 - h.
+
+
+def qdrop(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
+    """Codes of the layers of a pause."""
+    start = _gptq_in_block(runs, pause)
+    if pause.block is None or not start:
+        return start
+    data = _Samples.of(pause)
+    if data is None:
+        return start
+    with torch.enable_grad():
+        learned = _learned(runs, pause, start, data)
+    with torch.no_grad():
+        before, after = (_error(runs, pause, codes, data) for codes in (start, learned))
+    return learned if after < before else start
+
+
+# ---- the start -----------------------------------------------------------------------------------
+
+
+def _gptq_in_block(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
+    """GPTQ's codes of the layers of a block, one after the other."""
+    if pause.block is None:
+        (name,) = pause.layers
+        scheme = runs.sites[name].scheme
+        assert scheme is not None
+        module = runs.model.get_submodule(name)
+        moments = moments_of(module, pause.inputs, pause.targets)
+        return {name: solve(module, runs.weights[name], scheme, moments)}
+    codes: dict[str, Codes] = {}
+    for name in pause.layers:
+        inputs, targets = [], []
+        for quantized, in_float in zip(pause.inputs, pause.float_inputs, strict=True):
+            inputs.append(_seen(runs, pause, quantized, name, codes))
+            targets.append(_seen(runs, pause, in_float, name, None))
+        scheme = runs.sites[name].scheme
+        assert scheme is not None
+        module = runs.model.get_submodule(name)
+        moments = moments_of(module, [x for x, _ in inputs], [y for _, y in targets])
+        codes[name] = solve(module, runs.weights[name], scheme, moments)
+    return codes
+
+
+class _Reached(Exception):
+    """Ends a walk where a layer has been reached."""
+
+
+def _seen(
+    runs: Lockstep,
+    pause: Pause,
+    values: dict[str, Any],
+    wanted: str,
+    codes: dict[str, Codes] | None,
+) -> tuple[Tensor, Tensor]:
+    """Input and float output of a layer of a block; ``codes`` None: in float."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def layer(name: str, x: Tensor, alone: bool) -> Tensor:
+        module = runs.model.get_submodule(name)
+        x = runs.stored_input(name, x) if alone and codes is not None else x
+        if name == wanted:
+            bias = module._parameters.get("bias")
+            found.append((x, apply_layer(module, x, runs.weights[name].float(), bias)))
+            raise _Reached
+        if codes is None:
+            bias = module._parameters.get("bias")
+            return apply_layer(module, x, runs.weights[name].float(), bias)
+        return apply_layer(module, x, codes[name].dequantize(), codes[name].bias)
+
+    store = runs.stored if codes is not None else _unstored
+    assert pause.block is not None
+    try:
+        walk_block(
+            pause.block, runs.model, {k: _copied(v) for k, v in values.items()}, layer, store
+        )
+    except _Reached:
+        return found[0]
+    raise AssertionError(wanted)
+
+
+def _unstored(_key: str, x: Tensor) -> Tensor:
+    return x
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+# ---- learning ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Samples:
+    """Inputs and outputs of a block, all batches joined. held: samples that only judge."""
+
+    inputs: dict[str, Tensor]
+    float_inputs: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    learn: Tensor
+    held: Tensor
+
+    @classmethod
+    def of(cls, pause: Pause) -> _Samples | None:
+        """None where values are no tensors of samples that can be joined, or there are too few."""
+        joined = []
+        for batches in (pause.inputs, pause.float_inputs, pause.targets):
+            columns: dict[str, Tensor] = {}
+            for name in batches[0]:
+                parts = [batch[name] for batch in batches]
+                if not all(isinstance(p, Tensor) and p.is_floating_point() for p in parts):
+                    return None
+                if len({p.shape[1:] for p in parts}) != 1:
+                    return None
+                columns[name] = torch.cat(parts)
+            joined.append(columns)
+        counts = {len(t) for columns in joined for t in columns.values()}
+        if len(counts) != 1 or (count := counts.pop()) < 2 * _HELD_OUT:
+            return None
+        index = torch.arange(count)
+        held = index % _HELD_OUT == 0
+        return cls(joined[0], joined[1], joined[2], index[~held], index[held])
+
+
+class _Soft:
+    """A layer's weight while it is learned: levels between the two neighbours."""
+
+    def __init__(self, weight: Tensor, codes: Codes) -> None:
+        rows = weight.float().reshape(weight.shape[0], -1)
+        self.codes, self.scale = codes, codes.spread()
+        start = codes.codes.reshape(rows.shape).float()
+        # The pair is the start and its neighbour on the side of the weight.
+        u = rows / self.scale
+        toward = torch.where(u >= start, start + 0.25, start - 0.25)
+        self.low, self.high = neighbours(toward, codes.scheme, codes.levels)
+        h = torch.where(start >= self.high, _SURE, 1 - _SURE)
+        span = (self.high - self.low).clamp(min=1e-6)
+        share = ((u - self.low) / span).clamp(0.02, 0.98)
+        h = (0.5 * (h + share)).clamp(0.02, 0.98)
+        h = torch.where(start >= self.high, h.clamp(min=0.51), h.clamp(max=0.49))
+        self.v = (-((_ZETA - _GAMMA) / (h - _GAMMA) - 1).log()).requires_grad_()
+        bias = torch.zeros(len(rows)) if codes.bias is None else codes.bias.clone()
+        self.bias = bias.requires_grad_()
+
+    def h(self) -> Tensor:
+        """Share of the upper level, 0..1."""
+        return (torch.sigmoid(self.v) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
+
+    def weight(self) -> Tensor:
+        """The weight with levels between."""
+        soft = (self.low + self.h() * (self.high - self.low)) * self.scale
+        return soft.view(self.codes.codes.shape)
+
+    def hard(self) -> Codes:
+        """The codes learned."""
+        with torch.no_grad():
+            levels = torch.where(self.v >= 0, self.high, self.low).to(torch.int8)
+            return dataclasses.replace(
+                self.codes,
+                codes=levels.view(self.codes.codes.shape),
+                bias=self.bias.detach().clone(),
+            )
+
+
+def _learned(
+    runs: Lockstep, pause: Pause, start: dict[str, Codes], data: _Samples
+) -> dict[str, Codes]:
+    block = pause.block
+    assert block is not None
+    soft = {name: _Soft(runs.weights[name], start[name]) for name in pause.layers}
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [s.v for s in soft.values()], "lr": _RATE},
+            {"params": [s.bias for s in soft.values()], "lr": 1e-3 * _scale_of(data)},
+        ]
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def layer(name: str, x: Tensor, alone: bool) -> Tensor:
+        module = runs.model.get_submodule(name)
+        x = _through(x, runs.stored_input(name, x.detach())) if alone else x
+        return apply_layer(module, x, soft[name].weight(), soft[name].bias)
+
+    def store(key: str, x: Tensor) -> Tensor:
+        kept = torch.rand(x.shape, generator=generator) < _DROP
+        return torch.where(kept, x, _through(x, fake_quantize(x.detach(), runs.qparams[key])))
+
+    for step in range(_STEPS):
+        draw = torch.randint(len(data.learn), (_SAMPLES,), generator=generator)
+        chosen = data.learn[draw]
+        values: dict[str, Any] = {}
+        for name, x in data.inputs.items():
+            picked, in_float = x[chosen], data.float_inputs[name][chosen]
+            kept = torch.rand(picked.shape, generator=generator) < _DROP
+            values[name] = torch.where(kept, in_float, picked)
+        walk_block(block, runs.model, values, layer, store)
+        loss = _distance(values, data.targets, chosen)
+        share = (step / _STEPS - _WARM_UP) / (1 - _WARM_UP)
+        if share > 0:
+            beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - share)
+            for s in soft.values():
+                loss = loss + _PENALTY * (1 - (2 * s.h() - 1).abs().pow(beta)).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return {name: s.hard() for name, s in soft.items()}
+
+
+def _scale_of(data: _Samples) -> float:
+    """Typical size of the outputs."""
+    return max(float(next(iter(data.targets.values())).std()), 1e-6)
+
+
+def _through(x: Tensor, stored: Tensor) -> Tensor:
+    """``stored``, with the gradient of ``x``."""
+    return x + (stored - x).detach()
+
+
+def _distance(values: dict[str, Any], targets: dict[str, Tensor], chosen: Tensor) -> Tensor:
+    """Squared error of the outputs, summed over channels, mean over everything else."""
+    total = torch.zeros(())
+    for name, target in targets.items():
+        off = (values[name] - target[chosen]).square()
+        axis = 1 if off.dim() in (3, 4) else -1
+        total = total + off.sum(axis).mean()
+    return total
+
+
+def _error(runs: Lockstep, pause: Pause, codes: dict[str, Codes], data: _Samples) -> float:
+    """Of codes on the samples held out."""
+
+    def layer(name: str, x: Tensor, alone: bool) -> Tensor:
+        module = runs.model.get_submodule(name)
+        x = runs.stored_input(name, x) if alone else x
+        return apply_layer(module, x, codes[name].dequantize(), codes[name].bias)
+
+    assert pause.block is not None
+    total = 0.0
+    for part in _chunks(data.held):
+        values: dict[str, Any] = {name: x[part] for name, x in data.inputs.items()}
+        walk_block(pause.block, runs.model, values, layer, runs.stored)
+        total += float(_distance(values, data.targets, part)) * len(part)
+    return total
+
+
+def _chunks(index: Tensor) -> Iterator[Tensor]:
+    yield from torch.split(index, _SAMPLES)

@@ -1,0 +1,106 @@
+"""rounding.qdrop: learned codes lower a block's error on held-out samples, or the start stays."""
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.batches import Batches
+from octavo.calibrate import calibrate
+from octavo.capture import capture
+from octavo.plan import FlowPlan, plan
+from octavo.rounding import qdrop as module
+from octavo.rounding.lockstep import Lockstep
+from octavo.scheme import Scheme
+
+X = torch.randn(160, 3, 8, 8, generator=torch.Generator().manual_seed(1)).cumsum(3)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(12, 12, 3, padding=1)
+        self.b = nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x):
+        return torch.relu(x + self.b(torch.relu(self.a(x))))
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3)
+        self.block = Block()
+        self.head = nn.Linear(12, 6)
+
+    def forward(self, x):
+        return self.head(self.block(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+def runs_of(activations, bits, **options):
+    torch.manual_seed(0)
+    model, batches = Network().eval(), Batches(X)
+    found = capture(model, batches.example(model))
+    decided = plan(found, Scheme(bits, **options), activations, 4)
+    params = calibrate(model, decided, batches).qparams if activations == "static" else {}
+    flows = decided.flows or [FlowPlan(flow, flow.steps) for flow in found.flows]
+    return Lockstep(model, decided, batches, qparams=params, flows=flows, blockwise=True)
+
+
+@pytest.mark.parametrize(
+    ("activations", "options"),
+    [("static", {}), ("float", {}), ("dynamic", {"grid": "nf"})],
+    ids=["static", "float", "dynamic nf"],
+)
+@torch.no_grad()
+def test_learning_lowers_the_error_of_blocks(activations, options, monkeypatch):
+    monkeypatch.setattr(module, "_STEPS", 200)
+    runs = runs_of(activations, 2, **options)
+    better = []
+    for pause in runs:
+        data = module._Samples.of(pause)
+        start = module._gptq_in_block(runs, pause)
+        with torch.enable_grad():
+            learned = module._learned(runs, pause, start, data)
+        before, after = (module._error(runs, pause, c, data) for c in (start, learned))
+        better.append(after < before)
+        codes = module.qdrop(runs, pause)
+        kept = module._error(runs, pause, codes, data)
+        assert kept <= before * 1.0001
+        for name, code in codes.items():
+            assert not code.bias.requires_grad and not code.scale.requires_grad
+            if code.levels is None:
+                assert -2 <= int(code.codes.min()) and int(code.codes.max()) <= 1
+            assert code.codes.shape == runs.weights[name].shape
+        runs.codes |= codes
+    assert len(better) == 3 and sum(better) >= 2
+
+
+def test_the_whole_call_leaves_no_trace_of_learning(monkeypatch):
+    monkeypatch.setattr(module, "_STEPS", 30)
+    torch.manual_seed(0)
+    model = Network().eval()
+    small = octavo.quantize(model, (3, 3), X, effort="best", progress=False)
+    assert any("'qdrop' chosen" in note for note in octavo.report(small).notes)
+    assert all(p.grad is None for p in model.parameters())
+    again = octavo.quantize(model, (3, 3), X, effort="best", progress=False)
+    with torch.no_grad():
+        assert torch.equal(small(X), again(X))
+
+
+def test_unequal_samples_keep_the_start():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.a(x)))
+
+    model = Words().eval()
+    data = [torch.randn(1, n, 16) for n in (5, 9, 7)]
+    small = octavo.quantize(
+        model, 4, data, effort="best", activations="float", group_size=16, progress=False
+    )
+    with torch.no_grad():
+        assert float((small(data[0]) - model(data[0])).norm() / model(data[0]).norm()) < 0.3
