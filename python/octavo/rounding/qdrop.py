@@ -4,7 +4,8 @@ Nagel et al., "Up or Down? Adaptive Rounding" (2020): each code is the level bel
 variable h in 0..1 that a penalty drives to its ends. Li et al., "BRECQ" (2021): the loss is that of
 the output of a block. Wei et al., "QDrop" (2022): half of the elements of stored values, drawn anew
 in each step, stay unquantized meanwhile. GPTQ's codes are where it starts, and the start is kept if
-learning does not lower the error on samples held out.
+learning does not lower the error on samples held out. Settings below: a residual block of 3x3
+convolutions at 2 and 4 bits, where learning leaves 0.6 and 0.9 of the error.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ __all__ = ["qdrop"]
 _STEPS = 600
 _SAMPLES = 32  # In each step.
 _HELD_OUT = 8  # One sample of so many only judges.
-_RATE = 1e-2  # Few steps want a large one (jiho264/MyAdaRound).
-_PENALTY = 0.01
+_WAY = 15.0  # Steps times the rate: how far a variable can go. From one end to the other are 5.
+_PENALTY = 5.0  # Of the mean over a block's weights, where the error at the start is 1.
 _BETA = (20.0, 2.0)
 _WARM_UP = 0.2  # Share of the steps without penalty.
 _ZETA, _GAMMA = 1.1, -0.1
@@ -40,8 +41,8 @@ _SURE = 0.8  # h of GPTQ's code at the start; the other level has 1 - h.
 def qdrop(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     """Codes of the layers of a pause."""
     start = _gptq_in_block(runs, pause)
-    if pause.block is None or not start:
-        return start
+    if pause.block is None or len(pause.layers) < 2:
+        return start  # For a layer alone GPTQ minimises the same error, and better.
     data = _Samples.of(pause)
     if data is None:
         return start
@@ -206,8 +207,8 @@ def _learned(
     soft = {name: _Soft(runs.weights[name], start[name]) for name in pause.layers}
     optimizer = torch.optim.Adam(
         [
-            {"params": [s.v for s in soft.values()], "lr": _RATE},
-            {"params": [s.bias for s in soft.values()], "lr": 1e-3 * _scale_of(data)},
+            {"params": [s.v for s in soft.values()], "lr": _WAY / _STEPS},
+            {"params": [s.bias for s in soft.values()], "lr": 0.2 * _scale_of(data) / _STEPS},
         ]
     )
     generator = torch.Generator().manual_seed(0)
@@ -221,6 +222,9 @@ def _learned(
         kept = torch.rand(x.shape, generator=generator) < _DROP
         return torch.where(kept, x, _through(x, fake_quantize(x.detach(), runs.qparams[key])))
 
+    with torch.no_grad():
+        unit = max(_error(runs, pause, start, data) / len(data.held), 1e-12)
+    weights = sum(s.v.numel() for s in soft.values())
     for step in range(_STEPS):
         draw = torch.randint(len(data.learn), (_SAMPLES,), generator=generator)
         chosen = data.learn[draw]
@@ -230,12 +234,13 @@ def _learned(
             kept = torch.rand(picked.shape, generator=generator) < _DROP
             values[name] = torch.where(kept, in_float, picked)
         walk_block(block, runs.model, values, layer, store)
-        loss = _distance(values, data.targets, chosen)
+        loss = _distance(values, data.targets, chosen) / unit
         share = (step / _STEPS - _WARM_UP) / (1 - _WARM_UP)
         if share > 0:
             beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - share)
             for s in soft.values():
-                loss = loss + _PENALTY * (1 - (2 * s.h() - 1).abs().pow(beta)).sum()
+                unsure = 1 - (2 * s.h() - 1).abs().pow(beta)
+                loss = loss + _PENALTY / weights * unsure.sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

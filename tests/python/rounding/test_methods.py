@@ -1,5 +1,7 @@
 """Every row of the table of methods: codes in range, better than plain rounding, right messages."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ X = torch.randn(96, 3, 10, 10, generator=torch.Generator().manual_seed(1)).cumsu
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning in a tenth of the steps."""
-    monkeypatch.setattr("octavo.rounding.qdrop._STEPS", 60)
+    monkeypatch.setattr(importlib.import_module("octavo.rounding.qdrop"), "_STEPS", 60)
 
 
 class Network(nn.Module):

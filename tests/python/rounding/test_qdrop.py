@@ -1,5 +1,7 @@
 """rounding.qdrop: learned codes lower a block's error on held-out samples, or the start stays."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -9,10 +11,10 @@ from octavo.batches import Batches
 from octavo.calibrate import calibrate
 from octavo.capture import capture
 from octavo.plan import FlowPlan, plan
-from octavo.rounding import qdrop as module
 from octavo.rounding.lockstep import Lockstep
 from octavo.scheme import Scheme
 
+module = importlib.import_module("octavo.rounding.qdrop")
 X = torch.randn(160, 3, 8, 8, generator=torch.Generator().manual_seed(1)).cumsum(3)
 
 
@@ -56,24 +58,22 @@ def runs_of(activations, bits, **options):
 def test_learning_lowers_the_error_of_blocks(activations, options, monkeypatch):
     monkeypatch.setattr(module, "_STEPS", 200)
     runs = runs_of(activations, 2, **options)
-    better = []
+    better = {}
     for pause in runs:
         data = module._Samples.of(pause)
         start = module._gptq_in_block(runs, pause)
-        with torch.enable_grad():
-            learned = module._learned(runs, pause, start, data)
-        before, after = (module._error(runs, pause, c, data) for c in (start, learned))
-        better.append(after < before)
         codes = module.qdrop(runs, pause)
-        kept = module._error(runs, pause, codes, data)
-        assert kept <= before * 1.0001
+        before, after = (module._error(runs, pause, c, data) for c in (start, codes))
+        better[pause.layers] = after / before
         for name, code in codes.items():
             assert not code.bias.requires_grad and not code.scale.requires_grad
             if code.levels is None:
-                assert -2 <= int(code.codes.min()) and int(code.codes.max()) <= 1
+                assert int(code.codes.min()) >= -2 and int(code.codes.max()) <= 1
             assert code.codes.shape == runs.weights[name].shape
         runs.codes |= codes
-    assert len(better) == 3 and sum(better) >= 2
+    assert better.pop(("block.a", "block.b")) < 0.9
+    # For a layer alone GPTQ is all that is done.
+    assert better == {("stem",): 1.0, ("head",): 1.0}
 
 
 def test_the_whole_call_leaves_no_trace_of_learning(monkeypatch):
