@@ -177,7 +177,7 @@ void pack_lowbit(const LowbitWeight& weight, void* packed) {
   } else {
     pack_columns(weight, h, packed);
   }
-  if (weight.kind == LowbitKind::kLevels) {
+  if (weight.kind == LowbitKind::kLevels && h.out_features > 0) {
     const int64_t tables = (h.out_features + kLowbitColumns - 1) / kLowbitColumns;
     std::memcpy(section<int8_t>(packed, h.levels_offset), weight.levels,
                 static_cast<size_t>(tables << h.bits));
@@ -233,7 +233,7 @@ void unpack_lowbit(const void* packed, uint8_t* codes, float* scale, uint8_t* ze
     }
     if (bias != nullptr && !rows) bias[o] = section<float>(packed, h.bias_offset)[o];
   }
-  if (levels != nullptr && kind == LowbitKind::kLevels) {
+  if (levels != nullptr && kind == LowbitKind::kLevels && h.out_features > 0) {
     std::memcpy(levels, tables,
                 static_cast<size_t>((h.out_features + kLowbitColumns - 1) / kLowbitColumns)
                     << h.bits);
