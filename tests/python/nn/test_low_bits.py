@@ -59,8 +59,7 @@ def test_saved_loaded_copied_and_equal_on_every_isa(grid, bits, name, tmp_path):
     data = X if form.get("activations") == 8 else None
     small = octavo.quantize(model, bits, data, grid=grid, progress=False, **form)
     octavo.save(small, tmp_path / "m.safetensors")
-    state = Words().eval()
-    state = octavo.quantize(state, bits, data, grid=grid, progress=False, **form)
+    state = octavo.quantize(Words().eval(), bits, data, grid=grid, progress=False, **form)
     if data is None:  # Ranges of regions are no part of a state_dict.
         state.load_state_dict(small.state_dict())
     copies = [
