@@ -50,7 +50,7 @@ def _(x: Tensor, packed: Tensor, out_features: int, activations: str) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def linear_lowbit_static(
+def linear_lowbit_static(  # noqa: PLR0917 (the operator's own order)
     x: Tensor, packed: Tensor, out_features: int, scale: float, zero_point: int, max_code: int
 ) -> Tensor:
     """`linear_lowbit` with given parameters of ``x`` instead of one scale a row.
@@ -80,7 +80,7 @@ def linear_lowbit_static(
 
 
 @checks.register_fake("octavo::linear_lowbit_static")
-def _(
+def _(  # noqa: PLR0917 (the operator's own order)
     x: Tensor, packed: Tensor, out_features: int, scale: float, zero_point: int, max_code: int
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))

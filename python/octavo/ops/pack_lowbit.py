@@ -106,7 +106,7 @@ def pack_lowbit(
 
 
 @checks.register_fake("octavo::pack_lowbit")
-def _(
+def _(  # noqa: PLR0917 (the operator's own order)
     codes: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
