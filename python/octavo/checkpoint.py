@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import ops, safetensors_file
+from octavo.checkpoint_trainee import load_trainee, save_trainee
 from octavo.errors import CheckpointError, describe
 from octavo.flow import Flow, Step, from_data, to_data
 from octavo.fold import materialise
@@ -31,6 +32,7 @@ from octavo.nn.registry import quantized_class
 from octavo.record import Record, attach, record_of
 from octavo.rewrite import copy_model, install
 from octavo.scheme import Activations, QParams
+from octavo.trainee import training_of
 
 __all__ = ["FORMAT_VERSION", "load", "save"]
 
@@ -50,7 +52,7 @@ _BAD_DATA = (
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Writes a quantized model to one safetensors file.
+    """Writes a quantized model, or a trainee, to one safetensors file.
 
     What was at ``path`` is replaced when the file is complete, not before.
 
@@ -66,6 +68,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"save: expected a quantized nn.Module, got {describe(model)}.")
+    version = ".".join(map(str, FORMAT_VERSION))
+    training = training_of(model)
+    if training is not None:
+        save_trainee(model, training, path, version)
+        return
     modules = dict(model.named_modules())
     if not any(isinstance(module, QLayer) for module in modules.values()):
         raise ValueError(
@@ -118,7 +125,6 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"save: expected captured calls of plain data, got another one ({error})."
         ) from error
-    version = ".".join(map(str, FORMAT_VERSION))
     metadata = {"format": "octavo", "version": version, "model": content}
     safetensors_file.write(path, tensors, metadata)
 
@@ -205,6 +211,8 @@ def _file_name(name: str) -> str:
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """The quantized model that ``save`` has written, in eval mode. ``model`` gives its code.
 
+    A trainee comes back as it was, in the mode it was in, with Parameters of its own.
+
     Example:
         >>> import octavo
         >>> fast = octavo.load("fast.safetensors", build_model())  # doctest: +SKIP
@@ -233,6 +241,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     content = _content(metadata, tensors, where)
     with torch.inference_mode(False), torch.no_grad():
         try:
+            if isinstance(content, str):
+                return load_trainee(content, tensors, model, where)
             return _Loader(content, tensors, _plain(model), where).result()
         except CheckpointError:
             raise
@@ -259,7 +269,8 @@ def _plain(model: nn.Module) -> nn.Module:
 
 def _content(
     metadata: Mapping[str, str], tensors: Mapping[str, Tensor], where: str
-) -> dict[str, Any]:
+) -> dict[str, Any] | str:
+    """The model's description; the text of a trainee's."""
     if metadata.get("format") != "octavo":
         floats = sum(tensor.is_floating_point() for tensor in tensors.values())
         raise CheckpointError(
@@ -278,6 +289,8 @@ def _content(
         raise CheckpointError(
             f"{where}: expected a SHA-256 among the metadata, got none. The file is damaged."
         )
+    if "trainee" in metadata:
+        return metadata["trainee"]
     try:
         content = json.loads(metadata.get("model", ""))
     except (ValueError, RecursionError) as error:

@@ -31,12 +31,14 @@ class Training:
     """What a trainee was made from, kept on it for `octavo.freeze`.
 
     plan: of the integer model. batch_norms: (BatchNorm, layer it will be folded into).
-    float_bytes: of the float model.
+    float_bytes: of the float model. params: ranges it started from. method: as asked for.
     """
 
     plan: Plan
     batch_norms: tuple[tuple[str, str], ...]
     float_bytes: int
+    params: Mapping[str, QParams]
+    method: str | None
 
 
 def training_of(model: nn.Module) -> Training | None:
@@ -100,7 +102,7 @@ def make_trainee(
         for site in plan.sites:
             if site.scheme is not None:
                 builder.layer(site)
-    result.__dict__[_ATTRIBUTE] = Training(plan, batch_norms, float_bytes)
+    result.__dict__[_ATTRIBUTE] = Training(plan, batch_norms, float_bytes, dict(params), method)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -366,3 +367,58 @@ def test_copies_are_independent() -> None:
         assert not torch.equal(twin(x), trainee(x))
         assert torch.equal(octavo.freeze(twin)(x), octavo.freeze(twin)(x))
         trainee.load_state_dict(twin.state_dict())
+
+
+def test_files(tmp_path: Path) -> None:
+    """save and load take trainees: same state, same next step, same integers."""
+    path = tmp_path / "trainee.safetensors"
+    trainee = trainee_of({"*": (4, 4), "@last": (8, 8)})
+    trainee.drop.p = 0.0
+    step(trainee, torch.optim.SGD(trainee.parameters(), 0.1))
+    octavo.save(trainee, path)
+    model = Net()
+    before = copy.deepcopy(model.state_dict())
+    other = octavo.load(path, model)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+    assert other.training and training_of(other) == training_of(trainee)
+    other.drop.p = 0.0
+    assert list(other.state_dict()) == list(trainee.state_dict())
+    x = torch.randn(8, 3, 8, 8)
+    for twin in (trainee, other):
+        torch.manual_seed(3)
+        step(twin, torch.optim.SGD(twin.parameters(), 0.1), x)
+    for name, tensor in trainee.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    frozen = [octavo.freeze(twin, progress=False)(x) for twin in (trainee, other)]
+    assert torch.equal(frozen[0], frozen[1])
+    with pytest.raises(octavo.CheckpointError, match="expected the architecture that was saved"):
+        octavo.load(path, nn.Sequential(nn.Conv2d(3, 8, 3)))
+    wrong = Net()
+    wrong.fc = nn.Linear(8, 6)
+    with pytest.raises(
+        octavo.CheckpointError, match=r"expected tensor 'fc.weight' of shape \[6, 8\], got \[5, 8\]"
+    ):
+        octavo.load(path, wrong)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    from octavo import safetensors_file
+
+    path = tmp_path / "trainee.safetensors"
+    octavo.save(trainee_of(), path)
+    tensors, metadata = safetensors_file.read(path)
+    text = metadata["trainee"]
+    for old, new, message in (
+        ('"format":"octavo.plan 1"', '"format":"octavo.plan 9"', "expected format"),
+        ('"method":null', '"method":"adam"', "expected a known method, got 'adam'"),
+        ('"function":"Tensor.mean"', '"function":"os.system"', "functions of octavo's table"),
+        ('"module":"conv2"', '"module":"conv9"', "expected modules of the model"),
+        ('":x":[', '":y":["0x0p+0",0,8],":x":[', "expected the range of a value"),
+        ('"tied":{}', '"tied":[]', "expected the data that octavo writes"),
+    ):
+        assert old in text, old
+        bad = tmp_path / "bad.safetensors"
+        kept = {k: v for k, v in metadata.items() if k != "sha256"}
+        safetensors_file.write(bad, tensors, {**kept, "trainee": text.replace(old, new)})
+        with pytest.raises(octavo.CheckpointError, match=message):
+            octavo.load(bad, Net())

@@ -43,6 +43,29 @@ def test_benchmark_runs_and_counts_missing_engines(torchvision: object) -> None:
     assert "octavo ISA" in out and "not measured" not in out
 
 
+def test_train_cifar(data: Path) -> None:
+    """Forty steps at 4 bits; the plain start loses more than the floor allows."""
+    out = run(
+        str(EXAMPLES / "train_cifar.py"),
+        *("--bits", "4", "4", "--minutes", "0", "--epochs", "1", "--limit", "2560"),
+        *("--test-images", "1000", "--quiet", "--floor", "89"),
+    )
+    assert "promise of one step kept" in out and '"integer_accuracy"' in out
+
+
+def test_transfer_learning(data: Path) -> None:
+    out = run(str(EXAMPLES / "transfer_learning.py"), "--epochs", "1", "--floor", "88")
+    assert "every site within one step: True" in out
+
+
+def test_train_two_processes() -> None:
+    out = run(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *(str(EXAMPLES / "train_two_processes.py"), "--epochs", "1"),
+    )
+    assert "in integers" in out
+
+
 @pytest.mark.slow
 def test_benchmark_with_every_engine(torchvision: object) -> None:
     out = run(

@@ -1,0 +1,190 @@
+"""Trainees in files: the plan, the ranges they started from, and every tensor of theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo import safetensors_file
+from octavo.errors import CheckpointError, describe
+from octavo.flow import Step
+from octavo.functions import FUNCTIONS
+from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
+from octavo.plan import Plan
+from octavo.regions import RegionPlan
+from octavo.rewrite import copy_model
+from octavo.scheme import QParams
+from octavo.trainee import Training, make_trainee
+
+__all__ = ["load_trainee", "save_trainee"]
+
+
+def save_trainee(
+    trainee: nn.Module, training: Training, path: str | os.PathLike[str], version: str
+) -> None:
+    """Writes a trainee to one safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    seen: dict[int, str] = {}
+    for name, tensor in trainee.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"save: expected modules whose state is tensors, got {type(tensor).__name__} under "
+                f"{name!r}."
+            )
+        full = _file_name(name)
+        if id(tensor) in seen:
+            tied[full] = seen[id(tensor)]
+        else:
+            seen[id(tensor)] = full
+            tensors[full] = tensor.detach()
+    try:
+        plan = json.loads(training.plan.to_json())
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"save: expected captured calls of plain data, got another one ({error})."
+        ) from error
+    content = {
+        "modules": _float_modules(trainee),
+        "plan": plan,
+        "params": {
+            key: [p.scale.hex(), p.zero_point, p.bits] for key, p in training.params.items()
+        },
+        "batch_norms": training.batch_norms,
+        "float_bytes": training.float_bytes,
+        "method": training.method,
+        "tied": tied,
+        "training": trainee.training,
+    }
+    metadata = {
+        "format": "octavo",
+        "version": version,
+        "trainee": json.dumps(content, separators=(",", ":")),
+    }
+    safetensors_file.write(path, tensors, metadata)
+
+
+def load_trainee(
+    text: str, tensors: Mapping[str, Tensor], model: nn.Module, where: str
+) -> nn.Module:
+    """The trainee of a file, in a copy of ``model``."""
+    try:
+        content = json.loads(text)
+        plan = Plan.from_json(json.dumps(content["plan"]))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: expected the plan of a trainee, got {error}.") from None
+    there = _float_modules(model)
+    wrong = sorted(
+        name
+        for name in {*there, *content["modules"]}
+        if there.get(name) != content["modules"].get(name)
+    )
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{where}: expected the architecture that was saved, got {len(wrong)} differences, the "
+            f"first at {name!r}: {content['modules'].get(name)} in the file, {there.get(name)} in "
+            "the model. Build the model as it was built before quantizing."
+        )
+    _check_plan(plan, there, where)
+    method = content["method"]
+    if method is not None and method not in METHODS:
+        raise CheckpointError(f"{where}: expected a known method, got {describe(method)}.")
+    params = {key: _qparams(value, where) for key, value in content["params"].items()}
+    norms = tuple((str(a), str(b)) for a, b in content["batch_norms"])
+    trainee = make_trainee(
+        copy_model(model), plan, params, batch_norms=norms,
+        float_bytes=int(content["float_bytes"]), method=method, inplace=True,
+    )  # fmt: skip
+    tied = content["tied"]
+    state, used = {}, set()
+    for name, old in trainee.state_dict().items():
+        full = _file_name(name)
+        source = tied.get(full, full)
+        if source not in tensors or tensors[source].shape != old.shape:
+            got = list(tensors[source].shape) if source in tensors else "none"
+            raise CheckpointError(
+                f"{where}: expected tensor {full!r} of shape {list(old.shape)}, got {got}. The "
+                "file is damaged."
+            )
+        if tensors[source].dtype is not old.dtype:
+            raise CheckpointError(
+                f"{where}: expected {full!r} as {old.dtype}, got {tensors[source].dtype}. Build "
+                "the model with the saved types."
+            )
+        state[name] = tensors[source]
+        used.add(source)
+    left = sorted(set(tensors) - used)
+    if left:
+        raise CheckpointError(
+            f"{where}: expected tensors that the trainee knows, got {len(left)} others "
+            f"({describe(left[:5])}). The file is damaged."
+        )
+    trainee.load_state_dict(state)
+    return trainee.train(bool(content["training"]))
+
+
+def _file_name(name: str) -> str:
+    """A name without the characters that a path could need."""
+    return name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
+
+
+def _float_modules(model: nn.Module) -> dict[str, str]:
+    """Names and types of the modules that are not fake-quantizers."""
+    found: dict[str, str] = {}
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, (FakeQuantize, FakeQuantizeWeight)):
+            if name.rpartition(".")[2] != "weight_quantizer":
+                inside.append(name.rpartition(".")[0])  # The table of a layer's values.
+            continue
+        found[name] = type(module).__name__
+    for name in inside:
+        found.pop(name, None)
+    return found
+
+
+def _check_plan(plan: Plan, modules: Mapping[str, str], where: str) -> None:
+    """CheckpointError unless every call is one of a module of the model or of the table."""
+    steps: list[Step] = []
+    names = [site.name for site in plan.sites]
+    for flow in plan.flows:
+        names.append(flow.flow.path)
+        steps += [*flow.flow.steps, *flow.flow.training.values()]
+        for item in flow.items:
+            steps += item.steps if isinstance(item, RegionPlan) else (item,)
+    while steps:
+        step = steps.pop()
+        if not isinstance(step, Step):
+            raise CheckpointError(f"{where}: expected steps, got {describe(step)}.")
+        steps += step.fused
+        names += [step.module] if step.module else []
+        if step.function and step.function not in FUNCTIONS and step.function != "get_attr":
+            raise CheckpointError(
+                f"{where}: expected steps that call functions of octavo's table, got "
+                f"{describe(step.function)}. The file is damaged."
+            )
+    missing = [name for name in names if name not in modules]
+    if missing:
+        raise CheckpointError(
+            f"{where}: expected modules of the model, got {describe(missing[:5])}. The file is "
+            "damaged."
+        )
+
+
+def _qparams(value: Any, where: str) -> QParams:
+    text, zero_point, bits = value
+    scale = float.fromhex(text)
+    good = torch.finfo(torch.float32).tiny <= scale < float("inf")
+    if type(bits) is not int or not 2 <= bits <= 8 or not good:
+        raise CheckpointError(f"{where}: expected the range of a value, got {describe(value)}.")
+    if type(zero_point) is not int or not 0 <= zero_point < 2**bits:
+        raise CheckpointError(
+            f"{where}: expected a zero point in 0..{2**bits - 1}, got {describe(zero_point)}."
+        )
+    return QParams(scale, zero_point, bits)
