@@ -121,7 +121,7 @@ def quantize(
     batches = None if data is None else Batches(data)
     notes = _Notes(progress)
     if qat:
-        checks.check_training(data, how_stored, rounding)
+        checks.check_training(data, how_stored, rounding, group_size)
     elif model.training:
         notes.add("the model was in training mode; the quantized one is in evaluation mode")
     if evaluate is not None and max_drop is not None:

@@ -425,12 +425,6 @@ def check_choices(
                 f"quantize: group_size must be a multiple of 16 from 16 to 256, got {size}. Use "
                 "for example 64."
             )
-    for name, value, usual in (("grid", grid, "linear"), ("group_size", group_size, None)):
-        if qat and value != usual:
-            raise ValueError(
-                f"quantize: with qat=True {name} must be {usual!r}, got {value!r}. Other "
-                "values are not available yet in training."
-            )
     _check_drop(evaluate, max_drop)
     if not isinstance(qat, bool):
         raise TypeError(f"quantize: qat must be True or False, got {describe(qat)}. Say which.")
@@ -485,8 +479,15 @@ def check_search(bits: object, qat: bool) -> None:
     _check_bits(bits)
 
 
-def check_training(data: object, activations: object, rounding: object) -> None:
+def check_training(
+    data: object, activations: object, rounding: object, group_size: object = None
+) -> None:
     """Refuses what a trainee cannot have."""
+    if group_size is not None:
+        raise ValueError(
+            f"quantize: group_size must be None with qat=True, got {describe(group_size)}. Weights "
+            "are trained with one scale per output channel."
+        )
     if data is None:
         raise ValueError(
             "quantize: data must be batches with qat=True, got None. Pass data=batches: ranges "

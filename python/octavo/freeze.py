@@ -60,7 +60,7 @@ def freeze(trainee: nn.Module, *, progress: bool = True) -> nn.Module:
             factors[layer] = affine_of(module)[0]
             fold_pair(plain, norm, layer)
         codes = {
-            site.name: _codes(plain, site, *weights[site.name], factors.get(site.name))
+            site.name: _codes(plain, site, weights[site.name], factors.get(site.name))
             for site in training.plan.sites
             if site.scheme is not None
         }
@@ -130,8 +130,8 @@ def qparams_of(trainee: nn.Module, plan: Plan) -> dict[str, QParams]:
     return found
 
 
-def _weights(trainee: nn.Module, plan: Plan) -> dict[str, tuple[Tensor, Tensor]]:
-    """int8 codes of each layer in canonical order, and their scale."""
+def _weights(trainee: nn.Module, plan: Plan) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
+    """int8 levels of each layer in canonical order, their scale, and the tables they are from."""
     found = {}
     for site in plan.sites:
         if site.scheme is None:
@@ -139,8 +139,7 @@ def _weights(trainee: nn.Module, plan: Plan) -> dict[str, tuple[Tensor, Tensor]]
         module = trainee.get_submodule(site.name)
         quantizer, weight = module.weight_quantizer, module.weight
         assert isinstance(quantizer, FakeQuantizeWeight) and isinstance(weight, Tensor)
-        codes, scale = quantizer.codes(weight)
-        found[site.name] = codes.movedim(quantizer.axis, 0).contiguous(), scale
+        found[site.name] = *quantizer.codes(weight), quantizer.levels
     return found
 
 
@@ -159,16 +158,21 @@ def _plain(trainee: nn.Module) -> nn.Module:
 
 
 def _codes(
-    plain: nn.Module, site: SitePlan, codes: Tensor, scale: Tensor, factor: Tensor | None
+    plain: nn.Module,
+    site: SitePlan,
+    integers: tuple[Tensor, Tensor, Tensor | None],
+    factor: Tensor | None,
 ) -> Codes:
     """A layer's integers: the BatchNorm behind it has gone into its bias, and here its scale."""
     assert site.scheme is not None
+    values, scale, levels = integers
     if factor is not None:
         scale = (scale.double() * factor).float()
         # A channel that the BatchNorm silences: the smallest scale there is says the same.
         scale = torch.where(scale.abs() < _TINY, torch.full_like(scale, _TINY), scale)
     bias = plain.get_submodule(site.name)._parameters.get("bias")
-    return Codes(codes, scale, None if bias is None else bias.detach().float(), site.scheme)
+    kept = None if bias is None else bias.detach().float()
+    return Codes(values, scale, kept, site.scheme, levels)
 
 
 def _notes(trainee: nn.Module) -> tuple[str, ...]:

@@ -156,20 +156,21 @@ class _Builder:
         module, quantized = self.model.get_submodule(site.name), self.layers[site.name]
         weight = module.weight
         assert isinstance(weight, torch.Tensor) and site.scheme is not None
-        scale = nearest(quantized.canonical_weight(module), None, site.scheme).scale
+        start = nearest(quantized.canonical_weight(module), None, site.scheme)
         quantizer = FakeQuantizeWeight(
             weight,
-            scale,
+            start.scale,
             site.scheme,
             self.method or default_method(site.scheme.bits),
             axis=quantized.channel_axis(module),
             what=f"layer {site.name!r}",
+            levels=start.levels,
         )
         source = self.sources.get(site.name)
-        start = self.params.get(f"site:{site.name}")
-        if source is None and site.activations == "static" and start is not None:
+        seen = self.params.get(f"site:{site.name}")
+        if source is None and site.activations == "static" and seen is not None:
             what = f"the input of layer {site.name!r}"
-            key = self.quantizer(site.name, "input", start, what, False)
+            key = self.quantizer(site.name, "input", seen, what, False)
             source = self.found(site.name, key)
         module.register_module("weight_quantizer", quantizer.train(module.training))
         module.__dict__["forward"] = TrainedLayer(module, quantized, source)

@@ -202,3 +202,24 @@ def test_refusals() -> None:
         ValueError, match=r"freeze: 'conv1.weight' must be finite, got 1 NaN or infinite values"
     ):
         octavo.freeze(trainee)
+
+
+@pytest.mark.parametrize("grid", [g for g in octavo.grids() if g != "linear"])
+@pytest.mark.parametrize("method", ["ste", "lsq"])
+def test_levels_of_every_grid(grid: str, method: str) -> None:
+    """Weights are trained in the very s8 levels that the integer model computes with."""
+    trainee = trainee_of((4, 4), grid=grid, method=method)
+    trainee.drop.p = 0.0
+    optimizer = torch.optim.SGD(trainee.parameters(), 0.01)
+    for _ in range(3):
+        step(trainee, optimizer)
+    trainee.eval()
+    frozen = octavo.freeze(trainee, progress=False)
+    assert frozen.conv2.grid == grid and frozen.conv2.levels is not None
+    factor = trainee.bn2.weight / (trainee.bn2.running_var + trainee.bn2.eps).sqrt()
+    seen = trainee.conv2.weight_quantizer(trainee.conv2.weight) * factor.view(-1, 1, 1, 1)
+    assert torch.allclose(frozen.conv2.weight, seen.detach(), rtol=1e-5, atol=1e-7)
+    found = octavo.verify(trainee, frozen, data())
+    assert found.holds, str(found)
+    with pytest.raises(ValueError, match="group_size must be None with qat=True, got 32"):
+        trainee_of((4, 4), group_size=32)

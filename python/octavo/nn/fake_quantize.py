@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from octavo import ops
+from octavo.grids import Snap, largest_level
 from octavo.ranges import MIN_SCALE
 from octavo.scheme import QParams, Scheme
 
@@ -226,18 +227,30 @@ class FakeQuantizeWeight(nn.Module):
         method: a row of `METHODS`.
         axis: dimension of the output channels.
         scale: float32 [O]; a Parameter where steps are trained, else a buffer that each training
-            step forms anew: ratio * largest magnitude / qmax.
+            step forms anew: ratio * largest magnitude / largest level.
         ratio: float32 [O], where the clip that was best at the start lies.
+        levels: int8 [tables, 2^bits] of a grid that is no line; they keep still.
     """
 
     scale: Tensor
     ratio: Tensor
     start: Tensor
+    levels: Tensor | None
 
     def __init__(
-        self, weight: Tensor, scale: Tensor, scheme: Scheme, method: str, *, axis: int, what: str
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        scheme: Scheme,
+        method: str,
+        *,
+        axis: int,
+        what: str,
+        levels: Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.register_buffer("levels", levels)
+        self._top = largest_level(scheme)
         self.scheme, self.axis, self.what = scheme, axis, what
         self.is_frozen = False
         self.method = method if method in ("lsq", "lsq+", "dorefa") else "ste"
@@ -249,7 +262,7 @@ class FakeQuantizeWeight(nn.Module):
         ratio = torch.ones_like(scale)
         if self.method == "ste":
             largest = self._largest(weight)
-            ratio = torch.where(largest > 0, scale * scheme.qmax / largest, ratio).clamp(0.01, 1.0)
+            ratio = torch.where(largest > 0, scale * self._top / largest, ratio).clamp(0.01, 1.0)
         self.register_buffer("ratio", ratio)
         self._refresh(self._shaped(weight.detach()))
 
@@ -264,7 +277,7 @@ class FakeQuantizeWeight(nn.Module):
 
     @torch.no_grad()
     def _refresh(self, weight: Tensor) -> Tensor:
-        scale = (self._largest(weight) * self.ratio / self.scheme.qmax).clamp_min(MIN_SCALE)
+        scale = (self._largest(weight) * self.ratio / self._top).clamp_min(MIN_SCALE)
         if not torch.compiler.is_compiling() and not bool(torch.isfinite(scale).all()):
             raise ValueError(
                 f"training: the weight of {self.what} must be finite, got NaN or infinite values. "
@@ -275,32 +288,37 @@ class FakeQuantizeWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight`` rounded to what its codes stand for."""
-        qmin, qmax = self.scheme.qmin, self.scheme.qmax
-        if self.method in _LEARNED:
+        learned, grad_scale = self.method in _LEARNED, 1.0
+        shaped = self._shaped(weight)
+        if learned:
             scale = self.scale.detach() if self.is_frozen else self.scale
             per_channel = weight.numel() // max(weight.shape[self.axis], 1)
-            return ops.fake_quantize_learned(
-                weight,
-                scale,
-                qmin=qmin,
-                qmax=qmax,
-                axis=self.axis,
-                grad_scale=1.0 / math.sqrt(max(per_channel, 1) * qmax),
-            )
-        shaped = self._shaped(weight)
-        if self.training and not self.is_frozen and not _is_recomputing():
-            scale = self._refresh(shaped)  # Not the buffer: that changes before the backward pass.
+            grad_scale = 1.0 / math.sqrt(max(per_channel, 1) * self._top)
         else:
-            scale = self.scale
-        return ops.fake_quantize(shaped, scale, qmin=qmin, qmax=qmax, axis=self.axis)
+            update = self.training and not self.is_frozen and not _is_recomputing()
+            # Not the buffer where it moves: that would change before the backward pass.
+            scale = self._refresh(shaped) if update else self.scale
+        if self.levels is not None:
+            y = ops.fake_quantize_levels(
+                shaped.movedim(self.axis, 0), self.levels, scale, learned=learned,
+                grad_scale=grad_scale,
+            )  # fmt: skip
+            return y.movedim(0, self.axis)
+        qmin, qmax, axis = self.scheme.qmin, self.scheme.qmax, self.axis
+        if learned:
+            return ops.fake_quantize_learned(
+                shaped, scale, qmin=qmin, qmax=qmax, axis=axis, grad_scale=grad_scale
+            )
+        return ops.fake_quantize(shaped, scale, qmin=qmin, qmax=qmax, axis=axis)
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """int8 codes of ``weight`` in its own order, and their float32 [O] scale."""
+        """int8 levels of ``weight`` with output channels first, and their float32 [O] scale."""
         scale = self.scale.detach().abs().clamp_min(MIN_SCALE)
-        shaped = self._shaped(weight.detach()).float()
-        qmin, qmax = self.scheme.qmin, self.scheme.qmax
-        return ops.quantize_per_channel(shaped, scale, self.axis, qmin, qmax), scale
+        rows = self._shaped(weight.detach()).float().movedim(self.axis, 0).contiguous()
+        flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+        values = Snap(self.scheme, self.levels)(flat * (1.0 / scale)[:, None])
+        return values.to(torch.int8).view(rows.shape), scale
 
     def has_moved(self) -> bool | None:
         """Whether a trained step differs from its start; None where nothing is trained."""
@@ -309,5 +327,6 @@ class FakeQuantizeWeight(nn.Module):
         return not torch.equal(self.scale.detach(), self.start)
 
     def extra_repr(self) -> str:
-        """Width and method."""
-        return f"{self.scheme.bits} bits, {self.method}"
+        """Width, levels and method."""
+        grid = "" if self.scheme.grid == "linear" else f" {self.scheme.grid}"
+        return f"{self.scheme.bits} bits{grid}, {self.method}"
