@@ -81,9 +81,7 @@ def observe_fake_quantize(
     error: Exception | None = None
     try:
         if x.is_cpu and x.dtype is not torch.float64 and rule in _RULES and 0 <= momentum <= 1:
-            if state.requires_grad or (axis is None) != (state.dim() == 1):
-                error = RuntimeError(f"unfit state of shape {list(state.shape)}")
-            else:
+            if not state.requires_grad:
                 options = (qmin, qmax, momentum, axis, symmetric, rule == "mse", update, relu)
                 return Observed(*_apply(x, state, options))
     except (AttributeError, RuntimeError, TypeError, ValueError) as refused:
