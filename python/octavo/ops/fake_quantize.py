@@ -101,7 +101,7 @@ def apply(  # noqa: PLR0917 (the operator's own order)
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Saves one bit a value on the CPU: x may then be freed, and backward reads a third less."""
+    """Saves one bit a value on the CPU: x may then be freed, and backward moves a third less."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 (the operator's own order)
