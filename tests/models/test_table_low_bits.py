@@ -43,4 +43,6 @@ def test_row(row: Row, data: Path) -> None:
         harder = networks.nll(networks.stories(data), windows) - FLOAT["stories260k"]
         assert got.score - harder <= row.floor + (0 if FULL else 0.04)
     else:
-        assert got.score >= row.floor - (0 if FULL else 2.3)
+        # Libraries of linear algebra give other bits for memory of another alignment, so that a few
+        # codes differ from run to run: figures move by up to a tenth of a point.
+        assert got.score >= row.floor - (0.1 if FULL else 2.3)
