@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from octavo.rounding.quadratic import Moments
 __all__ = ["moments_of", "patches"]
 
 _ROWS = 1 << 16  # Rows that second moments are taken of, at most (and 16 for each weight).
-_IMAGES = 8
+_IMAGES = 8  # Unfolded at once, at most,
+_VALUES = 1 << 22  # and so many values, unless one image alone has more.
 
 
 def moments_of(module: nn.Module, inputs: list[Tensor], targets: list[Tensor]) -> Moments:
@@ -22,7 +25,9 @@ def moments_of(module: nn.Module, inputs: list[Tensor], targets: list[Tensor]) -
     for pair in zip(inputs, targets, strict=True):
         # The batch dimension may be left out.
         x, y = (t if t.dim() >= 2 + _spatial(module) else t.unsqueeze(0) for t in pair)
-        for part_x, part_y in zip(torch.split(x, _IMAGES), torch.split(y, _IMAGES), strict=True):
+        each = max(x[:1].numel() * _taps(module), 1)
+        images = min(max(_VALUES // each, 1), _IMAGES)
+        for part_x, part_y in zip(torch.split(x, images), torch.split(y, images), strict=True):
             rows_x, rows_y = patches(module, part_x.float()), _rows(module, part_y.float())
             wanted = max(_ROWS, 16 * rows_x.shape[2])
             if positions > wanted:
@@ -40,6 +45,12 @@ def channels_of(module: nn.Module, y: Tensor) -> int:
 
 def _spatial(module: nn.Module) -> int:
     return len(module.kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else 0
+
+
+def _taps(module: nn.Module) -> int:
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        return 1
+    return math.prod(module.kernel_size)
 
 
 def patches(module: nn.Module, x: Tensor) -> Tensor:
