@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -71,6 +72,8 @@ def samples(name: str) -> list[tuple[Any, ...]]:
             out.append((rows, torch.ops.octavo.pack_weight(codes, scale, bias, 1, 8), channels))
         elif "lowbit" in name:
             out.append(lowbit_sample(name, i, g))
+        elif "fake_quantize" in name:
+            out.append(training_sample(name, x, i, g))
         elif name in ("region_constants", "run_region"):
             if i >= 6:
                 break
@@ -115,6 +118,42 @@ def lowbit_sample(name: str, i: int, g: torch.Generator) -> tuple[Any, ...]:
     if name == "linear_lowbit":
         return x, packed, channels, ("dynamic", "float")[i // 2 % 2]
     return x, packed, channels, 0.05, i, 255
+
+
+def training_sample(name: str, x: torch.Tensor, i: int, g: torch.Generator) -> tuple[Any, ...]:
+    """Per tensor, per channel and group-wise in turn; float32 and bfloat16."""
+    ops = torch.ops.octavo
+    x = x.bfloat16() if i % 4 == 3 else x
+    dy = torch.randn(x.shape, generator=g).to(x.dtype)
+    axis, group = [(None, 0), (0 if "levels" in name else i % x.dim(), 0), (None, 16)][i % 3]
+    steps: tuple[int, ...] = (1,) if axis is None else (x.shape[axis],)
+    if group:
+        steps = (x.shape[0], -(-math.prod(x.shape[1:]) // group))
+    scale = torch.rand(steps, generator=g) + 0.1
+    zero_point = None if i % 2 else torch.ones_like(scale)
+    alpha = torch.rand(1, generator=g) + 0.1
+    levels = torch.tensor([-7, -2, -1, 0, 1, 2, 7], dtype=torch.int8)
+    if name == "fake_quantize":
+        return x, scale, zero_point, -8, 7, axis, group, i % 4 == 0, i % 5 == 0
+    if name == "fake_quantize_masked":
+        return x, scale, zero_point, -8, 7, axis, group, i % 4 == 0
+    if name == "fake_quantize_backward":
+        y, mask = ops.fake_quantize_masked(x, scale, zero_point, -8, 7, axis, group, False)
+        return dy, mask, list(y.stride())
+    if name == "fake_quantize_learned_backward":
+        return dy, x, scale, zero_point, -8, 7, axis, group, i % 4 == 0, 0.5
+    if name == "fake_quantize_clipped":
+        return x, alpha, 2 + i % 7
+    if name == "fake_quantize_clipped_backward":
+        return dy, x, alpha
+    if name == "fake_quantize_levels":
+        return x, levels, scale, axis, group, i % 2 == 0
+    if name == "fake_quantize_levels_backward":
+        return dy, x, levels, scale, axis, group, i % 2 == 0, 0.5, i % 4 == 0
+    assert name == "observe_fake_quantize"
+    axis = None if group else axis
+    state = torch.zeros(2) if axis is None else torch.zeros(2, x.shape[axis])
+    return x, state, 0, 7, 0.1, axis, False, axis is None and i % 2 == 0, True, i % 4 == 0, True
 
 
 def schemas() -> list[str]:

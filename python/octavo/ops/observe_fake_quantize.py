@@ -80,10 +80,10 @@ def observe_fake_quantize(
     # As in `fake_quantize`, worded checks come when the kernels refuse.
     error: Exception | None = None
     try:
-        if x.is_cpu and x.dtype is not torch.float64 and rule in _RULES and 0 <= momentum <= 1:
-            if not state.requires_grad:
-                options = (qmin, qmax, momentum, axis, symmetric, rule == "mse", update, relu)
-                return Observed(*_apply(x, state, options))
+        plain = x.is_cpu and x.dtype is not torch.float64 and not state.requires_grad
+        if plain and rule in _RULES and 0 <= momentum <= 1:
+            options = (qmin, qmax, momentum, axis, symmetric, rule == "mse", update, relu)
+            return Observed(*_apply(x, state, options))
     except (AttributeError, RuntimeError, TypeError, ValueError) as refused:
         error = refused
     where = "observe_fake_quantize"
