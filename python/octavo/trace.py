@@ -223,19 +223,25 @@ def training_steps(
 @contextmanager
 def _no_checkpoints() -> Iterator[None]:
     """While it lasts, gradient checkpointing cannot be traced: a graph through it would undo it."""
-    name = "_checkpoint_without_reentrant_generator"  # The reentrant form is no graph anyway.
-    original = getattr(torch.utils.checkpoint, name, None)
+    module = torch.utils.checkpoint
+    # What runs the form that is not reentrant (the other is no graph anyway), until torch 2.13 and
+    # from 2.14 on.
+    names = (
+        "_checkpoint_without_reentrant_generator",
+        "_checkpoint_without_reentrant_generator_impl",
+    )
+    originals = {name: getattr(module, name) for name in names if hasattr(module, name)}
 
     def refuse(*_args: Any, **_kwargs: Any) -> Any:
         raise Untraceable("it recomputes a part in the backward pass (gradient checkpointing)")
 
     try:
-        if original is not None:
-            setattr(torch.utils.checkpoint, name, refuse)
+        for name in originals:
+            setattr(module, name, refuse)
         yield
     finally:
-        if original is not None:
-            setattr(torch.utils.checkpoint, name, original)
+        for name, original in originals.items():
+            setattr(module, name, original)
 
 
 def _differ_in_mode(one: Any, other: Any) -> bool:
