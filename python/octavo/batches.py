@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from octavo.capture import Example
 from octavo.errors import CalibrationError, describe
 
-__all__ = ["Batches", "Call"]
+__all__ = ["Batches", "Call", "float_tensors"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Call:
     @property
     def tensors(self) -> Iterator[Tensor]:
         """The floating-point tensors among the arguments, nested ones included."""
-        return _float_tensors((self.args, self.kwargs))
+        return float_tensors((self.args, self.kwargs))
 
     @property
     def samples(self) -> int:
@@ -238,5 +238,6 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(getattr(value, field.name))
 
 
-def _float_tensors(value: object) -> Iterator[Tensor]:
+def float_tensors(value: object) -> Iterator[Tensor]:
+    """The floating-point tensors in a nest of sequences, mappings and dataclasses."""
     return (tensor for tensor in _tensors(value) if tensor.is_floating_point())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from octavo.batches import Batches, Call
+from octavo.batches import Batches, Call, float_tensors
 from octavo.capture import capture
 from octavo.checks import check_model
 from octavo.fold import fold
@@ -199,20 +199,7 @@ class _Replaced:
 def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
     """The floating-point tensors that a call returns."""
     arguments = copy.deepcopy((call.args, call.kwargs))  # A model may write into its inputs.
-    return [tensor.float() for tensor in _tensors(model(*arguments[0], **arguments[1]))]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from _tensors([getattr(value, f.name) for f in dataclasses.fields(value)])
+    return [tensor.float() for tensor in float_tensors(model(*arguments[0], **arguments[1]))]
 
 
 def _few(calls: list[Call]) -> list[Call]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from octavo.flow import Flow
 
-__all__ = ["flow_arguments", "replayed"]
+__all__ = ["call_tensors", "flow_arguments", "replayed"]
 
 
 @contextlib.contextmanager
@@ -51,6 +51,23 @@ def _stand_in(
     # Whoever asks what the model takes gets the module's own answer.
     forward.__signature__ = signature  # type: ignore[attr-defined]
     return forward
+
+
+def call_tensors(
+    flow: Flow, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, ...] | None:
+    """`flow_arguments`, without binding the call where it is tensors alone.
+
+    There only ranks are compared; what runs the flow knows its channels.
+    """
+    if not kwargs and len(args) == len(flow.parameters) and not flow.constants:
+        for name, value in zip(flow.parameters, args, strict=True):
+            if not isinstance(value, Tensor) or (
+                name in flow.shapes and value.dim() != len(flow.shapes[name])
+            ):
+                return None
+        return args
+    return flow_arguments(flow, signature, args, kwargs)
 
 
 def flow_arguments(

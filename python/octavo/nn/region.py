@@ -26,7 +26,7 @@ from octavo import ops
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.nn.layer import QLayer
 from octavo.nn.program import Program, parse
-from octavo.replay import flow_arguments
+from octavo.replay import call_tensors
 
 __all__ = ["CapturedForward", "Region", "captured_forward"]
 
@@ -106,7 +106,7 @@ class CapturedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the class's own forward would be called with, and return."""
         owner = self.owner()
-        tensors = self._tensors(args, kwargs)
+        tensors = call_tensors(self.flow, self.__signature__, args, kwargs)
         bound = self._bound
         if bound is None or (not torch.compiler.is_compiling() and bound.is_stale()):
             bound = self._bound = _Bound(owner, owner._modules, self.flow, self.items)
@@ -115,18 +115,6 @@ class CapturedForward:
             if values is not None:
                 return substitute(self.flow.output, lambda ref: values[ref.name])
         return type(owner).forward(owner, *args, **kwargs)
-
-    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...] | None:
-        """The tensors of a call that fits the flow, else None."""
-        flow = self.flow
-        if not kwargs and len(args) == len(flow.parameters) and not flow.constants:
-            for name, value in zip(flow.parameters, args, strict=True):
-                if not isinstance(value, Tensor) or (
-                    name in flow.shapes and value.dim() != len(flow.shapes[name])
-                ):
-                    return None
-            return args
-        return flow_arguments(flow, self.__signature__, args, kwargs)
 
     # ---- copies: the owner is a module that is copied or pickled at the same time. Its children
     # are complete by

@@ -23,7 +23,7 @@ from torch.nn.modules import module as torch_module
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.layer import QLayer
-from octavo.replay import flow_arguments
+from octavo.replay import call_tensors
 
 __all__ = ["Compute", "Store", "TrainedForward", "TrainedLayer", "trained_forward", "trained_layer"]
 
@@ -158,7 +158,7 @@ class TrainedForward(_Owned):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the class's own forward would be called with, and return."""
         owner = self.owner()
-        tensors = self._tensors(args, kwargs)
+        tensors = call_tensors(self.flow, self.__signature__, args, kwargs)
         bound = self._bound
         if bound is None or (not torch.compiler.is_compiling() and bound.is_stale()):
             bound = self._bound = _Bound(owner, self.flow, self.actions)
@@ -170,7 +170,7 @@ class TrainedForward(_Owned):
 
     def values(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]] | None:
         """The result, and every value by its name; None if the call was not captured."""
-        tensors = self._tensors(args, kwargs)
+        tensors = call_tensors(self.flow, self.__signature__, args, kwargs)
         if tensors is None:
             return None
         bound = _Bound(self.owner(), self.flow, self.actions)
@@ -178,18 +178,6 @@ class TrainedForward(_Owned):
         kept = dict(values)
         bound.run(values, self.owner().training, kept)
         return substitute(self.flow.output, lambda ref: values[ref.name]), kept
-
-    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...] | None:
-        """The tensors of a call that fits the flow, else None."""
-        flow = self.flow
-        if not kwargs and len(args) == len(flow.parameters) and not flow.constants:
-            for name, value in zip(flow.parameters, args, strict=True):
-                if not isinstance(value, Tensor) or (
-                    name in flow.shapes and value.dim() != len(flow.shapes[name])
-                ):
-                    return None
-            return args
-        return flow_arguments(flow, self.__signature__, args, kwargs)
 
     # ---- copies: made while the owner is not complete, so modules are found in the first call
 

@@ -21,7 +21,7 @@ from octavo.plan import FlowPlan, Plan, RegionPlan
 from octavo.replay import replayed
 from octavo.rounding.codes import Codes
 from octavo.rounding.lockstep import fake_quantize
-from octavo.rounding.units import apply_layer
+from octavo.rounding.units import apply_layer, last_uses
 from octavo.scheme import QParams
 
 __all__ = ["Correction", "correct_bias"]
@@ -157,7 +157,7 @@ class _Lockstep:
             for item in plan.items
             for step in (item.steps if isinstance(item, RegionPlan) else (item,))
         ]
-        last_use = _last_uses(flow, steps)
+        last_use = last_uses(flow, steps)
         index = 0
         for item in plan.items:
             region, inner = (item, item.steps) if isinstance(item, RegionPlan) else (None, (item,))
@@ -246,15 +246,3 @@ def _channel_mean(x: Tensor, channels: int) -> Tensor:
     while rows.dim() > 2:
         rows = rows.mean(-1)
     return rows.mean(1, dtype=torch.float64) if rows.dim() > 1 else rows.double()
-
-
-def _last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
-    """Index of the last step that reads each value; what the flow returns is never freed."""
-    uses: dict[str, int] = {}
-    for index, step in enumerate(steps):
-        for part in step.fused or (step,):
-            uses.setdefault(part.output, index)
-            for name in (*part.inputs, *refs(part.args), *refs(dict(part.kwargs))):
-                uses[name] = index
-        uses |= dict.fromkeys(step.inputs, index)
-    return uses | dict.fromkeys(refs(flow.output), len(steps))

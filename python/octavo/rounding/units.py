@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.plan import FlowPlan, RegionPlan
 
-__all__ = ["Block", "Layer", "Store", "apply_layer", "blocks_of", "finish", "walk_block"]
+__all__ = [
+    "Block",
+    "Layer",
+    "Store",
+    "apply_layer",
+    "blocks_of",
+    "finish",
+    "last_uses",
+    "walk_block",
+]
 
 Layer = Callable[[str, Tensor, bool], Tensor]
 """Computes a layer with integer weights: (name, input, whether outside of regions) -> output."""
@@ -52,7 +61,7 @@ def blocks_of(plan: FlowPlan, model: nn.Module, layers: frozenset[str]) -> tuple
             steps += [(item, step) for step in item.steps]
         else:
             steps.append((None, item))
-    last = _last_uses(plan.flow, [step for _, step in steps])
+    last = last_uses(plan.flow, [step for _, step in steps])
     pieces: list[list[int]] = [[]]
     alive = {name for name in plan.flow.parameters if name in last}
     for position, (_, step) in enumerate(steps):
@@ -106,11 +115,15 @@ def _block(
     return Block(flow, tuple(own), found, inputs, tuple(sorted(made & alive)), alive)
 
 
-def _last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
-    """Index of the last step that reads each value; beyond the end for what the flow returns."""
+def last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
+    """Index of the last step that reads each value, else of the one that defines it.
+
+    Beyond the end for what the flow returns.
+    """
     uses: dict[str, int] = {}
     for index, step in enumerate(steps):
         for part in step.fused or (step,):
+            uses.setdefault(part.output, index)
             for name in (*part.inputs, *refs(part.args), *refs(dict(part.kwargs))):
                 uses[name] = index
         uses |= dict.fromkeys(step.inputs, index)
