@@ -10,22 +10,22 @@ from typing import Any
 
 from torch import nn
 
-from octavo import checks, patterns
+from octavo import checks
 from octavo.batches import Batches
 from octavo.calibrate import calibrate, without_unreached
-from octavo.capture import Capture, capture
+from octavo.capture import capture
+from octavo.decide import decide
 from octavo.equalize import equalize
-from octavo.errors import NothingQuantizedError, describe
+from octavo.errors import describe
 from octavo.fold import fold
 from octavo.measure import tensor_bytes
-from octavo.mixed import measure_sensitivity, sensitivity
+from octavo.mixed import sensitivity
 from octavo.nn.layer import QLayer
-from octavo.plan import FlowPlan, Plan, plan
+from octavo.plan import FlowPlan, Plan
 from octavo.record import Record, attach, layer_records, record_of
 from octavo.rewrite import copy_model, rewrite
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
-from octavo.scheme import Scheme, default_group_size
 from octavo.trainee import make_trainee
 
 __all__ = ["dequantize", "quantize"]
@@ -147,28 +147,13 @@ def quantize(
             checks.check_plan(decided, work)
         else:
             found = capture(work, example, training=qat)
-            patterns_asked = {"*": 8} if isinstance(asked, float) else asked
-            schemes, reasons, unmatched = _schemes(
-                patterns_asked, exclude, only, found=found, model=work, grid=grid, strict=strict
-            )
-            notes.add_all(unmatched)
-            if isinstance(asked, float):
-                schemes, spent = _spent(asked, schemes, work, batches, progress)
-                notes.add(spent)
-            if isinstance(activation_bits, Mapping):
-                activation_bits = patterns.activation_widths(activation_bits, found.sites, work)
-            if qat:
-                for site in found.sites:
-                    if site.type == "Embedding" and schemes.get(site.name):
-                        schemes[site.name] = None
-                        reasons[site.name] = "look-up tables are not trained in few bits"
-            groups = {} if group_size or qat else _default_groups(found, schemes)
-            if group_size:
-                schemes, ungrouped = _with_groups(found, schemes, int(group_size))
-                notes.add_all(ungrouped)
-            decided = plan(
-                found, schemes, how_stored, activation_bits, reasons=reasons, groups=groups
-            )
+            decision = decide(
+                work, found, widths=asked, activations=how_stored, activation_bits=activation_bits,
+                grid=grid, group_size=group_size, exclude=exclude, only=only, strict=strict,
+                batches=batches, training=qat, progress=progress,
+            )  # fmt: skip
+            notes.add_all(decision.notes)
+            decided = decision.plan
             # Modules to round block by block where no region runs them.
             flows = [FlowPlan(flow, flow.steps) for flow in found.flows]
         divided: frozenset[str] = frozenset()
@@ -252,62 +237,6 @@ class _Notes:
             self.add(text)
 
 
-def _schemes(
-    bits: Mapping[Any, int],
-    exclude: tuple[object, ...] | None,
-    only: tuple[object, ...] | None,
-    *,
-    found: Capture,
-    model: nn.Module,
-    grid: str,
-    strict: bool,
-) -> tuple[dict[str, Scheme | None], dict[str, str], list[str]]:
-    """Scheme of each site (None: float), reasons for float, and what matched nothing."""
-    widths, reasons, unmatched = patterns.resolve(bits, exclude or (), only, found.sites, model)
-    if unmatched and strict:
-        raise ValueError(unmatched[0])
-    chosen = [site for site in found.sites if site.name in widths and not site.reason]
-    if not chosen:
-        problem = _nothing(found)
-        if strict:
-            raise NothingQuantizedError(problem)
-        unmatched.append(problem)
-    for site in chosen:
-        for other in site.tied:
-            if widths.get(other, widths[site.name]) != widths[site.name]:
-                raise ValueError(
-                    f"quantize: layers {site.name!r} and {other!r} share one weight and must have "
-                    "the same bits, "
-                    f"got {widths[site.name]} and {widths[other]}. Give both the same, or exclude "
-                    "one."
-                )
-    schemes = {
-        site.name: Scheme(widths[site.name], grid) if site.name in widths else None
-        for site in found.sites
-    }
-    return schemes, reasons, unmatched
-
-
-def _spent(
-    average: float,
-    schemes: Mapping[str, Scheme | None],
-    model: nn.Module,
-    batches: Batches | None,
-    progress: bool,
-) -> tuple[dict[str, Scheme | None], str]:
-    """The schemes with widths that together are ``average`` bits a weight, and that in words."""
-    chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
-    grid = next(iter(chosen.values()), Scheme()).grid
-    found = measure_sensitivity(model, list(chosen), batches, grid, progress)
-    widths = found.allocate(average)
-    total = sum(found.sizes.values())
-    spent = sum(found.sizes[name] * bits for name, bits in widths.items()) / max(total, 1)
-    counts = {bits: list(widths.values()).count(bits) for bits in sorted(set(widths.values()))}
-    layers = ", ".join(f"{count} of {bits} bits" for bits, count in counts.items())
-    new = {name: replace(scheme, bits=widths[name]) for name, scheme in chosen.items()}
-    return {**schemes, **new}, f"average of {average} bits: {spent:.3f} spent, layers: {layers}"
-
-
 class _Search:
     """The narrowest widths at which a model scores as is asked."""
 
@@ -368,52 +297,6 @@ class _Search:
         """The model quantized with an average of bits."""
         bits: dict[Any, int] = dict(self.found.allocate(average))
         return quantize(self.model, bits, self.data, inplace=inplace, **self.options)
-
-
-def _default_groups(found: Capture, schemes: Mapping[str, Scheme | None]) -> dict[str, int]:
-    """Inputs that share a scale in layers that will run alone."""
-    return {
-        site.name: default_group_size(scheme.bits, site.features)
-        for site in found.sites
-        if (scheme := schemes.get(site.name)) and site.features
-    }
-
-
-def _with_groups(
-    found: Capture, schemes: Mapping[str, Scheme | None], size: int
-) -> tuple[dict[str, Scheme | None], list[str]]:
-    """The schemes with groups as asked, and a note on layers that cannot have them."""
-    grouped, without = dict(schemes), []
-    for site in found.sites:
-        scheme = schemes.get(site.name)
-        if scheme is None or site.reason:
-            continue
-        if site.features:
-            grouped[site.name] = replace(scheme, group_size=size)
-        else:
-            without.append(repr(site.name))
-    if not without:
-        return grouped, []
-    listed = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-    return grouped, [f"convolutions keep one scale for each output channel: {listed}"]
-
-
-def _nothing(found: Capture) -> str:
-    eligible = [repr(site.name) for site in found.sites if not site.reason]
-    if eligible:
-        more = ", ..." if len(eligible) > 8 else ""
-        return (
-            f"quantize: at least one layer must be left to quantize, got none of {len(eligible)}. "
-            f"Layers that could be: {', '.join(eligible[:8])}{more}."
-        )
-    rows = [f"{site.name or '(model)'}: {site.reason}" for site in found.sites[:8]]
-    types = "; ".join(rows) if rows else "no module with parameters"
-    return (
-        "quantize: the model must hold a layer that octavo can quantize (Linear, Conv1d, Conv2d, "
-        "Embedding), "
-        "got none "
-        f"({types}). See the reasons, or quantize a part of the model that holds such layers."
-    )
 
 
 def _chosen_rounding(

@@ -146,6 +146,7 @@ ABOVE_NN = {
     "checkpoint",
     "rounding",
     "capture",
+    "decide",
     "fold",
     "cli",
 }

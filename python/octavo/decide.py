@@ -1,0 +1,188 @@
+"""From what was asked to a plan: the scheme of every layer, averages spent, groups chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from octavo import patterns
+from octavo.batches import Batches
+from octavo.capture import Capture
+from octavo.errors import NothingQuantizedError
+from octavo.mixed import measure_sensitivity
+from octavo.plan import Plan, plan
+from octavo.scheme import Activations, Scheme, default_group_size
+
+__all__ = ["Decision", "decide"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The plan, and what was worth saying about how it came about."""
+
+    plan: Plan
+    notes: tuple[str, ...] = ()
+
+
+def decide(
+    model: nn.Module,
+    found: Capture,
+    *,
+    widths: Mapping[Any, int] | float,
+    activations: Activations = "dynamic",
+    activation_bits: int | Mapping[Any, int] = 8,
+    grid: str = "linear",
+    group_size: int | None = None,
+    exclude: tuple[object, ...] | None = None,
+    only: tuple[object, ...] | None = None,
+    strict: bool = True,
+    batches: Batches | None = None,
+    training: bool = False,
+    progress: bool = True,
+) -> Decision:
+    """The plan of a captured model for the arguments of `octavo.quantize`, checked already.
+
+    Args:
+        model: the folded model.
+        found: its capture; regions need one made with an example.
+        widths: patterns to bits, or an average to be spent by sensitivities.
+        activations: how those of all layers are stored.
+        activation_bits: of static ones, or by pattern.
+        batches: for sensitivities.
+        training: for a trainee.
+        grid: as for `octavo.quantize`, like all that follow.
+        group_size: inputs that share a scale.
+        exclude: patterns to leave out.
+        only: patterns to keep to.
+        strict: whether what matches nothing is an error.
+        progress: whether to show bars.
+
+    Raises:
+        ValueError: a pattern that matches nothing, or tied layers of different widths.
+        NothingQuantizedError: no layer is left.
+    """
+    asked = {"*": 8} if isinstance(widths, float) else widths
+    schemes, reasons, notes = _schemes(
+        asked, exclude, only, found=found, model=model, grid=grid, strict=strict
+    )
+    if isinstance(widths, float):
+        schemes, spent = _spent(widths, schemes, model, batches, progress)
+        notes.append(spent)
+    if isinstance(activation_bits, Mapping):
+        activation_bits = patterns.activation_widths(activation_bits, found.sites, model)
+    if training:
+        for site in found.sites:
+            if site.type == "Embedding" and schemes.get(site.name):
+                schemes[site.name] = None
+                reasons[site.name] = "look-up tables are not trained in few bits"
+    groups = {} if group_size or training else _default_groups(found, schemes)
+    if group_size:
+        schemes, ungrouped = _with_groups(found, schemes, int(group_size))
+        notes += ungrouped
+    decided = plan(found, schemes, activations, activation_bits, reasons=reasons, groups=groups)
+    return Decision(decided, tuple(notes))
+
+
+def _schemes(
+    bits: Mapping[Any, int],
+    exclude: tuple[object, ...] | None,
+    only: tuple[object, ...] | None,
+    *,
+    found: Capture,
+    model: nn.Module,
+    grid: str,
+    strict: bool,
+) -> tuple[dict[str, Scheme | None], dict[str, str], list[str]]:
+    """Scheme of each site (None: float), reasons for float, and what matched nothing."""
+    widths, reasons, unmatched = patterns.resolve(bits, exclude or (), only, found.sites, model)
+    if unmatched and strict:
+        raise ValueError(unmatched[0])
+    chosen = [site for site in found.sites if site.name in widths and not site.reason]
+    if not chosen:
+        problem = _nothing(found)
+        if strict:
+            raise NothingQuantizedError(problem)
+        unmatched.append(problem)
+    for site in chosen:
+        for other in site.tied:
+            if widths.get(other, widths[site.name]) != widths[site.name]:
+                raise ValueError(
+                    f"quantize: layers {site.name!r} and {other!r} share one weight and must have "
+                    "the same bits, "
+                    f"got {widths[site.name]} and {widths[other]}. Give both the same, or exclude "
+                    "one."
+                )
+    schemes = {
+        site.name: Scheme(widths[site.name], grid) if site.name in widths else None
+        for site in found.sites
+    }
+    return schemes, reasons, unmatched
+
+
+def _spent(
+    average: float,
+    schemes: Mapping[str, Scheme | None],
+    model: nn.Module,
+    batches: Batches | None,
+    progress: bool,
+) -> tuple[dict[str, Scheme | None], str]:
+    """The schemes with widths that together are ``average`` bits a weight, and that in words."""
+    chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
+    grid = next(iter(chosen.values()), Scheme()).grid
+    found = measure_sensitivity(model, list(chosen), batches, grid, progress)
+    widths = found.allocate(average)
+    total = sum(found.sizes.values())
+    spent = sum(found.sizes[name] * bits for name, bits in widths.items()) / max(total, 1)
+    counts = {bits: list(widths.values()).count(bits) for bits in sorted(set(widths.values()))}
+    layers = ", ".join(f"{count} of {bits} bits" for bits, count in counts.items())
+    new = {name: replace(scheme, bits=widths[name]) for name, scheme in chosen.items()}
+    return {**schemes, **new}, f"average of {average} bits: {spent:.3f} spent, layers: {layers}"
+
+
+def _default_groups(found: Capture, schemes: Mapping[str, Scheme | None]) -> dict[str, int]:
+    """Inputs that share a scale in layers that will run alone."""
+    return {
+        site.name: default_group_size(scheme.bits, site.features)
+        for site in found.sites
+        if (scheme := schemes.get(site.name)) and site.features
+    }
+
+
+def _with_groups(
+    found: Capture, schemes: Mapping[str, Scheme | None], size: int
+) -> tuple[dict[str, Scheme | None], list[str]]:
+    """The schemes with groups as asked, and a note on layers that cannot have them."""
+    grouped, without = dict(schemes), []
+    for site in found.sites:
+        scheme = schemes.get(site.name)
+        if scheme is None or site.reason:
+            continue
+        if site.features:
+            grouped[site.name] = replace(scheme, group_size=size)
+        else:
+            without.append(repr(site.name))
+    if not without:
+        return grouped, []
+    listed = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+    return grouped, [f"convolutions keep one scale for each output channel: {listed}"]
+
+
+def _nothing(found: Capture) -> str:
+    eligible = [repr(site.name) for site in found.sites if not site.reason]
+    if eligible:
+        more = ", ..." if len(eligible) > 8 else ""
+        return (
+            f"quantize: at least one layer must be left to quantize, got none of {len(eligible)}. "
+            f"Layers that could be: {', '.join(eligible[:8])}{more}."
+        )
+    rows = [f"{site.name or '(model)'}: {site.reason}" for site in found.sites[:8]]
+    types = "; ".join(rows) if rows else "no module with parameters"
+    return (
+        "quantize: the model must hold a layer that octavo can quantize (Linear, Conv1d, Conv2d, "
+        "Embedding), "
+        "got none "
+        f"({types}). See the reasons, or quantize a part of the model that holds such layers."
+    )
