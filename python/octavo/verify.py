@@ -70,13 +70,16 @@ class Verification:
 
     def __str__(self) -> str:
         width = max([len(site.site) for site in self.sites] + [4])
-        lines = [f"{'site':{width}}  kind        steps  equal codes  end to end"]
+        kinds = max([len(site.kind) for site in self.sites] + [4])
+        lines = [f"{'site':{width}}  {'kind':{kinds}}  steps  equal codes  end to end"]
         for site in self.sites:
             if site.steps is None:
-                lines.append(f"{site.site:{width}}  {site.kind:10}  float  error {site.error:.1e}")
+                lines.append(
+                    f"{site.site:{width}}  {site.kind:{kinds}}  float  error {site.error:.1e}"
+                )
             else:
                 lines.append(
-                    f"{site.site:{width}}  {site.kind:10}  {site.steps:5}  "
+                    f"{site.site:{width}}  {site.kind:{kinds}}  {site.steps:5}  "
                     f"{100 * site.equal:9.4f} %  {100 * site.end_to_end:8.2f} %"
                     + ("" if site.holds else "  <- more than one step")
                 )
