@@ -1,11 +1,15 @@
 """Trains ResNet-20 on CIFAR-10 in few bits from float weights, freezes it and counts what the integers get right.
 
     python examples/train_cifar.py --bits 4 4 --minutes 60
+    python examples/train_cifar.py --bits 4 4 --epochs 24 --minutes 0 --bf16 --weights w44.pt
+    python examples/train_cifar.py --bits 3 3 --epochs 24 --minutes 0 --bf16 --start w44.pt --weights w33.pt
 
 The first and the last layer have 8 bits, all others ``--bits`` (weights, activations). Widths of 2 bits come down in
-steps: 4, 3, 2 (``--widths``). The loss is cross entropy plus distillation from the float network's 8-bit form; the
-learning rate follows a cosine. Choices (best epoch) are made on 5,000 held-out training images; the test images are
-looked at once, at the end. With ``--checkpoint`` it goes on where it was stopped. Weights and images: the folder
+steps: 4, 3, 2. The loss is cross entropy plus distillation from the float network's 8-bit form; the
+learning rate follows a cosine. Choices (of recipes) are made on 5,000 held-out training images, which the given float
+weights have seen: so no epoch is picked by them, the last one counts. The test images are looked at once, at the end. With ``--checkpoint`` it goes on where it was stopped, with ``--start`` from what a wider
+network has learned (``--weights``). ``--bf16`` computes convolutions in bfloat16: twice as fast where the CPU has it.
+Weights and images: the folder
 that tests use (OCTAVO_DATA, or shared/data beside the repository).
 """
 
@@ -123,9 +127,10 @@ class Clock:
 
 
 def train(model, teacher, images, bits, share, args, state, log):
-    """One width: returns the trainee with the state that was best on the held-out images."""
+    """One width: returns the trainee."""
     calibration = list(images.plain[:1024].split(128))
     first_last = {"*": bits, "@first": (8, 8), "@last": (8, 8)}
+    model = model.to(memory_format=torch.channels_last)  # A fifth faster than contiguous.
     trainee = octavo.quantize(
         model,
         first_last,
@@ -142,12 +147,12 @@ def train(model, teacher, images, bits, share, args, state, log):
     per_epoch = len(images) // args.batch
     schedule = octavo.TrainingSchedule(trainee, epochs * per_epoch, freeze_ranges=args.freeze_ranges,
                                        freeze_statistics=args.freeze_statistics)  # fmt: skip
-    best, first, clock = (-1.0, None), 0, Clock()
+    first, clock = 0, Clock()
     if state:
         trainee.load_state_dict(state["trainee"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        best, first, clock = state["best"], state["epoch"], Clock(state["seconds"])
+        first, clock = state["epoch"], Clock(state["seconds"])
     done = first * per_epoch
     generator = torch.Generator()
     for epoch in range(first, epochs):
@@ -166,7 +171,9 @@ def train(model, teacher, images, bits, share, args, state, log):
             warm = min(1.0, (done + 1) / args.warm_up) if args.warm_up else 1.0
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * warm * 0.5 * (1 + math.cos(math.pi * progress))
-            loss = criterion(x, trainee(x), y)
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+                outputs = trainee(x)
+            loss = criterion(x, outputs.float(), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -180,17 +187,14 @@ def train(model, teacher, images, bits, share, args, state, log):
                "lr": optimizer.param_groups[0]["lr"], "seconds": round(clock.seconds(), 1),
                "step_ms": round(1000 * (clock.seconds() - begin) / max(count, 1), 1)}  # fmt: skip
         log(row)
-        if held > best[0]:
-            best = held, copy.deepcopy(trainee.state_dict())
         if args.checkpoint:
-            saved = {"bits": bits, "epoch": epoch + 1, "best": best, "seconds": clock.seconds(),
+            saved = {"bits": bits, "epoch": epoch + 1, "seconds": clock.seconds(),
                      "trainee": trainee.state_dict(), "optimizer": optimizer.state_dict(),
                      "schedule": schedule.state_dict(), "model": model.state_dict()}  # fmt: skip
             torch.save(saved, args.checkpoint + ".new")
             os.replace(args.checkpoint + ".new", args.checkpoint)
         if out_of_time:
             break
-    trainee.load_state_dict(best[1])
     return trainee
 
 
@@ -228,6 +232,11 @@ def main():
     parser.add_argument("--limit", type=int, default=0, help="training images, for a short run")
     parser.add_argument("--test-images", type=int, default=10000)
     parser.add_argument("--floor", type=float, default=0.0, help="fail below this integer accuracy")
+    parser.add_argument("--bf16", action="store_true", help="convolutions in bfloat16")
+    parser.add_argument(
+        "--start", default="", help="float weights to go on from, made by --weights"
+    )
+    parser.add_argument("--weights", default="", help="file for the trained float weights")
     parser.add_argument(
         "--checkpoint", default="", help="file to go on from and to write after each epoch"
     )
@@ -256,9 +265,12 @@ def main():
         print(f"going on from {args.checkpoint}: {state['bits']} bits, epoch {state['epoch']}")
     # Eight bits lose next to nothing, and an integer teacher costs a fraction of a float one.
     teacher = octavo.quantize(model, 8, data=list(images.plain[:1024].split(128)), progress=False)
-    widths = widths_of(args.bits)
+    widths = [args.bits] if args.start else widths_of(args.bits)
+    if args.start:
+        model.load_state_dict(torch.load(args.start, weights_only=True))
     shares = args.shares or {1: [1.0], 2: [0.3, 0.7], 3: [0.15, 0.25, 0.6]}[len(widths)]
     log({"seed": args.seed, "widths": widths, "shares": shares, "method": args.method or "by bits",
+         "bf16": args.bf16, "start": args.start, "epochs": args.epochs, "minutes": args.minutes, "lr": args.lr,
          "held_out_float": accuracy(model, *images.held_out)})  # fmt: skip
     trainee = None
     for bits, share in zip(widths, shares, strict=True):
@@ -270,6 +282,8 @@ def main():
             model = plain_again(trainee, resnet20(folder))
         trainee = train(copy.deepcopy(model), teacher, images, bits, share, args, state, log)
         state = None
+    if args.weights:
+        torch.save(plain_again(trainee, resnet20(folder)).state_dict(), args.weights)
     trainee.eval()
     frozen = octavo.freeze(trainee)
     x, y = cifar(folder, "test", 0, args.test_images)
