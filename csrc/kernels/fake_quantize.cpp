@@ -2,6 +2,7 @@
 // rows of columns; sums are formed in a fixed grid of blocks. Called by ops/; calls the
 // micro-kernels of fake_quantize_table.h.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -236,6 +237,66 @@ void fake_quantize_backward(FloatType type, const void* dy, const uint8_t* mask,
   const bool stream = streams(type, count_of(rows), dx, grid);
   grid.for_each([&](const Run& r) {
     k.masked(at(dy, type, r.first), r.count, mask + r.mask_byte, at(dx, type, r.first), stream);
+  });
+}
+
+bool fake_quantize_codes(const float* y, const FakeSteps& s, uint8_t* codes) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  // Up to here 1 / scale is normal, and scale times its rounded inverse near enough to 1.
+  constexpr float kLargestScale = 0x1p120f;
+  std::atomic<bool> exact{true};
+  if (as_columns(s)) {
+    const ColumnRules rules(s);
+    const FakeColumns& r = rules.view;
+    parallel_for(0, s.outer, std::max<int64_t>(1, kGrain / s.channels),
+                 [&](int64_t begin, int64_t end) {
+                   bool all = true;
+                   for (int64_t i = begin * s.channels; i < end * s.channels; i += s.channels) {
+                     for (int64_t c = 0; c < s.channels; ++c) {
+                       const float t = y[i + c] * r.inverse[c];
+                       all &= std::isfinite(y[i + c]) && r.scale[c] <= kLargestScale;
+                       const float n = r.lo[c] > t || t != t ? r.lo[c] : std::min(t, r.hi[c]);
+                       codes[i + c] = static_cast<uint8_t>((n - r.lo[c]) + 0.5f);
+                     }
+                   }
+                   if (!all) exact = false;
+                 });
+    return exact;
+  }
+  const ElementTable& t = active_table().element;
+  const Rules rules(s);
+  Grid(s).for_each([&](const Run& run) {
+    const FakeRule r = rules[run.parameter];
+    float min = kInfinity, max = -kInfinity;
+    int64_t bad = 0;
+    t.minmax_f32(y + run.first, run.count, &min, &max, &bad);
+    if (bad > 0 || r.scale > kLargestScale) exact = false;
+    t.quantize_f32_u8(y + run.first, run.count,
+                      {r.inverse, r.lo, r.hi, static_cast<int32_t>(-r.lo)}, codes + run.first);
+  });
+  return exact;
+}
+
+void fake_quantize_values(const uint8_t* codes, const FakeSteps& s, float* y) {
+  if (as_columns(s)) {
+    const ColumnRules rules(s);
+    const FakeColumns& r = rules.view;
+    parallel_for(0, s.outer, std::max<int64_t>(1, kGrain / s.channels),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin * s.channels; i < end * s.channels; i += s.channels) {
+                     for (int64_t c = 0; c < s.channels; ++c) {
+                       y[i + c] = (static_cast<float>(codes[i + c]) + r.lo[c]) * r.scale[c];
+                     }
+                   }
+                 });
+    return;
+  }
+  const ElementTable& t = active_table().element;
+  const Rules rules(s);
+  Grid(s).for_each([&](const Run& run) {
+    const FakeRule r = rules[run.parameter];
+    t.dequantize_u8_f32(codes + run.first, run.count, r.scale, static_cast<int32_t>(-r.lo),
+                        y + run.first);
   });
 }
 

@@ -97,6 +97,12 @@ void fake_quantize_backward(FloatType type, const void* dy, const uint8_t* mask,
 void fake_quantize_learned_backward(FloatType type, const void* dy, const void* x,
                                     const FakeSteps& steps, double grad_scale, void* dx,
                                     float* to_scale, float* to_zero);
+/// Codes q - qmin of values that fake_quantize gave with these steps (relu aside), a quarter of
+/// their size; qmax - qmin <= 255. Returns whether fake_quantize_values gives back the same bits:
+/// not where a value is NaN or infinite, or a scale is beyond 2^120.
+bool fake_quantize_codes(const float* y, const FakeSteps& steps, uint8_t* codes);
+/// y = (code + qmin - z) * scale
+void fake_quantize_values(const uint8_t* codes, const FakeSteps& steps, float* y);
 /// Returns sign(alpha) * sum of dy where x >= |alpha|; dx = dy where 0 < x < |alpha|, else 0.
 float fake_quantize_clipped_backward(FloatType type, const void* dy, const void* x, int64_t count,
                                      float alpha, void* dx);

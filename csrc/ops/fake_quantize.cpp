@@ -72,9 +72,9 @@ void check_values(const FakeSteps& s, int64_t count) {
   }
 }
 
-Prepared prepare(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero_point,
-                 const Options& o) {
-  Prepared p{checked_values("fake_quantize: x", x), x, scale, zero_point, {}};
+Prepared prepare(FloatType type, const Tensor& x, const Tensor& scale,
+                 const std::optional<Tensor>& zero_point, const Options& o) {
+  Prepared p{type, x, scale, zero_point, {}};
   FakeSteps& s = p.steps;
   s = {1,
        1,
@@ -141,6 +141,11 @@ Prepared prepare(const Tensor& x, const Tensor& scale, const std::optional<Tenso
   }
   if (!o.learned) check_values(s, parameters);
   return p;
+}
+
+Prepared prepare(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero_point,
+                 const Options& o) {
+  return prepare(checked_values("fake_quantize: x", x), x, scale, zero_point, o);
 }
 
 Tensor fake_quantize_op(const Tensor& x, const Tensor& scale, std::optional<Tensor> zero_point,
@@ -210,6 +215,40 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_learned_backward_op(
       dx.mutable_data_ptr(), to_scale.mutable_data_ptr<float>(),
       zero_point.has_value() ? to_zero.mutable_data_ptr<float>() : nullptr);
   return {dx, to_scale, to_zero};
+}
+
+void check_codes(int64_t qmin, int64_t qmax) {
+  check_range("fake_quantize_codes: qmax", qmax, qmin, qmin + 255);
+}
+
+/// q - qmin of each value, and whether the values are finite multiples of their steps: only then do
+/// the codes stand for them.
+std::tuple<Tensor, Tensor> fake_quantize_codes_op(const Tensor& y, const Tensor& scale,
+                                                  std::optional<Tensor> zero_point, int64_t qmin,
+                                                  int64_t qmax, std::optional<int64_t> axis,
+                                                  int64_t group_size, bool learned) {
+  check_tensor("fake_quantize_codes: y", y, ScalarType::Float);
+  check_codes(qmin, qmax);
+  const Prepared p = prepare(y, scale, zero_point, {qmin, qmax, axis, group_size, false, learned});
+  Tensor codes = empty_strided(p.source.sizes().data(), p.source.strides().data(), p.source.dim(),
+                               ScalarType::Byte);
+  Tensor exact = empty({1}, ScalarType::Byte);
+  *exact.mutable_data_ptr<uint8_t>() = fake_quantize_codes(
+      p.source.const_data_ptr<float>(), p.steps, codes.mutable_data_ptr<uint8_t>());
+  return {codes, exact};
+}
+
+Tensor fake_quantize_values_op(const Tensor& codes, const Tensor& scale,
+                               std::optional<Tensor> zero_point, int64_t qmin, int64_t qmax,
+                               std::optional<int64_t> axis, int64_t group_size, bool learned) {
+  check_tensor("fake_quantize_values: codes", codes, ScalarType::Byte);
+  check_codes(qmin, qmax);
+  const Prepared p = prepare(FloatType::kF32, codes, scale, zero_point,
+                             {qmin, qmax, axis, group_size, false, learned});
+  Tensor y = empty_strided(p.source.sizes().data(), p.source.strides().data(), p.source.dim(),
+                           ScalarType::Float);
+  fake_quantize_values(p.source.const_data_ptr<uint8_t>(), p.steps, y.mutable_data_ptr<float>());
+  return y;
 }
 
 void check_bits(int64_t bits) { check_range("fake_quantize_clipped: bits", bits, 2, 8); }
@@ -337,6 +376,8 @@ STABLE_TORCH_LIBRARY_IMPL(octavo, CPU, m) {
   m.impl("fake_quantize_masked", TORCH_BOX(&fake_quantize_masked_op));
   m.impl("fake_quantize_backward", TORCH_BOX(&fake_quantize_backward_op));
   m.impl("fake_quantize_learned_backward", TORCH_BOX(&fake_quantize_learned_backward_op));
+  m.impl("fake_quantize_codes", TORCH_BOX(&fake_quantize_codes_op));
+  m.impl("fake_quantize_values", TORCH_BOX(&fake_quantize_values_op));
   m.impl("fake_quantize_clipped", TORCH_BOX(&fake_quantize_clipped_op));
   m.impl("fake_quantize_clipped_backward", TORCH_BOX(&fake_quantize_clipped_backward_op));
   m.impl("fake_quantize_levels", TORCH_BOX(&fake_quantize_levels_op));

@@ -62,6 +62,12 @@ STABLE_TORCH_LIBRARY(octavo, m) {
       "fake_quantize_learned_backward(Tensor dy, Tensor x, Tensor scale, Tensor? zero_point, int "
       "qmin, int qmax, int? axis, int group_size, bool relu, float grad_scale) -> (Tensor, Tensor, "
       "Tensor)");
+  m.def(
+      "fake_quantize_codes(Tensor y, Tensor scale, Tensor? zero_point, int qmin, int qmax, int? "
+      "axis, int group_size, bool learned) -> (Tensor, Tensor)");
+  m.def(
+      "fake_quantize_values(Tensor codes, Tensor scale, Tensor? zero_point, int qmin, int qmax, "
+      "int? axis, int group_size, bool learned) -> Tensor");
   m.def("fake_quantize_clipped(Tensor x, Tensor alpha, int bits) -> Tensor");
   m.def("fake_quantize_clipped_backward(Tensor dy, Tensor x, Tensor alpha) -> (Tensor, Tensor)");
   m.def(

@@ -222,6 +222,41 @@ TEST_P(FakeQuantize, ValuesMasksAndGradients) {
   }
 }
 
+TEST_P(FakeQuantize, CodesGiveBackTheValues) {
+  uint64_t seed = 40;
+  for (const Shape& s : kShapes) {
+    for (const bool affine : {false, true}) {
+      for (const bool learned : {false, true}) {
+        Case c(s, FloatType::kF32, affine, true, learned, true, ++seed);
+        if (!learned) {
+          for (float& z : c.zero) z = static_cast<float>(nearest(z));
+        }
+        Values y(FloatType::kF32, count(s)), again(FloatType::kF32, count(s));
+        Guarded<uint8_t> codes(count(s));
+        auto* values = static_cast<float*>(y.data());
+        fake_quantize(FloatType::kF32, c.x.data(), c.steps, values, nullptr);
+        c.steps.relu = false;
+        ASSERT_TRUE(fake_quantize_codes(values, c.steps, codes.data())) << s.name;
+        fake_quantize_values(codes.data(), c.steps, static_cast<float*>(again.data()));
+        ASSERT_EQ(again.copy(), y.copy()) << s.name;
+        const std::vector<uint8_t> bytes = codes.copy();
+        for (int64_t i = 0; i < count(s); ++i) {
+          c.steps.relu = true;
+          const Expected e = c.at(i);
+          const double code =
+              static_cast<double>(e.n) + c.used_zero(parameter_of(s, i)) - Case::qmin;
+          ASSERT_EQ(bytes[static_cast<size_t>(i)], code) << s.name << " x " << c.x[i];
+        }
+        c.steps.relu = false;
+        for (const float bad : {NAN, kInfinity}) {
+          values[count(s) / 2] = bad;
+          ASSERT_FALSE(fake_quantize_codes(values, c.steps, codes.data())) << s.name;
+        }
+      }
+    }
+  }
+}
+
 TEST_P(FakeQuantize, LearnedSteps) {
   uint64_t seed = 100;
   for (const Shape& s : kShapes) {

@@ -140,6 +140,11 @@ def training_sample(name: str, x: torch.Tensor, i: int, g: torch.Generator) -> t
     if name == "fake_quantize_backward":
         y, mask = ops.fake_quantize_masked(x, scale, zero_point, -8, 7, axis, group, False)
         return dy, mask, list(y.stride())
+    if "codes" in name or "values" in name:
+        options = (-8, 7, axis, group, i % 5 == 0)
+        y = ops.fake_quantize(x.float(), scale, zero_point, *options[:4], False, options[4])
+        values = (y, scale, zero_point, *options)
+        return values if "codes" in name else (ops.fake_quantize_codes(*values)[0], *values[1:])
     if name == "fake_quantize_learned_backward":
         return dy, x, scale, zero_point, -8, 7, axis, group, i % 4 == 0, 0.5
     if name == "fake_quantize_clipped":

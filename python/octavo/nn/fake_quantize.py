@@ -116,6 +116,10 @@ class FakeQuantize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` rounded to what its codes stand for."""
+        with ops.saved_as_codes(x):  # It may have been stored in another width before.
+            return self._quantized(x)
+
+    def _quantized(self, x: Tensor) -> Tensor:
         if self.method in _LEARNED:
             return self._learned(x)
         if self.method == "pact":
@@ -299,11 +303,11 @@ class FakeQuantizeWeight(nn.Module):
             # Not the buffer where it moves: that would change before the backward pass.
             scale = self._refresh(shaped) if update else self.scale
         if self.levels is not None:
+            first = shaped.movedim(self.axis, 0) if self.axis else shaped
             y = ops.fake_quantize_levels(
-                shaped.movedim(self.axis, 0), self.levels, scale, learned=learned,
-                grad_scale=grad_scale,
-            )  # fmt: skip
-            return y.movedim(0, self.axis)
+                first, self.levels, scale, learned=learned, grad_scale=grad_scale
+            )
+            return y.movedim(0, self.axis) if self.axis else y
         qmin, qmax, axis = self.scheme.qmin, self.scheme.qmax, self.axis
         if learned:
             return ops.fake_quantize_learned(

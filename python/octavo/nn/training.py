@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from octavo import ops
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.layer import QLayer
@@ -118,7 +119,9 @@ class TrainedLayer(_Owned):
             input = self.source(input)
         quantizer = owner.weight_quantizer
         assert isinstance(quantizer, FakeQuantizeWeight)
-        return self.quantized.call_float(owner, input, quantizer(owner.weight))
+        weight = quantizer(owner.weight)
+        with ops.saved_as_codes(input, weight):
+            return self.quantized.call_float(owner, input, weight)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainedLayer:
         owner = self.owner()

@@ -4,6 +4,7 @@ from octavo.ops.checks import as_float32
 from octavo.ops.embedding_lowbit import embedding_lowbit
 from octavo.ops.fake_quantize import fake_quantize
 from octavo.ops.fake_quantize_clipped import fake_quantize_clipped
+from octavo.ops.fake_quantize_codes import saved_as_codes
 from octavo.ops.fake_quantize_learned import fake_quantize_learned
 from octavo.ops.fake_quantize_levels import fake_quantize_levels
 from octavo.ops.linear_dynamic import linear_dynamic
@@ -56,6 +57,7 @@ __all__ = [
     "quantize_per_channel",
     "region_constants",
     "run_region",
+    "saved_as_codes",
     "unpack_bits",
     "unpack_lowbit",
     "unpack_weight",

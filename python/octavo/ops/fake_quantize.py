@@ -12,6 +12,7 @@ from octavo.ops import fake_quantize_checks as checks
 from octavo.ops import fake_quantize_formula as formula
 from octavo.ops import memory_order
 from octavo.ops.checks import register_fake
+from octavo.ops.fake_quantize_codes import note
 
 __all__ = ["apply", "empty_result", "fake_quantize"]
 
@@ -126,6 +127,7 @@ class _FakeQuantize(torch.autograd.Function):
         )
         ctx.save_for_backward(mask)
         ctx.strides = y.stride()
+        note(ctx, x, scale, zero_point, (qmin, qmax, axis, group_size, False))
         return y
 
     @staticmethod

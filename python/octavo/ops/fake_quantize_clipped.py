@@ -12,6 +12,7 @@ from octavo.ops import checks
 from octavo.ops import fake_quantize_checks as fake_checks
 from octavo.ops import fake_quantize_formula as formula
 from octavo.ops.fake_quantize import empty_result
+from octavo.ops.fake_quantize_codes import note
 
 __all__ = ["fake_quantize_clipped"]
 
@@ -57,6 +58,8 @@ class _Clipped(torch.autograd.Function):
         ctx.save_for_backward(x, alpha)
         if not x.is_cpu:
             return formula.clipped(x, alpha, bits)
+        top = 2**bits - 1
+        note(ctx, x, alpha.detach() / top, None, (0, top, None, 0, True))
         result: Tensor = torch.ops.octavo.fake_quantize_clipped(x, alpha, bits)
         return result
 

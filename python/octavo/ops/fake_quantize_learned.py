@@ -12,6 +12,7 @@ from octavo.ops import fake_quantize_checks as checks
 from octavo.ops import fake_quantize_formula as formula
 from octavo.ops.checks import register_fake
 from octavo.ops.fake_quantize import empty_result
+from octavo.ops.fake_quantize_codes import note
 
 __all__ = ["fake_quantize_learned"]
 
@@ -124,6 +125,7 @@ class _Learned(torch.autograd.Function):
         ctx.save_for_backward(x, scale, zero_point)
         ctx.options, ctx.grad_scale = options, grad_scale
         if x.is_cpu:
+            note(ctx, x, scale, zero_point, (*options[:4], True))
             y: Tensor = torch.ops.octavo.fake_quantize(x, scale, zero_point, *options, True)
             return y
         s = formula.steps(scale, zero_point, _learned(options))

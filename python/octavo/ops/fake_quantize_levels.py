@@ -12,6 +12,7 @@ from octavo.ops import fake_quantize_checks as checks
 from octavo.ops import fake_quantize_formula as formula
 from octavo.ops.checks import register_fake
 from octavo.ops.fake_quantize import empty_result
+from octavo.ops.fake_quantize_codes import note
 from octavo.ops.memory_order import rows_are_outermost
 
 __all__ = ["fake_quantize_levels"]
@@ -90,9 +91,9 @@ class _Levels(torch.autograd.Function):
             ctx.save_for_backward(x, levels, scale)
         if not x.is_cpu:
             return formula.levels_of(x, levels, formula.steps(scale, None, options))
-        result: Tensor = torch.ops.octavo.fake_quantize_levels(
-            x, levels, scale, options.axis, options.group_size, options.learned
-        )
+        given = (options.axis, options.group_size, options.learned)
+        note(ctx, x, scale, None, (-128, 127, *given))  # Levels are codes that jump.
+        result: Tensor = torch.ops.octavo.fake_quantize_levels(x, levels, scale, *given)
         return result
 
     @staticmethod

@@ -14,6 +14,7 @@ from octavo.ops import fake_quantize_formula as formula
 from octavo.ops import memory_order
 from octavo.ops.checks import register_fake
 from octavo.ops.fake_quantize import apply, empty_result
+from octavo.ops.fake_quantize_codes import note
 
 __all__ = ["Observed", "observe_fake_quantize"]
 
@@ -138,6 +139,7 @@ class _Observe(torch.autograd.Function):
         ctx.save_for_backward(mask)
         ctx.strides = y.stride()
         ctx.mark_non_differentiable(scale, zero_point, bad)
+        note(ctx, x, scale, zero_point, (options[0], options[1], options[3], 0, False))
         return y, scale, zero_point, bad
 
     @staticmethod
