@@ -26,6 +26,7 @@ from octavo.record import Record, attach, layer_records, record_of
 from octavo.rewrite import copy_model, rewrite
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
+from octavo.scheme import QParams
 from octavo.trainee import make_trainee
 
 __all__ = ["dequantize", "quantize"]
@@ -79,7 +80,8 @@ def quantize(
             without a kernel (Linear, Embedding); such layers run outside of regions. Default: 128,
             64 or 32 for 2 to 4 bits in such layers outside of regions, else one scale for each
             output channel.
-        rounding: "nearest", "squant" or "hqq" (no data needed), "gptq" or "qdrop" (need data).
+        rounding: "nearest", "squant" or "hqq" (no data needed), "gptq", "adaround" or "qdrop" (need
+            data).
             Default: by bits, data and effort, said in the report.
         ranges: "huber" (default: squared error that giant values count in linearly), "mse",
             "minmax" or "percentile".
@@ -161,7 +163,7 @@ def quantize(
             divided = equalize(work, decided, batches).divided
             if divided:
                 notes.add(f"channel ranges equalized behind {len(divided)} layers")
-        params = {}
+        params: Mapping[str, QParams] = {}
         if batches is not None and any(s.activations == "static" for s in decided.sites):
             calibration = calibrate(work, decided, batches, ranges or "huber", progress)
             decided = without_unreached(decided, calibration)
@@ -170,10 +172,11 @@ def quantize(
         if qat:
             rounding = "nearest"  # For the report: training decides.
         how = METHODS[rounding or _chosen_rounding(decided, batches, effort, bool(divided), notes)]
-        codes, said = round_model(
+        rounded = round_model(
             work, decided, how, qparams=params, data=batches, flows=flows, progress=progress
         )
-        notes.add_all([*said, *_zero_channels(codes)])
+        codes, params = rounded.codes, rounded.qparams
+        notes.add_all([*rounded.notes, *_zero_channels(codes)])
         measured: dict[str, float] = {}
         if batches is not None and effort != "fast" and codes and not qat:
             correction = correct_bias(work, decided, params, codes, batches)

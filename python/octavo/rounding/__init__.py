@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from octavo.rounding.adaround import adaround
 from octavo.rounding.bias import correct_bias
 from octavo.rounding.codes import Codes
 from octavo.rounding.gptq import gptq
@@ -21,6 +22,7 @@ METHODS: dict[str, Method] = {
         Method("squant", squant),
         Method("hqq", hqq),
         Method("gptq", from_data=gptq),
+        Method("adaround", from_data=adaround),
         Method("qdrop", from_data=qdrop, blockwise=True),
     )
 }

@@ -25,7 +25,7 @@ from octavo.nn.registry import canonical_weight
 from octavo.plan import FlowPlan, Plan, SitePlan
 from octavo.replay import replayed
 from octavo.rounding.codes import Codes
-from octavo.rounding.units import Block, apply_layer, blocks_of, finish, walk_block
+from octavo.rounding.units import Block, apply_layer, blocks_of, finish, keys_of, walk_block
 from octavo.scheme import QParams
 
 __all__ = ["Lockstep", "Pause", "fake_quantize"]
@@ -234,6 +234,12 @@ class Lockstep:
         return self.layer(name, x)
 
     # ---- values as the integers have them
+
+    def own_keys(self, block: Block) -> frozenset[str]:
+        """Keys of ranges that no other block reads a value with."""
+        others = [b for b in self.blocks[id(block.flow)] if b is not block]
+        found = keys_of(block).difference(*map(keys_of, others))
+        return found & frozenset(self.qparams)
 
     def stored(self, key: str, x: Tensor) -> Tensor:
         """A value of a region, in its codes."""

@@ -1,11 +1,10 @@
 """Rounding learned block by block: AdaRound's variables, the block's output error, dropped noise.
 
-Nagel et al., "Up or Down? Adaptive Rounding" (2020): each code is the level below or above, by a
-variable h in 0..1 that a penalty drives to its ends. Li et al., "BRECQ" (2021): the loss is that of
+Each code is the level below or above (see soft.py). Li et al., "BRECQ" (2021): the loss is that of
 the output of a block. Wei et al., "QDrop" (2022): half of the elements of stored values, drawn anew
-in each step, stay unquantized meanwhile. GPTQ's codes are where it starts, and the start is kept if
-learning does not lower the error on samples held out. Settings below: a residual block of 3x3
-convolutions at 2 and 4 bits, where learning leaves 0.6 and 0.9 of the error.
+in each step, stay unquantized meanwhile, and steps of values of fewer than 8 bits are learned too.
+GPTQ's codes are where it starts, and the start is kept if learning does not lower the error on
+samples held out.
 """
 
 from __future__ import annotations
@@ -17,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo import ops
 from octavo.grids import neighbours
 from octavo.rounding.codes import Codes
 from octavo.rounding.gptq import solve
 from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize
 from octavo.rounding.patches import moments_of
+from octavo.rounding.soft import Soft, penalty
 from octavo.rounding.units import apply_layer, walk_block
+from octavo.scheme import QParams
 
 __all__ = ["qdrop"]
 
@@ -30,16 +32,14 @@ _STEPS = 600
 _SAMPLES = 32  # In each step.
 _HELD_OUT = 8  # One sample of so many only judges.
 _WAY = 15.0  # Steps times the rate: how far a variable can go. From one end to the other are 5.
+_STEP_WAY = 1.0  # The same for the logarithm of a step.
 _PENALTY = 5.0  # Of the mean over a block's weights, where the error at the start is 1.
-_BETA = (20.0, 2.0)
-_WARM_UP = 0.2  # Share of the steps without penalty.
-_ZETA, _GAMMA = 1.1, -0.1
 _DROP = 0.5
 _SURE = 0.8  # h of GPTQ's code at the start; the other level has 1 - h.
 
 
 def qdrop(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
-    """Codes of the layers of a pause."""
+    """Codes of the layers of a pause; steps of its values are learned too, in ``runs.qparams``."""
     start = _gptq_in_block(runs, pause)
     if pause.block is None or len(pause.layers) < 2:
         return start  # For a layer alone GPTQ minimises the same error, and better.
@@ -47,10 +47,13 @@ def qdrop(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     if data is None:
         return start
     with torch.enable_grad():
-        learned = _learned(runs, pause, start, data)
+        learned, params = _learned(runs, pause, start, data)
     with torch.no_grad():
-        before, after = (_error(runs, pause, codes, data) for codes in (start, learned))
-    return learned if after < before else start
+        before = _error(runs, pause, start, data, {})
+        if _error(runs, pause, learned, data, params) >= before:
+            return start
+    runs.qparams |= params
+    return learned
 
 
 # ---- the start -----------------------------------------------------------------------------------
@@ -159,72 +162,91 @@ class _Samples:
         return cls(joined[0], joined[1], joined[2], index[~held], index[held])
 
 
-class _Soft:
-    """A layer's weight while it is learned: levels between the two neighbours."""
+def _soft(weight: Tensor, codes: Codes) -> Soft:
+    """A layer's variables: the start and its neighbour on the side of the weight."""
+    rows = weight.float().reshape(weight.shape[0], -1)
+    start = codes.codes.reshape(rows.shape).float()
+    u = rows / codes.spread()
+    toward = torch.where(u >= start, start + 0.25, start - 0.25)
+    low, high = neighbours(toward, codes.scheme, codes.levels)
+    h = torch.where(start >= high, _SURE, 1 - _SURE)
+    nearer = ((u - low) / (high - low).clamp(min=1e-6)).clamp(0.02, 0.98)
+    h = 0.5 * (h + nearer)
+    return Soft(low, high, torch.where(start >= high, h.clamp(min=0.51), h.clamp(max=0.49)))
+
+
+class _Layer:
+    """A layer while it is learned."""
 
     def __init__(self, weight: Tensor, codes: Codes) -> None:
-        rows = weight.float().reshape(weight.shape[0], -1)
-        self.codes, self.scale = codes, codes.spread()
-        start = codes.codes.reshape(rows.shape).float()
-        # The pair is the start and its neighbour on the side of the weight.
-        u = rows / self.scale
-        toward = torch.where(u >= start, start + 0.25, start - 0.25)
-        self.low, self.high = neighbours(toward, codes.scheme, codes.levels)
-        h = torch.where(start >= self.high, _SURE, 1 - _SURE)
-        span = (self.high - self.low).clamp(min=1e-6)
-        share = ((u - self.low) / span).clamp(0.02, 0.98)
-        h = (0.5 * (h + share)).clamp(0.02, 0.98)
-        h = torch.where(start >= self.high, h.clamp(min=0.51), h.clamp(max=0.49))
-        self.v = (-((_ZETA - _GAMMA) / (h - _GAMMA) - 1).log()).requires_grad_()
-        bias = torch.zeros(len(rows)) if codes.bias is None else codes.bias.clone()
+        self.codes, self.soft = codes, _soft(weight, codes)
+        self.scale = codes.spread()
+        bias = torch.zeros(len(codes.codes)) if codes.bias is None else codes.bias.clone()
         self.bias = bias.requires_grad_()
-
-    def h(self) -> Tensor:
-        """Share of the upper level, 0..1."""
-        return (torch.sigmoid(self.v) * (_ZETA - _GAMMA) + _GAMMA).clamp(0, 1)
 
     def weight(self) -> Tensor:
         """The weight with levels between."""
-        soft = (self.low + self.h() * (self.high - self.low)) * self.scale
-        return soft.view(self.codes.codes.shape)
+        return (self.soft.levels() * self.scale).view(self.codes.codes.shape)
 
     def hard(self) -> Codes:
         """The codes learned."""
-        with torch.no_grad():
-            levels = torch.where(self.v >= 0, self.high, self.low).to(torch.int8)
-            return dataclasses.replace(
-                self.codes,
-                codes=levels.view(self.codes.codes.shape),
-                bias=self.bias.detach().clone(),
-            )
+        levels = self.soft.hard().to(torch.int8).view(self.codes.codes.shape)
+        return dataclasses.replace(self.codes, codes=levels, bias=self.bias.detach().clone())
+
+
+class _Step:
+    """The step of a stored value while it is learned: LSQ (arXiv 1902.08153), by its logarithm."""
+
+    def __init__(self, params: QParams) -> None:
+        self.params = params
+        self.growth = torch.zeros(1, requires_grad=True)
+        self._zero_point = torch.tensor([float(params.zero_point)])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` in its codes; gradients to x and to the step."""
+        scale = self.params.scale * self.growth.exp()
+        return ops.fake_quantize_learned(x, scale, self._zero_point, qmin=0, qmax=self.params.qmax)
+
+    def hard(self) -> QParams:
+        """The parameters learned."""
+        scale = torch.tensor(self.params.scale) * self.growth.detach()[0].exp()
+        return dataclasses.replace(self.params, scale=float(scale))
 
 
 def _learned(
     runs: Lockstep, pause: Pause, start: dict[str, Codes], data: _Samples
-) -> dict[str, Codes]:
+) -> tuple[dict[str, Codes], dict[str, QParams]]:
+    """Codes of the block's layers, and parameters of values that nothing but the block reads."""
     block = pause.block
     assert block is not None
-    soft = {name: _Soft(runs.weights[name], start[name]) for name in pause.layers}
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [s.v for s in soft.values()], "lr": _WAY / _STEPS},
-            {"params": [s.bias for s in soft.values()], "lr": 0.2 * _scale_of(data) / _STEPS},
-        ]
-    )
+    layers = {name: _Layer(runs.weights[name], start[name]) for name in pause.layers}
+    few = {key: runs.qparams[key] for key in runs.own_keys(block)}
+    steps = {key: _Step(p) for key, p in few.items() if p.bits < 8}
+    groups = [
+        {"params": [own.soft.v for own in layers.values()], "lr": _WAY / _STEPS},
+        {"params": [own.bias for own in layers.values()], "lr": 0.2 * _scale_of(data) / _STEPS},
+    ]
+    if steps:
+        groups.append({"params": [s.growth for s in steps.values()], "lr": _STEP_WAY / _STEPS})
+    optimizer = torch.optim.Adam(groups)
+    slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     generator = torch.Generator().manual_seed(0)
 
     def layer(name: str, x: Tensor, alone: bool) -> Tensor:
         module = runs.model.get_submodule(name)
         x = _through(x, runs.stored_input(name, x.detach())) if alone else x
-        return apply_layer(module, x, soft[name].weight(), soft[name].bias)
+        return apply_layer(module, x, layers[name].weight(), layers[name].bias)
 
     def store(key: str, x: Tensor) -> Tensor:
-        kept = torch.rand(x.shape, generator=generator) < _DROP
-        return torch.where(kept, x, _through(x, fake_quantize(x.detach(), runs.qparams[key])))
+        if key in steps:
+            stored = steps[key](x)
+        else:
+            stored = _through(x, fake_quantize(x.detach(), runs.qparams[key]))
+        return torch.where(torch.rand(x.shape, generator=generator) < _DROP, x, stored)
 
     with torch.no_grad():
-        unit = max(_error(runs, pause, start, data) / len(data.held), 1e-12)
-    weights = sum(s.v.numel() for s in soft.values())
+        unit = max(_error(runs, pause, start, data, {}) / len(data.held), 1e-12)
+    weights = sum(own.soft.v.numel() for own in layers.values())
     for step in range(_STEPS):
         draw = torch.randint(len(data.learn), (_SAMPLES,), generator=generator)
         chosen = data.learn[draw]
@@ -235,16 +257,16 @@ def _learned(
             values[name] = torch.where(kept, in_float, picked)
         walk_block(block, runs.model, values, layer, store)
         loss = _distance(values, data.targets, chosen) / unit
-        share = (step / _STEPS - _WARM_UP) / (1 - _WARM_UP)
-        if share > 0:
-            beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - share)
-            for s in soft.values():
-                unsure = 1 - (2 * s.h() - 1).abs().pow(beta)
-                loss = loss + _PENALTY / weights * unsure.sum()
+        for own in layers.values():
+            unsure = penalty(own.soft.v, step / _STEPS)
+            if unsure is not None:
+                loss = loss + _PENALTY / weights * unsure
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return {name: s.hard() for name, s in soft.items()}
+        slower.step()
+    codes = {name: own.hard() for name, own in layers.items()}
+    return codes, {key: step.hard() for key, step in steps.items()}
 
 
 def _scale_of(data: _Samples) -> float:
@@ -267,19 +289,28 @@ def _distance(values: dict[str, Any], targets: dict[str, Tensor], chosen: Tensor
     return total
 
 
-def _error(runs: Lockstep, pause: Pause, codes: dict[str, Codes], data: _Samples) -> float:
-    """Of codes on the samples held out."""
+def _error(
+    runs: Lockstep,
+    pause: Pause,
+    codes: dict[str, Codes],
+    data: _Samples,
+    params: dict[str, QParams],
+) -> float:
+    """Of codes, and of parameters in the place of the runs' own, on the samples held out."""
 
     def layer(name: str, x: Tensor, alone: bool) -> Tensor:
         module = runs.model.get_submodule(name)
         x = runs.stored_input(name, x) if alone else x
         return apply_layer(module, x, codes[name].dequantize(), codes[name].bias)
 
+    def store(key: str, x: Tensor) -> Tensor:
+        return fake_quantize(x, params.get(key) or runs.qparams[key])
+
     assert pause.block is not None
     total = 0.0
     for part in _chunks(data.held):
         values: dict[str, Any] = {name: x[part] for name, x in data.inputs.items()}
-        walk_block(pause.block, runs.model, values, layer, runs.stored)
+        walk_block(pause.block, runs.model, values, layer, store)
         total += float(_distance(values, data.targets, part)) * len(part)
     return total
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,7 +19,20 @@ from octavo.rounding.nearest import nearest_of_layer
 from octavo.rounding.squant import squant
 from octavo.scheme import QParams
 
-__all__ = ["choose", "round_model"]
+__all__ = ["Rounded", "choose", "round_model"]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What `round_model` finds.
+
+    codes: of every layer with a scheme. qparams: ranges, where the method learned better ones than
+    those given. notes: what was worth saying.
+    """
+
+    codes: dict[str, Codes]
+    qparams: Mapping[str, QParams]
+    notes: tuple[str, ...] = ()
 
 
 def choose(
@@ -51,8 +65,8 @@ def round_model(
     data: object = None,
     flows: Sequence[FlowPlan] = (),
     progress: bool = True,
-) -> tuple[dict[str, Codes], tuple[str, ...]]:
-    """Codes of every layer with a scheme, and what was worth saying.
+) -> Rounded:
+    """Codes of every layer with a scheme.
 
     Args:
         model: the float model of the plan, folded. It comes back as it was.
@@ -75,7 +89,7 @@ def round_model(
                 weight = canonical_weight(module)
                 codes[site.name] = method.from_weight(module, weight, site.scheme)
                 bar.update()
-            return codes, ()
+            return Rounded(codes, qparams or {})
         assert method.from_data is not None
         batches = data if isinstance(data, Batches) else Batches(data)
         runs = Lockstep(
@@ -106,7 +120,7 @@ def round_model(
         notes.append(f"rounding read {runs.samples} of {runs.given} samples, as memory allows")
     if missing:
         notes.append(f"rounded without data, which never reached them: {_names(missing)}")
-    return runs.codes, tuple(notes)
+    return Rounded(runs.codes, runs.qparams, tuple(notes))
 
 
 def _names(sites: Sequence[object]) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "apply_layer",
     "blocks_of",
     "finish",
+    "keys_of",
     "last_uses",
     "walk_block",
 ]
@@ -128,6 +129,18 @@ def last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
                 uses[name] = index
         uses |= dict.fromkeys(step.inputs, index)
     return uses | dict.fromkeys(refs(flow.output), len(steps))
+
+
+def keys_of(block: Block) -> frozenset[str]:
+    """Keys of the ranges with which the block's steps read values that are stored in integers."""
+    keys = set()
+    for region, step in block.steps:
+        names = [*step.inputs]
+        for part in step.fused or (step,):
+            names += [*part.inputs, *refs(part.args), *refs(dict(part.kwargs))]
+        owners = {region.params_of.get(name) for name in names} if region else set()
+        keys |= {f"{block.flow.path}:{owner}" for owner in owners if owner is not None}
+    return frozenset(keys)
 
 
 def walk_block(

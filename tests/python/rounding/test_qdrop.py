@@ -62,8 +62,9 @@ def test_learning_lowers_the_error_of_blocks(activations, options, monkeypatch):
     for pause in runs:
         data = module._Samples.of(pause)
         start = module._gptq_in_block(runs, pause)
+        before = module._error(runs, pause, start, data, {})
         codes = module.qdrop(runs, pause)
-        before, after = (module._error(runs, pause, c, data) for c in (start, codes))
+        after = module._error(runs, pause, codes, data, {})
         better[pause.layers] = after / before
         for name, code in codes.items():
             assert not code.bias.requires_grad and not code.scale.requires_grad

@@ -1,0 +1,90 @@
+"""One layer as a quadratic problem: weights aimed at, where to start, codes and bias at the end.
+
+The weights aimed at make up for the errors of earlier layers: least squares on the float outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from octavo.rounding.codes import Codes
+from octavo.rounding.nearest import nearest
+from octavo.rounding.quadratic import Moments, Problem
+from octavo.scheme import Scheme
+
+__all__ = ["LayerProblem"]
+
+_PULL = 0.05  # Of the mean diagonal: holds the least-squares weights to the float ones.
+# Positions for each input of a row from which on least squares are to be trusted. MobileNetV2 at 8
+# bits, SQNR of the logits on images not seen: 22.7 dB without, 23.3 dB with them from 300 on, 14.8
+# dB with them everywhere.
+_TRUSTED = 100
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProblem:
+    """A layer to be rounded.
+
+    plain: codes of the weights aimed at, rounded plainly. problem: what codes cost. start: float32
+    [G, R, 1] or [G, R, K], the scale of ``plain``.
+    """
+
+    moments: Moments
+    plain: Codes
+    problem: Problem
+    start: Tensor
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments
+    ) -> LayerProblem | None:
+        """None where there are no weights or no inputs to learn from.
+
+        Level tables that depend on the weights, and clip ranges of groups, weigh each weight's
+        error by the second moment of its input: the diagonal of the layer's Hessian.
+        """
+        if weight.numel() == 0 or moments.count == 0:
+            return None
+        groups = int(getattr(module, "groups", 1))
+        grouped = weight.float().reshape(groups, weight.shape[0] // groups, -1)
+        xx, xy = moments.centered()
+        wanted = grouped
+        if moments.count >= _TRUSTED * grouped.shape[2]:
+            wanted = _least_squares(grouped.double(), xx, xy)
+        power = xx[0].diagonal() if groups == 1 and scheme != Scheme(scheme.bits) else None
+        if power is not None:
+            power = power + _PULL * power.mean()
+        bias = module._parameters.get("bias")
+        plain = nearest(wanted.reshape(weight.shape), bias, scheme, power)
+        problem = Problem.of(wanted, xx, scheme, plain.levels)
+        start = plain.spread().view(groups, wanted.shape[1], -1)
+        return cls(moments, plain, problem, start)
+
+    def codes(self, levels: Tensor, scale: Tensor) -> Codes:
+        """Codes of levels [G, R, K] and scales [G, R, 1 or K], with the bias that suits them."""
+        scheme, shape = self.plain.scheme, self.plain.codes.shape
+        mean_x, mean_y = self.moments.means()
+        real = (levels * scale).double()
+        shift = mean_y - (real @ mean_x[:, :, None])[:, :, 0]
+        scale = scale.reshape(shape[0], -1)
+        return Codes(
+            levels.to(torch.int8).view(shape),
+            (scale[:, :: scheme.group_size] if scheme.group_size else scale[:, 0]).contiguous(),
+            shift.reshape(-1).float(),
+            scheme,
+            self.plain.levels,
+        )
+
+
+def _least_squares(weight: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
+    """float32 [G, R, K]: W + (Y X^T - W X X^T) (X X^T + pull)^-1."""
+    h = xx.clone()
+    diagonal = h.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1, keepdim=True)
+    diagonal += torch.where(mean > 0, _PULL * mean, torch.ones_like(mean))
+    residual = xy - xx @ weight.mT
+    solved: Tensor = torch.linalg.solve(h, residual)
+    return (weight.mT + solved).mT.float()
