@@ -3,8 +3,9 @@
 Every batch has two runs, each a call of the model in a thread of its own; exactly one of all
 threads runs at any time. A run halts in front of (float: behind) every layer or block that has no
 integers yet. When the runs of all batches have come to the same place, the caller gets their inputs
-and outputs, rounds, and the runs go on with the integers. So each layer is rounded on what the
-rounded layers before it give, with one pass over the data, whatever the model's forward does.
+and outputs, rounds, and the runs go on with the integers; where there is room, more runs join in.
+So each layer is rounded on what the rounded layers before it give, with one pass over the data,
+whatever the model's forward does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from octavo import ops
 from octavo.batches import Batches, Call
@@ -25,17 +27,11 @@ from octavo.nn.registry import canonical_weight
 from octavo.plan import FlowPlan, Plan, SitePlan
 from octavo.replay import replayed
 from octavo.rounding.codes import Codes
+from octavo.rounding.supply import Supply
 from octavo.rounding.units import Block, apply_layer, blocks_of, finish, keys_of, walk_block
 from octavo.scheme import QParams
 
 __all__ = ["Lockstep", "Pause", "fake_quantize"]
-
-_MERGED = 64  # Samples of one run: small batches are joined, so that there are few threads.
-_RUNS = 256
-_MEMORY = 3 << 30  # Bytes of activations that all runs together may hold.
-# The same from 6 bits on, where more data gains next to nothing: MobileNetV2 at 8 bits has 22.9 dB
-# at the logits with 64 images and 23.1 dB with 600.
-_LITTLE_MEMORY = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +92,6 @@ class Lockstep:
         self.model = model
         self.qparams = dict(qparams)
         self.codes: dict[str, Codes] = {}
-        self._before: frozenset[str] = frozenset()  # Layers with codes before the first pause.
         self.sites: dict[str, SitePlan] = {s.name: s for s in plan.sites if s.scheme is not None}
         self.weights = {name: canonical_weight(model.get_submodule(name)) for name in self.sites}
         names = frozenset(self.sites)
@@ -105,13 +100,12 @@ class Lockstep:
         self.blockwise = blockwise
         self._stack = ExitStack()
         self._pairs: list[tuple[_Run, _Run]] = []
-        calls = _joined(batches.recorded(model))
         few_bits = any(s.scheme is not None and s.scheme.bits < 6 for s in self.sites.values())
-        self._calls = _limited(model, calls, _MEMORY if few_bits else _LITTLE_MEMORY)
-        self.given = sum(call.samples for call in calls)
+        self._supply = Supply.of(model, batches, few_bits)
+        self.given = self._supply.given
         """Samples in the data."""
-        self.samples = sum(call.samples for call in self._calls)
-        """Samples that the runs hold."""
+        self.samples = 0
+        """Samples of the runs that have started."""
 
     def __iter__(self) -> Iterator[Pause]:
         """Every layer or block in the order of execution; ``codes`` must have its layers after."""
@@ -127,7 +121,6 @@ class Lockstep:
     # ---- runs
 
     def _install(self) -> None:
-        self._before = frozenset(self.codes)
         for name in self.sites:
             module = self.model.get_submodule(name)
             module.__dict__["forward"] = self._stand_in(name)
@@ -135,13 +128,14 @@ class Lockstep:
         flows = [plan.flow for plan in self.plans.values()]
         self._stack.enter_context(replayed(self.model, flows, self._flow))
 
-        self._pairs = [(_Run(self.model, c, False), _Run(self.model, c, True)) for c in self._calls]
-
     def _pauses(self) -> Iterator[Pause]:
-        waiting: list[dict[object, _Halt]] = [{} for _ in self._pairs]
-        at: list[_Halt | None] = [quantized.advance() for _, quantized in self._pairs]
+        waiting: list[dict[object, _Halt]] = []
+        at: list[_Halt | None] = []
+        self._start(None, at, waiting)
         while any(at):
             unit = next(halt.unit for halt in at if halt)
+            if self._supply.late:
+                self._start(unit, at, waiting)
             members = [i for i, halt in enumerate(at) if halt and halt.unit == unit]
             halts = [halt for halt in at if halt and halt.unit == unit]
             pairs = [
@@ -149,7 +143,7 @@ class Lockstep:
                 for i, halt in zip(members, halts, strict=True)
             ]
             yield Pause(
-                unit.layers if isinstance(unit, Block) else (unit,),
+                _layers(unit),
                 unit if isinstance(unit, Block) else None,
                 [halt.inputs for halt in halts],
                 [pair.inputs for pair in pairs],
@@ -159,6 +153,20 @@ class Lockstep:
             for i in members:
                 at[i] = None
                 at[i] = self._pairs[i][1].advance()
+
+    def _start(
+        self, unit: str | Block | None, at: list[_Halt | None], waiting: list[dict[object, _Halt]]
+    ) -> None:
+        """Starts as many more runs as there is room for where the others wait."""
+        layers = _layers(unit) if unit else ()
+        room = self._supply.room(layers[0] if layers else None)
+        for call in self._supply.calls[len(self._pairs) :]:
+            if self._pairs and self.samples + call.samples > room:
+                return
+            self._pairs.append((_Run(self.model, call, False), _Run(self.model, call, True)))
+            self.samples += call.samples
+            waiting.append({})
+            at.append(self._pairs[-1][1].advance())
 
     def _float(self, index: int, unit: object, waiting: dict[object, _Halt]) -> _Halt | None:
         """What the float run of a batch has at ``unit``; None if it does not come there."""
@@ -207,10 +215,11 @@ class Lockstep:
                     run.halt(_Halt(block, inputs))
                 walk_block(block, self.model, values, self._halting_layer, self.stored)
             else:
-                kept = {n: _clone(v) for n, v in inputs.items()} if whole else {}
+                wanted = whole and block.layers[0] not in self.codes
+                kept = {n: _clone(v) for n, v in inputs.items()} if wanted else {}
                 layer = self._float_layer if whole else self._halting_float_layer
                 walk_block(block, self.model, values, layer, lambda _key, x: x)
-                if whole:
+                if wanted:
                     run.halt(_Halt(block, kept, {n: values[n] for n in block.outputs}))
             for name in [n for n in values if n not in block.alive]:
                 del values[name]
@@ -223,7 +232,7 @@ class Lockstep:
 
     def _halting_float_layer(self, name: str, x: Tensor, _alone: bool = True) -> Tensor:
         y = self._float_layer(name, x)
-        if name not in self._before:
+        if name not in self.codes:  # Those that start late need no targets of layers that are done.
             _Run.current().halt(_Halt(name, x, y))
         return y
 
@@ -261,8 +270,8 @@ class Lockstep:
 
     def layer(self, name: str, x: Tensor) -> Tensor:
         """A rounded layer's output."""
-        code = self.codes[name]
-        return apply_layer(self.model.get_submodule(name), x, code.dequantize(), code.bias)
+        code, module = self.codes[name], self.model.get_submodule(name)
+        return apply_layer(module, x, code.dequantize(), code.bias)
 
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -295,6 +304,8 @@ class _Run:
         self._model, self._call = model, call
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._halt: _Halt | None = None
+        self._task: Callable[[], Any] | None = None
+        self._answer: Any = None
         self._error: BaseException | None = None
         self._stopping = False
         self._seen: set[object] = set()
@@ -306,6 +317,18 @@ class _Run:
         run: _Run = cls._local.run
         return run
 
+    def outside(self, task: Callable[[], Any]) -> Any:
+        """What a task gives, done in the thread that the run is advanced from."""
+        self._task = task
+        self._back.release()
+        self._go.acquire()
+        if self._stopping:
+            raise _Stopped
+        answer, self._answer = self._answer, None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
     def advance(self) -> _Halt | None:
         """Goes on to the next halt; None at the end."""
         if self._thread.ident is None:
@@ -314,6 +337,16 @@ class _Run:
             return None
         self._go.release()
         self._back.acquire()
+        while self._task is not None:
+            task, self._task = self._task, None
+            try:
+                with torch.no_grad():
+                    self._answer = task()
+            except Exception as error:  # The model's, who may handle it.
+                self._answer = error
+            del task
+            self._go.release()
+            self._back.acquire()
         halt, self._halt = self._halt, None
         if self._error is not None:
             raise self._error
@@ -342,7 +375,7 @@ class _Run:
         type(self)._local.run = self
         self._go.acquire()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _Outside(self):
                 if not self._stopping:
                     self._model(*self._call.args, **self._call.kwargs)
         except _Stopped:
@@ -353,54 +386,30 @@ class _Run:
             self._back.release()
 
 
+class _Outside(TorchFunctionMode):
+    """Every function of torch that a run calls runs in the one thread that advances all runs.
+
+    glibc and torch's convolutions keep memory for each thread: MobileNetV2 on 32 images of 224 px
+    had 900 MiB of which 100 were tensors.
+    """
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") == "__get__":  # Of shape and the like.
+            return func(*args)
+        return self._run.outside(lambda: func(*args, **(kwargs or {})))
+
+
+def _layers(unit: str | Block) -> tuple[str, ...]:
+    return unit.layers if isinstance(unit, Block) else (unit,)
+
+
 def _clone(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     return {k: _clone(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
-def _joined(calls: list[Call]) -> list[Call]:
-    """The calls with small ones joined and large ones split, where all arguments are tensors."""
-    result: list[Call] = []
-    alike: list[tuple[Tensor, ...]] = []
-    for call in calls:
-        if call.kwargs or not all(isinstance(a, Tensor) and a.dim() > 1 for a in call.args):
-            return calls
-        if not call.args or len({a.shape[0] for a in call.args}) != 1:
-            return calls
-        alike.append(call.args)
-    if len({tuple((a.shape[1:], a.dtype) for a in args) for args in alike}) != 1:
-        return calls
-    columns = [torch.split(torch.cat(c), _MERGED) for c in zip(*alike, strict=True)]
-    result += [Call(args, {}) for args in zip(*columns, strict=True)]
-    return result
-
-
-def _limited(model: nn.Module, calls: list[Call], memory: int) -> list[Call]:
-    """So many calls as memory allows: three times the largest value in each of two runs."""
-    if not calls:
-        return calls
-    largest = 0
-
-    def measure(_module: nn.Module, _args: object, output: object) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor):
-            largest = max(largest, output.numel() * 4)
-
-    few = calls[0].shortened(1) or calls[0]
-    handles = [m.register_forward_hook(measure) for m in model.modules() if not list(m.children())]
-    try:
-        with torch.no_grad():
-            model(*few.args, **few.kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    each = 6 * largest / max(few.samples, 1)
-    kept: list[Call] = []
-    held = 0.0
-    for call in calls[:_RUNS]:
-        held += each * call.samples
-        if kept and held > memory:
-            break
-        kept.append(call)
-    return kept

@@ -23,7 +23,11 @@ _SWEEPS = 4
 
 
 class Moments:
-    """Sums from which second moments around the mean follow, of inputs and of wanted outputs."""
+    """Sums from which second moments around the mean follow, of inputs and of wanted outputs.
+
+    Sums are of what lies off the means of the first rows: where values hardly differ, their squares
+    in float32 would leave nothing of the differences, or less than nothing.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -31,9 +35,15 @@ class Moments:
         self.xy: Tensor | float = 0.0
         self.x: Tensor | float = 0.0
         self.y: Tensor | float = 0.0
+        self._origin: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Take in inputs [G, N, K] and outputs [G, N, R] of G groups."""
+        if not x.shape[1]:
+            return
+        if self._origin is None:
+            self._origin = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+        x, y = x - self._origin[0], y - self._origin[1]
         self.count += x.shape[1]
         self.xx = self.xx + (x.mT @ x).double()
         self.xy = self.xy + (x.mT @ y).double()
@@ -48,8 +58,9 @@ class Moments:
 
     def means(self) -> tuple[Tensor, Tensor]:
         """float64 [G, K] and [G, R]."""
-        assert isinstance(self.x, Tensor) and isinstance(self.y, Tensor)
-        return self.x / self.count, self.y / self.count
+        assert isinstance(self.x, Tensor) and isinstance(self.y, Tensor) and self._origin
+        x, y = self._origin
+        return x[:, 0].double() + self.x / self.count, y[:, 0].double() + self.y / self.count
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,12 @@
 """rounding.lockstep: runs of all batches halt in order, with what rounded layers before give."""
 
 import dataclasses
+import threading
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from octavo.batches import Batches
 from octavo.calibrate import calibrate
@@ -139,15 +141,82 @@ def test_errors_of_the_model_and_of_the_caller_leave_it_as_it_was():
     assert torch.get_num_threads() == threads
 
 
-def test_batches_are_joined_split_and_limited(monkeypatch):
+def finished(runs):
+    """Rounds all layers; the samples that each pause had."""
+    counts = []
+    for pause in runs:
+        counts.append(sum(len(x) for x in pause.inputs))
+        runs.codes |= {name: rounded(runs, name) for name in pause.layers}
+    return counts
+
+
+def test_small_batches_are_joined():
+    runs = runs_of(model_of(), list(X.split(1)))
+    counts = finished(runs)
+    assert counts == [24] * 6 and runs.samples == runs.given == 24 and len(runs._pairs) == 1
+
+
+def test_few_samples_start_and_more_join_in_where_values_are_small(monkeypatch):
+    class Shrinking(nn.Sequential):
+        def __init__(self):
+            super().__init__(
+                nn.Conv2d(3, 8, 3, padding=1),
+                nn.Conv2d(8, 8, 2, stride=2),
+                nn.Conv2d(8, 4, 2, stride=2),
+                nn.Conv2d(4, 4, 2),
+            )
+
+    # Two runs hold three values of 512 floats each in front of the first two layers, and the input.
+    each = 4 * (6 * 512 + 3 * 64)
+    monkeypatch.setattr("octavo.rounding.supply._LITTLE_MEMORY", 12 * each)
+    monkeypatch.setattr("octavo.rounding.supply._LEAST_MEMORY", 12 * each)
+    model = model_of(Shrinking)
+    all_at_once = runs_of(model, X)
+    # 6 samples of 12 start, since those that join later hold as much on their way. From the third
+    # layer on values have 128 floats.
+    assert finished(all_at_once) == [6, 6, 18, 24]
+    assert (all_at_once.samples, all_at_once.given) == (24, 24)
+    # No more than one batch's activations: of 6 images with 512 + 128 + 16 + 4 floats.
+    monkeypatch.setattr("octavo.rounding.supply._LEAST_MEMORY", 0)
+    assert finished(runs_of(model, list(X.split(6))))[0] == 1
+
+
+def test_late_runs_see_the_codes_of_layers_that_are_done(monkeypatch):
     model = model_of()
-    runs = runs_of(model, list(X.split(1)))
-    assert runs.samples == runs.given == 24 and len(runs._calls) == 1
-    monkeypatch.setattr("octavo.rounding.lockstep._MERGED", 8)
-    # The largest value has 8 * 8 * 8 floats; two runs hold three each.
-    monkeypatch.setattr("octavo.rounding.lockstep._LITTLE_MEMORY", 6 * 4 * 512 * 17)
-    runs = runs_of(model, X)
-    assert (runs.samples, runs.given, len(runs._calls)) == (16, 24, 2)
+    whole = runs_of(model, X)
+    finished(whole)
+    monkeypatch.setattr("octavo.rounding.supply._MERGED", 4)
+    few = runs_of(model, X)
+    few._supply = dataclasses.replace(few._supply, memory=1, late=True)
+    seen = []
+    for pause in few:
+        few._supply = dataclasses.replace(few._supply, memory=1e9)  # The rest joins at the second.
+        seen.append(pause)
+        few.codes |= {name: whole.codes[name] for name in pause.layers}
+    assert [sum(map(len, pause.inputs)) for pause in seen] == [4] + [24] * 5
+    at_once = runs_of(model, X)
+    for ours, other in zip(seen, at_once, strict=True):
+        assert ours.layers == other.layers
+        for kind in ("inputs", "targets", "float_inputs"):
+            some, every = torch.cat(getattr(ours, kind)), torch.cat(getattr(other, kind))
+            assert torch.allclose(some, every[: len(some)], atol=1e-5), kind
+        at_once.codes |= {name: whole.codes[name] for name in other.layers}
+
+
+def test_all_functions_of_torch_run_in_the_callers_thread():
+    """Memory that glibc and torch's convolutions keep for each thread would add up."""
+    threads = set()
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if getattr(func, "__name__", "") != "__get__":
+                threads.add(threading.get_ident())
+            return func(*args, **(kwargs or {}))
+
+    runs = runs_of(model_of(), X)
+    with Watch():
+        finished(runs)
+    assert threads == {threading.get_ident()}
 
 
 def test_a_callable_that_runs_the_model_is_recorded():

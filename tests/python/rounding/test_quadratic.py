@@ -82,3 +82,20 @@ def test_moments_do_not_depend_on_batches():
         assert torch.allclose(a, b, atol=1e-5)
     centered = (x - x.mean(1, keepdim=True)).double()
     assert torch.allclose(one.centered()[0], centered.mT @ centered / 60, atol=1e-5)
+
+
+def test_moments_of_values_that_hardly_differ():
+    """Their squares in float32 lose the differences: second moments were not positive definite."""
+    torch.manual_seed(0)
+    x = 30 + 1e-3 * torch.randn(1, 4096, 6)
+    moments = Moments()
+    for part in x.split(512, 1):
+        moments.add(part, 2 * part)
+    centered = x.double() - x.double().mean(1, keepdim=True)
+    expected = centered.mT @ centered / 4096
+    xx, xy = moments.centered()
+    assert torch.allclose(xx, expected, rtol=1e-3, atol=1e-9)
+    assert torch.allclose(xy, 2 * expected, rtol=1e-3, atol=1e-9)
+    mean_x, mean_y = moments.means()
+    assert torch.allclose(mean_x, x.double().mean(1)) and torch.allclose(mean_y, 2 * mean_x)
+    Problem.of(x[:, :2], xx, Scheme(8)).pass_errors_on(torch.full((1, 2, 1), 0.3))
