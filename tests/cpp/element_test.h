@@ -287,4 +287,14 @@ inline void for_each_thread_count(const std::function<void(int)>& f) {
   omp_set_num_threads(before);
 }
 
+/// Calls f(mode, threads): in every mode with one thread and with every number of threads in one
+/// mode; with OCTAVO_SUITE=ci in every mode with every number of threads.
+inline void for_each_mode_and_thread_count(const std::function<void(const std::string&, int)>& f) {
+  for_each_thread_count([&](int threads) {
+    for_each_mode([&](const std::string& mode) {
+      if (ci_suite() || threads == 1 || mode == "up, flush to zero") f(mode, threads);
+    });
+  });
+}
+
 }  // namespace octavo::testing

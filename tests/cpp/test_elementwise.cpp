@@ -17,7 +17,7 @@ namespace {
 
 using testing::clamped;
 using testing::Codes;
-using testing::for_each_mode;
+using testing::for_each_mode_and_thread_count;
 using testing::for_each_thread_count;
 using testing::Guarded;
 using testing::Random;
@@ -133,15 +133,13 @@ TEST_P(Elementwise, ModesAndThreadsDoNotMatter) {
   const std::vector<uint8_t> products = out.values();
   affine(a.view, m.data(), offset.data(), 0, 255, out.view);
   const std::vector<uint8_t> affines = out.values();
-  for_each_thread_count([&](int threads) {
-    for_each_mode([&](const std::string& mode) {
-      call_add(a, b, kAdds[0], out);
-      EXPECT_EQ(out.values(), sums) << threads << " " << mode;
-      multiply(a.view, scale.view, 3, 100, 0.01f, 128.5f, 0, 255, out.view);
-      EXPECT_EQ(out.values(), products) << threads << " " << mode;
-      affine(a.view, m.data(), offset.data(), 0, 255, out.view);
-      EXPECT_EQ(out.values(), affines) << threads << " " << mode;
-    });
+  for_each_mode_and_thread_count([&](const std::string& mode, int threads) {
+    call_add(a, b, kAdds[0], out);
+    EXPECT_EQ(out.values(), sums) << threads << " " << mode;
+    multiply(a.view, scale.view, 3, 100, 0.01f, 128.5f, 0, 255, out.view);
+    EXPECT_EQ(out.values(), products) << threads << " " << mode;
+    affine(a.view, m.data(), offset.data(), 0, 255, out.view);
+    EXPECT_EQ(out.values(), affines) << threads << " " << mode;
   });
 }
 

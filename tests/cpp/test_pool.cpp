@@ -13,8 +13,7 @@ namespace {
 
 using testing::clamped;
 using testing::Codes;
-using testing::for_each_mode;
-using testing::for_each_thread_count;
+using testing::for_each_mode_and_thread_count;
 using testing::Random;
 
 class Pool : public testing::IsaTest {};
@@ -218,9 +217,8 @@ TEST_P(Pool, ModesAndThreadsDoNotMatter) {
     return std::vector<std::vector<uint8_t>>{pooled.values(), averaged.values(), global.values()};
   };
   const auto expected = run();
-  for_each_thread_count([&](int threads) {
-    for_each_mode(
-        [&](const std::string& mode) { EXPECT_EQ(run(), expected) << threads << " " << mode; });
+  for_each_mode_and_thread_count([&](const std::string& mode, int threads) {
+    EXPECT_EQ(run(), expected) << threads << " " << mode;
   });
 }
 

@@ -383,8 +383,9 @@ constexpr int64_t kEveryFloatStep = 1;
 // 8 pairs.
 void compare_every_float(const QuantParams& p) {
   constexpr int64_t kChunk = 1 << 16;
-  const double r = static_cast<float>(1.0 / static_cast<double>(p.scale));
-  const double lo = -p.zero_point, hi = p.max_code - p.zero_point;
+  const auto r = static_cast<float>(1.0 / static_cast<double>(p.scale));
+  const auto lo = static_cast<float>(-p.zero_point);
+  const auto hi = static_cast<float>(p.max_code - p.zero_point);
   int64_t wrong = 0;
   uint32_t example = 0;
 #pragma omp parallel for schedule(dynamic, 64) reduction(+ : wrong)
@@ -400,11 +401,12 @@ void compare_every_float(const QuantParams& p) {
     const uint8_t* codes = q.data();
     int32_t different = 0;
     for (int64_t i = 0; i < kChunk; ++i) {
-      // The rounding of the product to float32, the clamp, and rounding to even by 1.5 * 2^52.
-      double v = static_cast<float>(static_cast<double>(values[i]) * r);
+      // The product in float32, the clamp (NaN: lo), and rounding to even by 1.5 * 2^23, which is
+      // exact below 2^22. In float32 the compiler makes vectors of it.
+      float v = values[i] * r;
       v = v > lo ? v : lo;
       v = v < hi ? v : hi;
-      const double rounded = (v + 0x1.8p52) - 0x1.8p52;
+      const float rounded = (v + 0x1.8p23f) - 0x1.8p23f;
       different += static_cast<int32_t>(rounded) + p.zero_point != codes[i];
     }
     if (different > 0) {
