@@ -1,12 +1,11 @@
-// Runs a planned region: programs and plans are cached by content, a call then checks its panels,
-// walks the steps and calls one driver each. Called by ops/region.cpp.
+// Runs a planned region: a call finds its program and plan (region_cache.h), checks its panels
+// (region_panels.h), walks the steps and calls one driver each. Called by ops/region.cpp.
 #include "region.h"
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <exception>
-#include <list>
 #include <mutex>
 #include <new>
 
@@ -14,6 +13,8 @@
 #include "kernel_table.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "region_cache.h"
+#include "region_panels.h"
 
 namespace octavo {
 namespace {
@@ -352,264 +353,6 @@ class Runner {
   std::vector<std::vector<QuantParams>> dynamic_;  // of each quantize_dynamic step, a sample each
 };
 
-// ---- programs and plans by content
-// ------------------------------------------------------------------------
-
-/// What a call's sizes lead to.
-struct CallPlan {
-  std::vector<int64_t> key;
-  std::shared_ptr<const std::vector<Shape>> shapes;
-  std::shared_ptr<const RegionPlan> plan;
-  int64_t units = 0, parallel_units = 0;
-};
-
-/// A parsed program with the plans for the last sizes it met, and panel headers that were found
-/// sound.
-struct CachedProgram {
-  std::shared_ptr<const Program> program;
-  uint64_t sample = 0;        // of the text, see sample_of
-  std::list<CallPlan> plans;  // latest first
-  std::vector<PanelHeader> headers;
-};
-
-constexpr size_t kPlansPerProgram = 4;
-/// A transformer has a few regions a block; programs are some KiB each.
-constexpr size_t kPrograms = 256;
-
-/// A few bytes of the text in one number: tells most programs apart before they are compared in
-/// full.
-uint64_t sample_of(std::string_view text) {
-  uint64_t hash = text.size();
-  if (text.size() < 8) return hash;
-  for (size_t i = 0; i < 8; ++i) {
-    uint64_t word;
-    std::memcpy(&word, text.data() + (text.size() - 8) * i / 7, 8);
-    hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
-    hash ^= hash >> 29;
-  }
-  return hash;
-}
-
-CachedProgram& find_program(std::string_view text) {
-  thread_local std::list<CachedProgram> cache;  // latest first
-  const uint64_t sample = sample_of(text);
-  for (auto entry = cache.begin(); entry != cache.end(); ++entry) {
-    if (entry->sample == sample && entry->program->text == text) {
-      cache.splice(cache.begin(), cache, entry);
-      return *entry;
-    }
-  }
-  CachedProgram fresh;
-  fresh.program = parse_program(text);
-  fresh.sample = sample;
-  fresh.headers.resize(fresh.program->steps.size());
-  cache.push_front(std::move(fresh));
-  if (cache.size() > kPrograms) cache.pop_back();
-  return cache.front();
-}
-
-/// Units of work of a call and how they are shared out.
-class CallPlanner {
- public:
-  CallPlanner(std::shared_ptr<const Program> program, const std::vector<RegionInput>& inputs,
-              std::vector<int64_t> panel_counts, std::vector<int64_t> gathers)
-      : program_(std::move(program)),
-        panel_counts_(std::move(panel_counts)),
-        gathers_(std::move(gathers)) {
-    for (const RegionInput& input : inputs) sizes_.push_back(input.sizes);
-  }
-
-  CallPlan make(int threads) {
-    CallPlan call;
-    call.shapes =
-        std::make_shared<const std::vector<Shape>>(infer_shapes(*program_, sizes_, panel_counts_));
-    find_units(*call.shapes);
-    call.units = units_;
-    if (!splits_ || units_ == 0) {
-      call.plan = plan(sizes_, 1, false);
-      return call;
-    }
-    const int64_t unit_bytes = plan(sizes_for(1), 1, true)->largest_unit_bytes;
-    // Activations of one chunk stay in a core's second-level cache. Rows read their weights anew
-    // for every chunk, which asks for longer ones.
-    const int64_t target = int64_t{256} << (unit_is_row_ ? 12 : 10);
-    int64_t chunk = std::clamp<int64_t>(target / unit_bytes, unit_is_row_ ? 64 : 1, INT64_MAX);
-    chunk = std::min(chunk, units_);
-    if (threads > 1) {
-      // Fewer units than pay for a thread each: threads work inside the drivers, on all units at
-      // once.
-      const int64_t least = unit_is_row_ ? 64 : 1;
-      if (units_ < threads * least) {
-        chunk = units_;
-      } else {
-        // A remainder would keep one thread busy while others wait: the drivers share it.
-        call.parallel_units =
-            unit_is_row_ || units_ >= 4 * threads ? units_ : units_ - units_ % threads;
-        chunk = std::min(chunk, (call.parallel_units + threads - 1) / threads);
-      }
-    }
-    call.plan = plan(sizes_for(chunk), chunk, true);
-    return call;
-  }
-
- private:
-  /// A unit is an image, or a row where a region knows nothing but rows.
-  void find_units(const std::vector<Shape>& shapes) {
-    bool only_rows = true, regular = true;
-    const Shape* first = nullptr;
-    for (const std::vector<int64_t>& sizes : sizes_) {
-      regular = regular && sizes.size() >= 2 && sizes[0] == sizes_[0][0];
-      only_rows = only_rows && !sizes.empty();
-    }
-    for (size_t i = 0; i < program_->steps.size(); ++i) {
-      only_rows = only_rows && shapes[i].layout == ValueLayout::kRows;
-      if (program_->steps[i].input < 0) continue;
-      if (first == nullptr) first = &shapes[i];
-      only_rows = only_rows && shapes[i].lead == first->lead;
-    }
-    splits_ = first != nullptr && (only_rows || regular);
-    unit_is_row_ = only_rows;
-    units_ = !splits_ ? 1 : unit_is_row_ ? first->w : sizes_[0][0];
-  }
-
-  std::vector<std::vector<int64_t>> sizes_for(int64_t units) const {
-    std::vector<std::vector<int64_t>> sizes = sizes_;
-    for (std::vector<int64_t>& s : sizes) {
-      if (unit_is_row_) {
-        s = {units, s.back()};
-      } else {
-        s[0] = units;
-      }
-    }
-    return sizes;
-  }
-
-  std::shared_ptr<const RegionPlan> plan(const std::vector<std::vector<int64_t>>& sizes,
-                                         int64_t units, bool splits) const {
-    return std::make_shared<const RegionPlan>(
-        make_plan(program_, sizes, panel_counts_, gathers_, units, splits));
-  }
-
-  std::shared_ptr<const Program> program_;
-  std::vector<std::vector<int64_t>> sizes_;
-  std::vector<int64_t> panel_counts_, gathers_;
-  bool splits_ = false, unit_is_row_ = false;
-  int64_t units_ = 0;
-};
-
-/// Checks one call's panels against program and shapes. Headers seen before are not checked again.
-class PanelChecker {
- public:
-  PanelChecker(const Program& program, const std::vector<RegionPanel>& panels,
-               std::vector<PanelHeader>* headers)
-      : program_(program), panels_(panels), headers_(*headers) {}
-
-  /// For every gather_channels the first channel of a contiguous range, else -1; empty if there is
-  /// no such step.
-  std::vector<int64_t> gathers() const {
-    std::vector<int64_t> first(program_.steps.size(), -1);
-    for (size_t i = 0; i < first.size(); ++i) {
-      if (program_.steps[i].kind != StepKind::kGatherChannels) continue;
-      const RegionPanel& panel = panel_of(i);
-      if (panel.type != RegionPanel::Type::kInts) fail(i, "int32 [C]", "another dtype");
-      const auto* index = static_cast<const int32_t*>(panel.data);
-      bool contiguous = panel.count > 0 && index[0] >= 0;
-      for (int64_t c = 1; c < panel.count && contiguous; ++c) contiguous = index[c] == index[0] + c;
-      if (contiguous) first[i] = index[0];
-    }
-    return first;
-  }
-
-  void check(const std::vector<Shape>& shapes) {
-    const auto layout = static_cast<int32_t>(active_table().gemm.layout);
-    for (size_t i = 0; i < program_.steps.size(); ++i) {
-      const Step& step = program_.steps[i];
-      if (step.panel < 0) continue;
-      const RegionPanel& panel = panel_of(i);
-      const int64_t channels = shapes[static_cast<size_t>(step.x[0])].c;
-      switch (step.kind) {
-        case StepKind::kAffine:
-          check_table(i, panel, RegionPanel::Type::kFloats, 2 * channels);
-          break;
-        case StepKind::kTable:
-          check_table(i, panel, RegionPanel::Type::kBytes, 256);
-          break;
-        case StepKind::kChannelTable:
-          check_table(i, panel, RegionPanel::Type::kBytes, 256 * channels);
-          break;
-        case StepKind::kGatherChannels:
-          check_gather(i, panel, channels);
-          break;
-        default:
-          check_weight(i, panel, channels, layout);
-          break;
-      }
-    }
-  }
-
- private:
-  [[noreturn]] void fail(size_t i, const std::string& expected, const std::string& got) const {
-    fail_step(program_, i,
-              "panel " + std::to_string(program_.steps[i].panel) + " to be " + expected, got);
-  }
-
-  const RegionPanel& panel_of(size_t i) const {
-    return panels_[static_cast<size_t>(program_.steps[i].panel)];
-  }
-
-  void check_table(size_t i, const RegionPanel& panel, RegionPanel::Type type,
-                   int64_t count) const {
-    if (panel.type != type) fail(i, "of another dtype", "this one");
-    if (panel.count != count) {
-      fail(i, "of " + std::to_string(count) + " elements", std::to_string(panel.count));
-    }
-  }
-
-  void check_gather(size_t i, const RegionPanel& panel, int64_t channels) const {
-    const auto* index = static_cast<const int32_t*>(panel.data);
-    for (int64_t c = 0; c < panel.count; ++c) {
-      if (index[c] < -1 || index[c] >= channels) {
-        fail(i, "channels in -1.." + std::to_string(channels - 1), std::to_string(index[c]));
-      }
-    }
-  }
-
-  void check_weight(size_t i, const RegionPanel& panel, int64_t channels, int32_t layout) {
-    const Step& step = program_.steps[i];
-    if (panel.type != RegionPanel::Type::kBytes ||
-        panel.count < static_cast<int64_t>(sizeof(PanelHeader)) ||
-        reinterpret_cast<uintptr_t>(panel.data) % 64 != 0) {
-      fail(i, "a packed weight", std::to_string(panel.count) + " elements that are none");
-    }
-    const auto& header = *static_cast<const PanelHeader*>(panel.data);
-    PanelHeader& known = headers_[i];
-    if (std::memcmp(&header, &known, sizeof(header)) != 0 || header.layout != layout ||
-        header.total_bytes > panel.count) {
-      const PanelCheck result = check_panel(panel.data, panel.count);
-      if (result == PanelCheck::kOtherLayout) {
-        fail(i, "in the active instruction set's layout", "another layout. Pack the weight again");
-      }
-      if (result != PanelCheck::kOk) {
-        fail(i, "a packed weight", std::to_string(panel.count) + " bytes that are none");
-      }
-      known = header;
-    }
-    if (header.out_channels != step.channels || header.in_channels != channels ||
-        header.kernel_h != step.geometry.kernel_h || header.kernel_w != step.geometry.kernel_w) {
-      const auto text = [](int64_t out, int64_t in, int64_t h, int64_t w) {
-        return std::to_string(in) + " to " + std::to_string(out) + " channels, kernel " +
-               std::to_string(h) + "x" + std::to_string(w);
-      };
-      fail(i, text(step.channels, channels, step.geometry.kernel_h, step.geometry.kernel_w),
-           text(header.out_channels, header.in_channels, header.kernel_h, header.kernel_w));
-    }
-  }
-
-  const Program& program_;
-  const std::vector<RegionPanel>& panels_;
-  std::vector<PanelHeader>& headers_;
-};
-
 }  // namespace
 
 bool rows_have_one_pitch(const RegionInput& input) {
@@ -629,34 +372,7 @@ RegionCall::RegionCall(std::string_view text, const std::vector<RegionInput>& in
   }
   PanelChecker checker(*program_, panels, &cached.headers);
 
-  // Everything that a plan depends on.
-  const int threads = max_threads();
-  std::vector<int64_t> gathers = checker.gathers();
-  std::vector<int64_t> key{threads};
-  for (const RegionInput& input : inputs) {
-    key.push_back(static_cast<int64_t>(input.sizes.size()));
-    key.insert(key.end(), input.sizes.begin(), input.sizes.end());
-  }
-  for (size_t i = 0; i < gathers.size(); ++i) {
-    const Step& step = program_->steps[i];
-    if (step.kind != StepKind::kGatherChannels) continue;
-    key.push_back(panels[static_cast<size_t>(step.panel)].count);
-    key.push_back(gathers[i]);
-  }
-  auto found = std::find_if(cached.plans.begin(), cached.plans.end(),
-                            [&](const CallPlan& p) { return p.key == key; });
-  if (found == cached.plans.end()) {
-    std::vector<int64_t> counts;
-    for (const RegionPanel& panel : panels) counts.push_back(panel.count);
-    CallPlan fresh =
-        CallPlanner(program_, inputs, std::move(counts), std::move(gathers)).make(threads);
-    fresh.key = std::move(key);
-    cached.plans.push_front(std::move(fresh));
-    if (cached.plans.size() > kPlansPerProgram) cached.plans.pop_back();
-  } else {
-    cached.plans.splice(cached.plans.begin(), cached.plans, found);
-  }
-  const CallPlan& call = cached.plans.front();
+  const CallPlan& call = find_plan(cached, inputs, panels, checker.gathers());
   shapes_ = call.shapes;
   plan_ = call.plan;
   units_ = call.units;

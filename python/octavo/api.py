@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -19,14 +19,14 @@ from octavo.equalize import equalize
 from octavo.errors import describe
 from octavo.fold import fold
 from octavo.measure import tensor_bytes
-from octavo.mixed import sensitivity
 from octavo.nn.layer import QLayer
 from octavo.plan import FlowPlan, Plan
-from octavo.record import Record, attach, layer_records, record_of
+from octavo.record import Record, attach, layer_records
 from octavo.rewrite import copy_model, rewrite
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
 from octavo.scheme import QParams
+from octavo.search import Search
 from octavo.trainee import make_trainee
 
 __all__ = ["dequantize", "quantize"]
@@ -127,16 +127,14 @@ def quantize(
     elif model.training:
         notes.add("the model was in training mode; the quantized one is in evaluation mode")
     if evaluate is not None and max_drop is not None:
-        options = {
+        options: dict[str, Any] = {
             "grid": grid, "activations": activations, "group_size": group_size,
             "rounding": rounding, "ranges": ranges, "effort": effort, "exclude": exclude,
             "only": only, "strict": strict, "progress": progress,
         }  # fmt: skip
         checks.check_search(bits, qat)
-        search = _Search(
-            model, data, evaluate, bits=int(bits), max_drop=float(max_drop), options=options
-        )
-        return search.result(inplace)
+        search = Search(model, data, evaluate, functools.partial(quantize, **options))
+        return search.result(int(bits), float(max_drop), grid, inplace, progress)
     with _unharmed(model) if inplace else contextlib.nullcontext():
         float_bytes = tensor_bytes(model)
         work = (model if inplace and not qat else copy_model(model)).eval()
@@ -238,68 +236,6 @@ class _Notes:
     def add_all(self, texts: Iterable[str]) -> None:
         for text in texts:
             self.add(text)
-
-
-class _Search:
-    """The narrowest widths at which a model scores as is asked."""
-
-    _AVERAGES = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0)
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: object,
-        evaluate: Callable[[nn.Module], float],
-        *,
-        bits: int,
-        max_drop: float,
-        options: dict[str, Any],
-    ) -> None:
-        self.model, self.bits, self.options = model, bits, options
-        self.data = list(data) if isinstance(data, Iterator) else data
-        self.evaluate = evaluate
-        self.wanted = float(evaluate(copy_model(model).eval()))
-        self.floor = self.wanted - max_drop
-        self.found = sensitivity(
-            model, self.data, grid=options["grid"], progress=options["progress"]
-        )
-
-    def result(self, inplace: bool) -> nn.Module:
-        """The model of the smallest average whose score is high enough, else the best one."""
-        averages = [a for a in self._AVERAGES if a <= self.bits]
-        scores: dict[float, float] = {}
-        low, high = 0, len(averages) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self.score(averages[middle], scores) >= self.floor:
-                high = middle
-            else:
-                low = middle + 1
-        score = self.score(averages[low], scores)
-        best = averages[low] if score >= self.floor else max(scores, key=lambda a: scores[a])
-        made = self.made(best, inplace)
-        tried = ", ".join(f"{a} bits {s:.6g}" for a, s in sorted(scores.items()))
-        note = f"average of {best} bits scores {scores[best]:.6g} (float {self.wanted:.6g}"
-        note += f", asked {self.floor:.6g}); tried: {tried}"
-        if scores[best] < self.floor:
-            note = f"no average scored as asked; returned anyway: {note}"
-        record = record_of(made)
-        assert record is not None
-        attach(made, replace(record, notes=(*record.notes, note)))
-        if self.options["progress"]:
-            print(f"octavo: {note}", file=sys.stderr)
-        return made
-
-    def score(self, average: float, scores: dict[float, float]) -> float:
-        """The score of one average."""
-        if average not in scores:
-            scores[average] = float(self.evaluate(self.made(average, False)))
-        return scores[average]
-
-    def made(self, average: float, inplace: bool) -> nn.Module:
-        """The model quantized with an average of bits."""
-        bits: dict[Any, int] = dict(self.found.allocate(average))
-        return quantize(self.model, bits, self.data, inplace=inplace, **self.options)
 
 
 def _chosen_rounding(

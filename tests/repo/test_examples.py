@@ -29,6 +29,23 @@ def test_quantize_resnet18(torchvision: object) -> None:
     assert "same bits: True" in out and "region" in out
 
 
+def test_inspect_plan() -> None:
+    out = run(str(EXAMPLES / "inspect_plan.py"))
+    assert "region #0: input -> _8" in out and "the plan comes back from its file: True" in out
+    assert [line.split()[2] for line in out.splitlines() if "region #0   " in line] == [
+        "8",
+        "4",
+        "8",
+    ]
+
+
+def test_add_a_module() -> None:
+    out = run(str(EXAMPLES / "add_a_module.py"))
+    assert "3 of 3 layers in integers" in out and "same bits: True" in out
+    decibels = [float(line.split()[-2]) for line in out.splitlines() if line.endswith(" dB")]
+    assert len(decibels) == 3 and min(decibels[:2]) > 30 and decibels[2] > 14
+
+
 def test_table_torchvision(torchvision: object) -> None:
     out = run(str(EXAMPLES / "table_torchvision.py"), "--models", "squeezenet1_1", "--size", "64")
     assert out.count("same bits") == 2

@@ -148,6 +148,7 @@ ABOVE_NN = {
     "capture",
     "decide",
     "fold",
+    "search",
     "cli",
 }
 ABOVE_OPS = ABOVE_NN | {"nn", "flow", "lower", "scheme", "ranges", "grids", "record", "trace"}
