@@ -173,9 +173,12 @@ struct Grid {
   int64_t rows, row, channels, groups, group, pieces;
 };
 
+bool is_large(FloatType type, int64_t count, const void* to) {
+  return count * size_of(type) >= kStreamBytes && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+}
 bool streams(FloatType type, int64_t count, const void* to, const Grid& grid) {
-  return count * size_of(type) >= kStreamBytes && grid.pieces > 1 && grid.groups == 1 &&
-         grid.row * size_of(type) % 64 == 0 && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+  return is_large(type, count, to) && grid.pieces > 1 && grid.groups == 1 &&
+         grid.row * size_of(type) % 64 == 0;
 }
 
 double summed(const double* lanes) {
@@ -211,12 +214,13 @@ void fake_quantize(FloatType type, const void* x, const FakeSteps& s, void* y, u
   if (as_columns(s)) {
     const ColumnRules rules(s);
     const int64_t bytes = (s.channels + 7) / 8;
-    parallel_for(0, s.outer, std::max<int64_t>(1, kGrain / s.channels),
-                 [&](int64_t begin, int64_t end) {
-                   const int64_t first = begin * s.channels;
-                   k.columns(at(x, type, first), end - begin, s.channels, rules.view,
-                             at(y, type, first), mask == nullptr ? nullptr : mask + begin * bytes);
-                 });
+    const bool stream = is_large(type, count_of(s), y) && s.channels * size_of(type) % 64 == 0;
+    parallel_for(
+        0, s.outer, std::max<int64_t>(1, kGrain / s.channels), [&](int64_t begin, int64_t end) {
+          const int64_t first = begin * s.channels;
+          k.columns(at(x, type, first), end - begin, s.channels, rules.view, at(y, type, first),
+                    mask == nullptr ? nullptr : mask + begin * bytes, stream);
+        });
     return;
   }
   const Grid grid(s);
@@ -244,6 +248,7 @@ bool fake_quantize_codes(const float* y, const FakeSteps& s, uint8_t* codes) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   // Up to here 1 / scale is normal, and scale times its rounded inverse near enough to 1.
   constexpr float kLargestScale = 0x1p120f;
+  constexpr int64_t kPart = 4096;  // is read twice, the second time from the first-level cache
   std::atomic<bool> exact{true};
   if (as_columns(s)) {
     const ColumnRules rules(s);
@@ -267,12 +272,15 @@ bool fake_quantize_codes(const float* y, const FakeSteps& s, uint8_t* codes) {
   const Rules rules(s);
   Grid(s).for_each([&](const Run& run) {
     const FakeRule r = rules[run.parameter];
+    const QuantizeRule rule{r.inverse, r.lo, r.hi, static_cast<int32_t>(-r.lo)};
     float min = kInfinity, max = -kInfinity;
     int64_t bad = 0;
-    t.minmax_f32(y + run.first, run.count, &min, &max, &bad);
+    for (int64_t i = 0; i < run.count; i += kPart) {
+      const int64_t some = std::min(kPart, run.count - i);
+      t.minmax_f32(y + run.first + i, some, &min, &max, &bad);
+      t.quantize_f32_u8(y + run.first + i, some, rule, codes + run.first + i);
+    }
     if (bad > 0 || r.scale > kLargestScale) exact = false;
-    t.quantize_f32_u8(y + run.first, run.count,
-                      {r.inverse, r.lo, r.hi, static_cast<int32_t>(-r.lo)}, codes + run.first);
   });
   return exact;
 }

@@ -182,7 +182,7 @@ inline void store_some(T* to, typename L::F v, int64_t count) {
   }
 }
 
-template <class L, class T, bool kRelu, bool kMask>
+template <class L, class T, bool kRelu, bool kMask, bool kStream>
 inline void columns_as(const T* x, int64_t rows, int64_t columns, const FakeColumns& rules, T* y,
                        uint8_t* mask) {
   const int64_t bytes = (columns + 7) / 8;
@@ -195,22 +195,37 @@ inline void columns_as(const T* x, int64_t rows, int64_t columns, const FakeColu
           const uint32_t used = count == 16 ? 0xffffu : (1u << count) - 1;
           store_bits(mask + row * bytes + c / 8, L::bits(passes<L, kRelu>(v, t, r)) & used, count);
         }
-        store_some<L>(y + row * columns + c, L::mul(code<L>(t, r), r.scale), count);
+        T* out = y + row * columns + c;
+        if (kStream && count == 16) {
+          L::stream(out, L::mul(code<L>(t, r), r.scale));
+        } else {
+          store_some<L>(out, L::mul(code<L>(t, r), r.scale), count);
+        }
       },
       [](int64_t, int64_t) {}, [](int64_t, int64_t) {});
 }
 
+template <class L, class T, bool kStream>
+inline void columns_stored(const T* x, int64_t rows, int64_t columns, const FakeColumns& rules,
+                           T* y, uint8_t* mask) {
+  if (mask == nullptr) {
+    columns_as<L, T, false, false, kStream>(x, rows, columns, rules, y, mask);
+  } else if (rules.relu) {
+    columns_as<L, T, true, true, kStream>(x, rows, columns, rules, y, mask);
+  } else {
+    columns_as<L, T, false, true, kStream>(x, rows, columns, rules, y, mask);
+  }
+}
+
 template <class L, class T>
 void columns(const void* from, int64_t rows, int64_t columns, const FakeColumns& rules, void* to,
-             uint8_t* mask) {
+             uint8_t* mask, bool stream) {
   const T* x = static_cast<const T*>(from);
   T* y = static_cast<T*>(to);
-  if (mask == nullptr) {
-    columns_as<L, T, false, false>(x, rows, columns, rules, y, mask);
-  } else if (rules.relu) {
-    columns_as<L, T, true, true>(x, rows, columns, rules, y, mask);
+  if (stream) {
+    columns_stored<L, T, true>(x, rows, columns, rules, y, mask);
   } else {
-    columns_as<L, T, false, true>(x, rows, columns, rules, y, mask);
+    columns_stored<L, T, false>(x, rows, columns, rules, y, mask);
   }
 }
 

@@ -58,9 +58,10 @@ struct FakeKernels {
   /// mask may be null. stream: y is 64-byte aligned and best written past the caches.
   void (*run)(const void* x, int64_t count, const FakeRule& rule, void* y, uint8_t* mask,
               bool stream);
-  /// Rows follow one another; every row of the mask starts at a byte.
+  /// Rows follow one another; every row of the mask starts at a byte. stream: the same, of every
+  /// row of y.
   void (*columns)(const void* x, int64_t rows, int64_t columns, const FakeColumns& rules, void* y,
-                  uint8_t* mask);
+                  uint8_t* mask, bool stream);
   /// dx = dy where the bit is set, else 0.
   void (*masked)(const void* dy, int64_t count, const uint8_t* mask, void* dx, bool stream);
   /// dx = dy where the gradient passes, else 0. sums->scale: dy * (n - t) inside and dy * n

@@ -84,7 +84,7 @@ def observe_fake_quantize(
         plain = x.is_cpu and x.dtype is not torch.float64 and not state.requires_grad
         if plain and rule in _RULES and 0 <= momentum <= 1:
             options = (qmin, qmax, momentum, axis, symmetric, rule == "mse", update, relu)
-            return Observed(*_apply(x, state, options))
+            return _apply(x, state, options)
     except (AttributeError, RuntimeError, TypeError, ValueError) as refused:
         error = refused
     where = "observe_fake_quantize"
@@ -116,14 +116,13 @@ _Options = tuple[int, int, float, "int | None", bool, bool, bool, bool]
 """qmin, qmax, momentum, axis, symmetric, mse, update, relu."""
 
 
-def _apply(x: Tensor, state: Tensor, options: _Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _apply(x: Tensor, state: Tensor, options: _Options) -> Observed:
     if not x.is_cpu:
-        return _plain(x, state, *options)
+        return Observed(*_plain(x, state, *options))
     if x.requires_grad and torch.is_grad_enabled():
-        result: tuple[Tensor, Tensor, Tensor, Tensor] = _Observe.apply(x, state, options)  # type: ignore[no-untyped-call]
-        return result
+        return Observed(*_Observe.apply(x, state, options))  # type: ignore[no-untyped-call]
     y, _, scale, zero_point, bad = torch.ops.octavo.observe_fake_quantize(x, state, *options, False)
-    return y, scale, zero_point, bad
+    return Observed(y, scale, zero_point, bad)
 
 
 class _Observe(torch.autograd.Function):

@@ -68,6 +68,23 @@ def test_any_layout_gives_the_same_values(isa: str) -> None:
             assert torch.equal(y, results[0][0]) and torch.equal(dx, results[0][1])
 
 
+@pytest.mark.parametrize("columns", [64, 80])
+def test_large_results_are_written_past_the_caches(columns: int, isa: str) -> None:
+    """17 MiB or more, channels innermost; with a mask and without, equal to the same rows in parts."""
+    if isa == "scalar":
+        pytest.skip("scalar writes all results alike")
+    x = torch.randn(70_000, columns)
+    scale = torch.rand(columns) * 0.1 + 0.05
+    options = {"qmin": -8, "qmax": 7, "axis": 1}
+    parts = [ops.fake_quantize(part, scale, **options) for part in x.split(7_000)]
+    assert torch.equal(ops.fake_quantize(x, scale, **options), torch.cat(parts))
+    leaf = x.requires_grad_()
+    y = ops.fake_quantize(leaf, scale, relu=True, **options)
+    assert torch.equal(y.detach(), torch.cat(parts).clamp_min(0))
+    (dx,) = torch.autograd.grad(y, leaf, torch.ones(()).expand(y.shape))
+    assert torch.equal(dx != 0, (leaf > 0) & (leaf.detach() * (1 / scale) <= 7.5 - 2**-20))
+
+
 def test_channels_last_stays_channels_last() -> None:
     x = torch.randn(2, 8, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = ops.fake_quantize(x, torch.tensor([0.1]), qmin=0, qmax=15)

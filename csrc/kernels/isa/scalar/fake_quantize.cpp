@@ -115,7 +115,7 @@ void run(const void* from, int64_t count, const FakeRule& rule, void* to, uint8_
 
 template <class T>
 void columns(const void* from, int64_t rows, int64_t columns, const FakeColumns& rules, void* to,
-             uint8_t* mask) {
+             uint8_t* mask, bool) {
   const T* x = static_cast<const T*>(from);
   T* y = static_cast<T*>(to);
   for (int64_t r = 0; r < rows; ++r, x += columns, y += columns) {
