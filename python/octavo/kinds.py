@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from octavo.flow import Flow, Ref, Step, evaluate, refs
 from octavo.functions import BINARY, CLAMPS, LAYOUT, UNARY, operation
-from octavo.trace import prune
+from octavo.trace import prune, returns_its_input
 
 __all__ = ["clamp_of", "recognise"]
 
@@ -226,7 +226,7 @@ class _Recogniser:
             return self._affine(step, x, layout, module.num_features)
         if isinstance(module, _DROPOUTS):
             return None if module.training else self._as(step, "identity", [x])
-        if isinstance(module, nn.Identity):
+        if isinstance(module, nn.Identity) or returns_its_input(module):
             return self._as(step, "identity", [x])
         if type(module) in _ACTIVATIONS:
             return self._as(step, "unary", [x], **_module_clamp(module))

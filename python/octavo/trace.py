@@ -15,7 +15,7 @@ from torch import fx, nn
 from octavo.flow import Flow, Ref, Step, refs, substitute
 from octavo.functions import is_in_place, operation, row_of
 
-__all__ = ["Untraceable", "bind", "is_leaf", "trace", "training_steps"]
+__all__ = ["Untraceable", "bind", "is_leaf", "returns_its_input", "trace", "training_steps"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -36,6 +36,29 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     own = next((base for base in type(module).__mro__ if "forward" in base.__dict__), nn.Module)
     return own is not nn.Module and own.__module__.startswith("torch.nn.")
+
+
+def returns_its_input(module: nn.Module) -> bool:
+    """Whether a user's module is the identity in evaluation mode, whatever it does in training.
+
+    So are stochastic depth (DropPath), which drops whole samples, and layers that add noise.
+    """
+    if is_leaf(module) or "forward" in module.__dict__:
+        return False
+    own = (*module.children(), *module.parameters(), *module.buffers())
+    if own or isinstance(module, torch.jit.ScriptModule):
+        return False
+    was_training = module.training
+    module.training = False
+    try:
+        tensors, constants = bind(module.forward, None, {})
+        flow = trace(module, "", list(tensors), constants, {})
+    except (Untraceable, TypeError, ValueError):
+        return False
+    finally:
+        module.training = was_training
+    last = [*flow.parameters, *(step.output for step in flow.steps)][-1]
+    return flow.output == Ref(last) and all(step.function == "identity" for step in flow.steps)
 
 
 @contextmanager
@@ -100,16 +123,24 @@ def bind(
 
 
 class _Tracer(fx.Tracer):
-    """Leaf modules carry their name from the root model; hooks of the others do not run."""
+    """Leaf modules carry their name from the root model; hooks of the others do not run.
+
+    both_modes: whether modules that are the identity in evaluation mode only are leaves too.
+    """
 
     def __init__(
-        self, names: Mapping[int, str], constants: Mapping[str, Any], tensors: list[str]
+        self,
+        names: Mapping[int, str],
+        constants: Mapping[str, Any],
+        tensors: list[str],
+        both_modes: bool,
     ) -> None:
         super().__init__()
         self.proxy_buffer_attributes = True
         self._names = names
         self._constants = constants
         self._tensors = tensors
+        self._both_modes = both_modes
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -141,7 +172,7 @@ class _Tracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         del forward
-        if not is_leaf(m):
+        if not is_leaf(m) and not (self._both_modes and returns_its_input(m)):
             return m.forward(*args, **kwargs)
         if id(m) not in self._names:
             raise Untraceable(f"it calls a {type(m).__name__} that is not registered in the model")
@@ -164,16 +195,19 @@ def trace(
     tensors: list[str],
     constants: Mapping[str, Any],
     names: Mapping[int, str],
+    both_modes: bool = False,
 ) -> Flow:
     """The forward of the module at ``path`` as raw steps: kind "float", one a call, out of place.
 
-    names: id of each module to its qualified name from ``model``. Raises Untraceable.
+    names: id of each module to its qualified name from ``model``.
+    both_modes: have one step where a module is the identity in evaluation mode only.
+    Raises Untraceable.
     """
     module = model.get_submodule(path)
     if "forward" in vars(module):
         raise Untraceable("its forward is replaced on the instance")
     with _unharmed(module):
-        tracer = _Tracer(names, constants, tensors)
+        tracer = _Tracer(names, constants, tensors, both_modes)
         try:
             graph = tracer.trace(module)
         except Untraceable:
@@ -200,7 +234,7 @@ def training_steps(
     module.train()
     try:
         with _no_checkpoints():
-            trained = trace(model, flow.path, list(flow.parameters), flow.constants, names)
+            trained = trace(model, flow.path, list(flow.parameters), flow.constants, names, True)
     except Untraceable as why:
         raise Untraceable(f"in training mode {why}") from None
     finally:
