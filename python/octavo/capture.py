@@ -215,7 +215,7 @@ def _attempt(
         raise Untraceable("its call does not fit its signature") from None
     if not tensors:
         raise Untraceable("it takes no tensor")
-    flow = trace(model, path, list(tensors), constants, found.names, found.training)
+    flow = trace(model, path, list(tensors), constants, found.names, both_modes=found.training)
     if found.training:
         flow = replace(flow, training=training_steps(model, flow, found.names))
     values: dict[str, Any] = {}

@@ -195,6 +195,7 @@ def trace(
     tensors: list[str],
     constants: Mapping[str, Any],
     names: Mapping[int, str],
+    *,
     both_modes: bool = False,
 ) -> Flow:
     """The forward of the module at ``path`` as raw steps: kind "float", one a call, out of place.
@@ -234,7 +235,8 @@ def training_steps(
     module.train()
     try:
         with _no_checkpoints():
-            trained = trace(model, flow.path, list(flow.parameters), flow.constants, names, True)
+            parameters = list(flow.parameters)
+            trained = trace(model, flow.path, parameters, flow.constants, names, both_modes=True)
     except Untraceable as why:
         raise Untraceable(f"in training mode {why}") from None
     finally:
