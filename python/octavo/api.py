@@ -27,6 +27,7 @@ from octavo.rewrite import dequantize as _dequantize
 from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
 from octavo.scheme import QParams
 from octavo.search import Search
+from octavo.smooth import smooth
 from octavo.trainee import make_trainee
 
 __all__ = ["dequantize", "quantize"]
@@ -86,8 +87,9 @@ def quantize(
         ranges: "huber" (default: squared error that giant values count in linearly), "mse",
             "minmax" or "percentile".
         effort: "fast" rounds plainly and takes ranges as they are. "balanced" searches codes of few
-            bits, and with data corrects biases and equalizes channel ranges in networks with
-            depthwise convolutions.
+            bits, and with data corrects biases, equalizes channel ranges in networks with
+            depthwise convolutions and moves activation outliers behind normalisations into weights.
+            "best" learns the rounding of few bits block by block, which takes longer.
         exclude: names, globs or classes of layers to leave out.
         only: names, globs or classes of layers to keep to.
         inplace: change and return ``model`` itself. If anything fails it is as it was.
@@ -161,6 +163,12 @@ def quantize(
             divided = equalize(work, decided, batches).divided
             if divided:
                 notes.add(f"channel ranges equalized behind {len(divided)} layers")
+            smoothed = smooth(work, decided, [f.flow for f in flows or decided.flows], batches)
+            if smoothed.pairs:
+                notes.add(
+                    f"activation outliers of {len(smoothed.pairs)} normalisations moved into the "
+                    "linear layers behind them"
+                )
         params: Mapping[str, QParams] = {}
         if batches is not None and any(s.activations == "static" for s in decided.sites):
             calibration = calibrate(work, decided, batches, ranges or "huber", progress)

