@@ -19,7 +19,7 @@ from octavo.ranges import RULES, Histogram, clipped
 from octavo.replay import replayed
 from octavo.scheme import QParams
 
-__all__ = ["Calibration", "calibrate", "without_unreached"]
+__all__ = ["Calibration", "calibrate", "region_keys", "without_unreached"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
     flows = tuple(
         flow
         for flow in plan.flows
-        if not any(unreached & set(_region_keys(flow.flow, region)) for region in flow.regions)
+        if not any(unreached & set(region_keys(flow.flow, region)) for region in flow.regions)
     )
     kept = {region.name for flow in flows for region in flow.regions}
 
@@ -147,7 +147,7 @@ def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
     return dataclasses.replace(plan, sites=sites, flows=flows)
 
 
-def _region_keys(flow: Flow, region: RegionPlan) -> list[str]:
+def region_keys(flow: Flow, region: RegionPlan) -> list[str]:
     """Keys of the values of a region that own their parameters."""
     return [f"{flow.path}:{value}" for value in dict.fromkeys(region.params_of.values())]
 
@@ -172,7 +172,7 @@ class _Collector:
         self.bits = {f"site:{site.name}": site.activation_bits for site in alone}
         for plan_of in plan.flows:
             for region in plan_of.regions:
-                for key in _region_keys(plan_of.flow, region):
+                for key in region_keys(plan_of.flow, region):
                     self.bits[key] = region.bits.get(key.rpartition(":")[2], 8)
         self.histograms = {_observed(key): Histogram() for key in self.bits}
         self.batch, self.batches, self.samples = 0, 0, 0

@@ -34,7 +34,7 @@ from octavo.rewrite import copy_model, install
 from octavo.scheme import Activations, QParams
 from octavo.trainee import training_of
 
-__all__ = ["FORMAT_VERSION", "load", "save"]
+__all__ = ["FORMAT_VERSION", "load", "save", "stored_bytes"]
 
 FORMAT_VERSION = (1, 1)
 _BAD_DATA = (
@@ -73,12 +73,25 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     if training is not None:
         save_trainee(model, training, path, version)
         return
-    modules = dict(model.named_modules())
-    if not any(isinstance(module, QLayer) for module in modules.values()):
+    if not any(isinstance(module, QLayer) for module in model.modules()):
         raise ValueError(
             "save: expected a quantized model, got one without quantized layers. Use torch.save "
             "for float models."
         )
+    tensors, content = _described(model)
+    safetensors_file.write(
+        path, tensors, {"format": "octavo", "version": version, "model": content}
+    )
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of the tensors that `save` writes for a quantized model; its header is not counted."""
+    return sum(tensor.nbytes for tensor in _described(model)[0].values())
+
+
+def _described(model: nn.Module) -> tuple[dict[str, Tensor], str]:
+    """The tensors of the file, and everything else about the model as JSON text."""
+    modules = dict(model.named_modules())
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[int, str] = {}
@@ -125,8 +138,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"save: expected captured calls of plain data, got another one ({error})."
         ) from error
-    metadata = {"format": "octavo", "version": version, "model": content}
-    safetensors_file.write(path, tensors, metadata)
+    return tensors, content
 
 
 def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from octavo import html
 from octavo.batches import Batches, Call, float_tensors
 from octavo.capture import capture
 from octavo.checks import check_model
 from octavo.fold import fold
 from octavo.nn.registry import quantized_class
+from octavo.plot.sensitivity import plot_sensitivity
 from octavo.rewrite import copy_model
 from octavo.rounding.nearest import nearest
 from octavo.scheme import Scheme, default_group_size
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Sensitivity", "allocate", "measure_sensitivity", "sensitivity"]
 
@@ -62,21 +68,19 @@ class Sensitivity:
             lines.append(f"{average:7.2f}  {spent:6.3f}  {cost:9.2e}  {counts}")
         return "\n".join(lines)
 
-    def plot(self) -> Any:
+    def plot(self) -> Figure:
         """A matplotlib figure: cost of each layer at each width."""
-        from matplotlib.figure import Figure  # noqa: PLC0415 (only needed here)
+        return plot_sensitivity(self.costs, self.sizes)
 
-        figure = Figure(figsize=(max(6, 0.25 * len(self.costs)), 4), layout="constrained")
-        axes = figure.subplots()
-        names = list(self.costs)
-        for bits in sorted({b for costs in self.costs.values() for b in costs}):
-            heights = [self.costs[n].get(bits, float("nan")) for n in names]
-            axes.plot(names, heights, ".-", label=f"{bits} bits")
-        axes.set_yscale("log")
-        axes.set_ylabel("error of the output, of its power")
-        axes.tick_params(axis="x", rotation=90, labelsize=7)
-        axes.legend()
-        return figure
+    def _repr_html_(self) -> str:
+        widths = sorted({bits for costs in self.costs.values() for bits in costs})
+        header = ["layer", "weights", *(f"{bits} bits" for bits in widths)]
+        lines = [
+            [name, f"{self.sizes[name]:,}", *(f"{costs.get(b, math.nan):.2e}" for b in widths)]
+            for name, costs in self.costs.items()
+        ]
+        text = "<p>error of the output, of its power, with one layer alone in few bits</p>"
+        return html.page(text, html.table(header, lines, right=range(1, len(header))))
 
 
 def sensitivity(

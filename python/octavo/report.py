@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
-from typing import Any
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from octavo import _C, library
+from octavo import _C, html, library
 from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.fold import fold
 from octavo.measure import bytes_of, decibels
 from octavo.nn.layer import QLayer
 from octavo.nn.region import captured_forward
+from octavo.plot.report import plot_report
 from octavo.record import LayerRecord, Record, record_of
 from octavo.rewrite import copy_model
 
-__all__ = ["Multiplies", "Report", "Row", "count_multiplies", "report", "resident_bytes"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "Multiplies",
+    "Report",
+    "Row",
+    "count_multiplies",
+    "report",
+    "resident_bytes",
+    "size_text",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +66,8 @@ class Multiplies:
 class Report:
     """A quantized model in figures. `str` gives the table, `to_dict` plain JSON data.
 
+    A notebook shows it as a table with bars; `save_html` writes that to a file, `plot` draws it.
+
     float_bytes: parameters and buffers of the float model. bytes: everything the quantized model
       keeps in memory.
     multiplies: None without data. output_sqnr: of the model's output against the reference, None
@@ -74,6 +91,18 @@ class Report:
         return _text(self)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html.page(*_html(self))
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes the report to a file that any browser shows."""
+        title = f"octavo: {self.model}"
+        Path(path).write_text(html.document(title, *_html(self)), encoding="utf-8")
+
+    def plot(self) -> Figure:
+        """A matplotlib figure: bytes and SQNR of every layer."""
+        return plot_report(self)
 
 
 def report(model: nn.Module, data: object = None, *, reference: nn.Module | None = None) -> Report:
@@ -269,30 +298,34 @@ def _recorded(model: nn.Module, names: list[str]) -> Iterator[dict[str, list[Ten
             handle.remove()
 
 
-# ---- text
-# ---------------------------------------------------------------------------------------------
+# ---- text and HTML -------------------------------------------------------------------------------
+
+
+_HEADER = (
+    "layer",
+    "kind",
+    "bits",
+    "grid",
+    "scale per",
+    "activations",
+    "where",
+    "bytes",
+    "now",
+    "SQNR",
+)
 
 
 def _text(report: Report) -> str:
-    header = (
-        "layer",
-        "kind",
-        "bits",
-        "grid",
-        "scale per",
-        "activations",
-        "where",
-        "bytes",
-        "now",
-        "SQNR",
-    )
-    lines = [header, *(_cells(row) for row in report.rows)]
-    table = align(lines, right={2, 7, 8, 9})
+    table = align([_HEADER, *map(_cells, report.rows)], right={2, 7, 8, 9})
+    return "\n".join([table, "", *_totals(report)])
+
+
+def _totals(report: Report) -> list[str]:
     quantized = sum(1 for row in report.rows if row.layer.bits)
     totals = [
         f"{report.model}: {quantized} of {len(report.rows)} layers in integers, instruction set "
         f"{report.isa}",
-        f"memory: {_size(report.float_bytes)} float, {_size(report.bytes)} now "
+        f"memory: {size_text(report.float_bytes)} float, {size_text(report.bytes)} now "
         f"({report.float_bytes / max(report.bytes, 1):.2f} times smaller)",
     ]
     if report.multiplies:
@@ -302,7 +335,24 @@ def _text(report: Report) -> str:
         )
     if report.output_sqnr is not None:
         totals.append(f"output against the float model: {report.output_sqnr:.1f} dB")
-    return "\n".join([table, "", *totals, *report.notes])
+    return [*totals, *report.notes]
+
+
+def _html(report: Report) -> list[str]:
+    """The totals and the table, sizes and noise as bars."""
+    largest = max((row.layer.float_bytes for row in report.rows), default=0) or 1
+    lines = []
+    for row in report.rows:
+        *texts, before, now, noise = _cells(row)
+        shown: list[str | html.Bar] = [
+            *texts,
+            html.Bar(before, row.layer.float_bytes / largest, "orange"),
+            html.Bar(now, row.bytes / largest),
+            html.Bar(noise, (row.output_sqnr or 0.0) / 60) if noise else "",
+        ]
+        lines.append(shown)
+    totals = [f"<p>{escape(text)}</p>" for text in _totals(report)]
+    return [*totals, html.table(_HEADER, lines, right={2})]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -337,7 +387,8 @@ def align(lines: list[tuple[str, ...]], right: set[int]) -> str:
     return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Bytes as people read them."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024 or unit == "MiB":
             return f"{count:.0f} B" if unit == "B" else f"{count:.2f} {unit}"

@@ -154,9 +154,3 @@ def test_a_search_in_place_returns_the_model_itself():
 def test_messages(options, error, text):
     with pytest.raises(error, match=text):
         octavo.quantize(uneven(), progress=False, **options)
-
-
-def test_plot():
-    pytest.importorskip("matplotlib")
-    figure = octavo.sensitivity(uneven(), X, progress=False).plot()
-    assert len(figure.axes[0].lines) == len(WIDTHS)

@@ -71,6 +71,31 @@ def test_the_record_travels(tmp_path):
         assert str(octavo.report(twin)) == wanted
 
 
+def test_html(tmp_path):
+    floats = model()
+    fast = octavo.quantize(floats, 8, data=X, progress=False)
+    report = octavo.report(fast, X, reference=floats)
+    report.save_html(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>") and text.count("<tr>") == 1 + len(report.rows)
+    assert "LayerNorm has no integer form" in text and "multiply-adds in integers" in text
+    inline = report._repr_html_()
+    assert inline in text and inline.count('class="bar"') >= 2 * len(report.rows)
+
+
+def test_html_is_escaped():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module("a<b>&c", nn.Linear(8, 8))
+
+        def forward(self, x):
+            return getattr(self, "a<b>&c")(x)
+
+    html = octavo.report(octavo.quantize(Odd(), 8, progress=False))._repr_html_()
+    assert "a&lt;b&gt;&amp;c" in html and "a<b>" not in html
+
+
 def test_what_is_no_quantized_model():
     with pytest.raises(TypeError, match="model must be a quantized nn.Module, got 3"):
         octavo.report(3)

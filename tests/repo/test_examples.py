@@ -48,6 +48,12 @@ def test_table_torchvision(torchvision: object) -> None:
     assert out.count("same bits") == 2
 
 
+def test_accuracy_size_time(tmp_path: Path) -> None:
+    out = run(str(EXAMPLES / "accuracy_size_time.py"), "--bits", "8", "4", "--effort", "fast",
+              "--save", str(tmp_path / "front.png"))  # fmt: skip
+    assert "8 bits" in out and (tmp_path / "front.png").stat().st_size > 10_000
+
+
 def test_benchmark_runs_and_counts_missing_engines(torchvision: object) -> None:
     out = run(
         str(EXAMPLES / "bench" / "models.py"),

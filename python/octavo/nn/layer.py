@@ -234,6 +234,11 @@ class QLayer(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             return codes_of(self._values(self.panel), self.bits, self.levels)
 
+    def level_values(self) -> Tensor:
+        """Levels, int8 in torch's weight order: times the scale of their channel the weight."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self._values(self.panel)
+
     def weight_packed(self) -> Tensor:
         """The canonical bits: uint8 [O, bytes of one channel], least significant bit first."""
         with torch.inference_mode(False), torch.no_grad():

@@ -1,0 +1,123 @@
+"""The exact bytes of a quantized model, from its plan alone: nothing is rounded or calibrated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.batches import Batches
+from octavo.calibrate import Calibration, region_keys, without_unreached
+from octavo.capture import capture
+from octavo.checkpoint import stored_bytes
+from octavo.checks import check_widths
+from octavo.decide import decide
+from octavo.fold import fold
+from octavo.grids import GRIDS, TABLE_CHANNELS
+from octavo.measure import tensor_bytes
+from octavo.nn.registry import canonical_weight
+from octavo.plan import Plan, SitePlan
+from octavo.report import resident_bytes
+from octavo.rewrite import copy_model, rewrite
+from octavo.rounding import Codes
+from octavo.scheme import QParams
+
+__all__ = ["Footprint", "footprint"]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a model before and after.
+
+    float_bytes: parameters and buffers of the float model. bytes: all that the quantized one keeps
+      in memory, on the instruction set in use. file_bytes: tensors of the file that `octavo.save`
+      writes, without its header; None where it refuses the model (a module with extra state).
+    """
+
+    float_bytes: int
+    bytes: int
+    file_bytes: int | None
+
+
+@torch.no_grad()
+def footprint(
+    model: nn.Module,
+    batches: Batches | None = None,
+    *,
+    bits: Any = 8,
+    activations: str | int | None = None,
+    grid: str = "linear",
+    group_size: int | None = None,
+) -> Footprint:
+    """What `octavo.quantize` would make of ``model`` with these arguments, in bytes.
+
+    The arguments are those of `octavo.quantize`. Layers of zeros take the places of the quantized
+    ones, so that a copy of the model is made and a quarter of it.
+    """
+    float_bytes = tensor_bytes(model)
+    work = copy_model(model).eval()
+    example = None if batches is None else batches.example(work)
+    fold(work, example)
+    found = capture(work, example)
+    widths, how, activation_bits = check_widths(bits, activations, batches is not None)
+    if isinstance(widths, Plan):
+        decided = widths
+    else:
+        decided = decide(
+            work, found, widths=widths, activations=how, activation_bits=activation_bits,
+            grid=grid, group_size=group_size, strict=False, batches=batches, progress=False,
+        ).plan  # fmt: skip
+    reached = {site.name for site in found.sites if site.calls != 0}
+    if batches is not None and any(site.activations == "static" for site in decided.sites):
+        decided = without_unreached(decided, _never_called(decided, reached))
+    # With data, biases are fitted: every layer has one.
+    fitted = reached if batches is not None else set()
+    codes = {
+        site.name: _zeros(work.get_submodule(site.name), site, site.name in fitted)
+        for site in decided.sites
+        if site.scheme is not None
+    }
+    made = rewrite(work, decided, _ranges(decided), codes, inplace=True)
+    try:
+        stored = stored_bytes(made)
+    except ValueError:
+        stored = None
+    return Footprint(float_bytes, resident_bytes(made), stored)
+
+
+def _never_called(plan: Plan, reached: set[str]) -> Calibration:
+    alone = [site for site in plan.sites if site.activations == "static" and not site.region]
+    keys = tuple(f"site:{site.name}" for site in alone if site.name not in reached)
+    return Calibration(_ranges(plan), {}, keys)
+
+
+def _ranges(plan: Plan) -> dict[str, QParams]:
+    keys = [f"site:{s.name}" for s in plan.sites if s.activations == "static" and not s.region]
+    for flow in plan.flows:
+        for region in flow.regions:
+            keys += region_keys(flow.flow, region)
+    return {key: QParams(1.0, 0) for key in keys}
+
+
+def _zeros(module: nn.Module, site: SitePlan, fitted: bool) -> Codes:
+    """Codes of the right sizes."""
+    assert site.scheme is not None
+    weight = canonical_weight(module)
+    rows, size = weight.shape[0], site.scheme.group_size
+    columns = weight[:1].numel()
+    scale = torch.ones(rows, max(1, -(-columns // size))) if size else torch.ones(rows)
+    own = module._parameters.get("bias")
+    has_bias = own is not None or (fitted and not isinstance(module, nn.Embedding))
+    levels: Tensor | None = None
+    if GRIDS[site.scheme.grid] is not None:
+        tables = -(-rows // TABLE_CHANNELS)
+        levels = torch.zeros(tables, 2**site.scheme.bits, dtype=torch.int8)
+    return Codes(
+        torch.zeros(weight.shape, dtype=torch.int8),
+        scale,
+        torch.zeros(rows) if has_bias else None,
+        site.scheme,
+        levels,
+    )
