@@ -44,7 +44,7 @@ def nearest(
     size = scheme.group_size or max(rows.shape[1], 1)
     groups = max(1, -(-rows.shape[1] // size))
     # A shorter last group is filled with zeros, which are levels of every grid.
-    pieces = F.pad(rows, (0, groups * size - rows.shape[1])).view(-1, size)
+    pieces = F.pad(rows, (0, groups * size - rows.shape[1])).reshape(-1, size)
     weights = None
     if importance is not None:
         filled = F.pad(importance.float(), (0, groups * size - rows.shape[1]))

@@ -74,3 +74,10 @@ def test_other_float_types_are_computed_in_float32(dtype):
     assert torch.equal(
         nearest(weight, None, Scheme(8)).codes, nearest(weight.float(), None, Scheme(8)).codes
     )
+
+
+def test_groups_of_a_transposed_weight():
+    """transformers' Conv1D holds [in, out]: its canonical weight is a view."""
+    weight = torch.randn(64, 24).t()
+    found, wanted = (nearest(w, None, Scheme(4, "nf", 64)) for w in (weight, weight.contiguous()))
+    assert torch.equal(found.codes, wanted.codes) and torch.equal(found.scale, wanted.scale)
