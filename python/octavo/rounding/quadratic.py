@@ -18,7 +18,6 @@ from octavo.scheme import Scheme
 __all__ = ["Moments", "Problem"]
 
 _DAMPING = 0.01  # Of the mean diagonal (IST-DASLab/gptq).
-_NOISE = 1e-4  # Of the mean square: what float32 sums of 1,000 coherent terms may be off.
 _BLOCK = 128
 _SWEEPS = 4
 
@@ -52,20 +51,10 @@ class Moments:
         self.y = self.y + y.sum(1, dtype=torch.float64)
 
     def centered(self) -> tuple[Tensor, Tensor]:
-        """float64 [G, K, K], positive definite, and [G, K, R].
-
-        Where inputs hardly differ the diagonal is raised, or the noise of the sums would exceed the
-        damping that is to come.
-        """
+        """float64 [G, K, K] and [G, K, R]."""
         assert isinstance(self.x, Tensor) and isinstance(self.y, Tensor)
-        assert isinstance(self.xx, Tensor)
         x, n = self.x[:, :, None] / self.count, self.count
-        moments = self.xx / n - x @ x.mT
-        squares = self.xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True) / n
-        diagonal = moments.diagonal(dim1=1, dim2=2)
-        damping = _DAMPING * diagonal.mean(1, keepdim=True)
-        diagonal += (_NOISE * squares - damping).clamp(min=0)
-        return moments, self.xy / n - x @ self.y[:, None] / n
+        return self.xx / n - x @ x.mT, self.xy / n - x @ self.y[:, None] / n
 
     def means(self) -> tuple[Tensor, Tensor]:
         """float64 [G, K] and [G, R]."""

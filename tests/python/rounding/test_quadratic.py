@@ -100,6 +100,7 @@ def test_moments_of_values_that_hardly_differ():
     assert torch.allclose(mean_x, x.double().mean(1)) and torch.allclose(mean_y, 2 * mean_x)
     Problem.of(x[:, :2], xx, Scheme(8)).pass_errors_on(torch.full((1, 2, 1), 0.3))
 
+
 @pytest.mark.parametrize("seed", range(6))
 def test_inputs_that_hardly_differ_leave_a_problem_that_can_be_solved(seed):
     """One image twice: float32 products are off by more than a hundredth of the variance."""
