@@ -116,11 +116,13 @@ MinMax shrunk(const float* sample, int64_t count, bool relu, const RangeRule& ru
       const float hi = static_cast<float>(rule.qmax) - step.zero_point;
       k.run(values, count, {1.0f / step.scale, step.scale, lo, hi, 0.0f, 0.0f, false}, quantized,
             nullptr, false);
-      double error = 0.0;
+      // Four sums: one alone waits for every addition (a search took 123 us instead of 95).
+      double sums[4] = {};
       for (int64_t j = 0; j < count; ++j) {
         const auto difference = static_cast<double>(quantized[j] - values[j]);
-        error += difference * difference;
+        sums[j % 4] += difference * difference;
       }
+      const double error = (sums[0] + sums[1]) + (sums[2] + sums[3]);
       if (error < least) {
         least = error;
         best = now;

@@ -18,10 +18,12 @@ constexpr int64_t kZero = 0, kOne = 1;
 std::vector<float> sample_of(const Tensor& x, FloatType type) {
   const int64_t step = (x.numel() + kRangeSample - 1) / kRangeSample;
   std::vector<float> sample;
+  sample.reserve(kRangeSample);
   const void* data = x.const_data_ptr();
+  const bool in_order = x.is_contiguous();
   for (int64_t i = 0; i < x.numel(); i += step) {
-    int64_t rest = i, offset = 0;
-    for (int64_t d = x.dim(); d-- > 0;) {
+    int64_t rest = i, offset = in_order ? i : 0;
+    for (int64_t d = in_order ? 0 : x.dim(); d-- > 0;) {
       offset += rest % x.size(d) * x.stride(d);
       rest /= x.size(d);
     }

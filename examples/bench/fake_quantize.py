@@ -51,6 +51,12 @@ def learned_step(x: Tensor, scale: Tensor, qmin: int, qmax: int, factor: float) 
     return (t + (torch.round(t) - t).detach()) * s
 
 
+def nearest_level(x: Tensor, scale: Tensor, levels: Tensor, middles: Tensor) -> Tensor:
+    """Levels of a table with a learned step, in plain torch."""
+    t = x / scale
+    return (t + (levels[torch.bucketize(t.detach(), middles)] - t).detach()) * scale
+
+
 def moving_average(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Observe and fake-quantize in plain torch."""
     with torch.no_grad():
@@ -117,8 +123,16 @@ def rows(shape: tuple[int, ...], compiled: bool) -> dict[str, dict[str, Callable
     ]
     plain = [torch.tensor(-4.0), torch.tensor(4.0)]
     last = x.permute(0, 2, 3, 1).contiguous()
+    half, half_leaf = x.bfloat16(), x.bfloat16().requires_grad_()
+    table = torch.tensor(
+        [-127, -95, -79, -63, -48, -32, -16, 0, 8, 16, 32, 48, 63, 79, 95, 127], dtype=torch.int8
+    )
+    levels = table.float()
+    middles = (levels[1:] + levels[:-1]) / 2
 
     def both(y: Tensor, *others: Tensor) -> object:
+        if y.dtype is torch.bfloat16:
+            return torch.autograd.grad(y, half_leaf, half)
         return torch.autograd.grad(y, [leaf, *others], dy)
 
     core = torch.fake_quantize_per_tensor_affine
@@ -179,11 +193,26 @@ def rows(shape: tuple[int, ...], compiled: bool) -> dict[str, dict[str, Callable
             "core": fused,
             "eager": lambda: moving_average(x, *plain),
         },
+        "bfloat16, forward": {
+            "octavo": lambda: ops.fake_quantize(half, scale, zero, qmin=0, qmax=255),
+            "ReLU": lambda: torch.relu(half),
+            "eager": lambda: straight_through(half, scale, zero, 0, 255),
+        },
+        "bfloat16, forward and backward": {
+            "octavo": lambda: both(ops.fake_quantize(half_leaf, scale, zero, qmin=0, qmax=255)),
+            "ReLU": lambda: both(torch.relu(half_leaf)),
+            "eager": lambda: both(straight_through(half_leaf, scale, zero, 0, 255).bfloat16()),
+        },
+        "sixteen levels, learned step, forward and backward": {
+            "octavo": lambda: both(ops.fake_quantize_levels(leaf, table, step, axis=None, learned=True), step),
+            "ReLU": lambda: both(torch.relu(leaf)),
+            "eager": lambda: both(nearest_level(leaf, step, levels, middles), step),
+        },
     }  # fmt: skip
     if compiled:
-        expression, lsq, average = (
+        expression, lsq, average, level = (
             torch.compile(f, dynamic=False)
-            for f in (straight_through, learned_step, moving_average)
+            for f in (straight_through, learned_step, moving_average, nearest_level)
         )
         add = {
             "forward": lambda: expression(x, scale, zero, 0, 255),
@@ -192,6 +221,13 @@ def rows(shape: tuple[int, ...], compiled: bool) -> dict[str, dict[str, Callable
                 lsq(leaf, step, -8, 7, factor), step
             ),
             "observe and fake-quantize": lambda: average(x, *plain),
+            "bfloat16, forward": lambda: expression(half, scale, zero, 0, 255),
+            "bfloat16, forward and backward": lambda: both(
+                expression(half_leaf, scale, zero, 0, 255).bfloat16()
+            ),
+            "sixteen levels, learned step, forward and backward": lambda: both(
+                level(leaf, step, levels, middles), step
+            ),
         }
         for name, call in add.items():
             result[name]["compiled"] = call
