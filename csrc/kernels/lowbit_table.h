@@ -21,6 +21,7 @@ struct LowbitPanel {
   int64_t word_bytes;    // of a column
   int32_t zero;          // kSymmetric: 2^(bits - 1); kLevels: 128; kAffine: 1
   const int8_t* levels;  // kLevels: 2^stored of them
+  int64_t ahead;         // bytes from what is read to what is asked for (prefetched)
 };
 
 /// Rows times some groups of a panel straight from packed codes, stored 2, 3 or 4. With a[k] = code

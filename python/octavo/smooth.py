@@ -151,11 +151,12 @@ def _pairs(
 
 def _is_norm(module: nn.Module, owners: dict[int, int]) -> bool:
     """A plain normalisation of the last dimension with a gain of its own, that nobody looks at."""
+    if not any(type(module).forward is kind.forward for kind in _NORMS):
+        return False
     weight = module._parameters.get("weight")
     return (
         weight is not None
         and weight.dim() == 1
-        and any(type(module).forward is kind.forward for kind in _NORMS)
         and all(owners[id(p)] == 1 for p in module._parameters.values() if p is not None)
         and not module._forward_hooks
         and not module._forward_pre_hooks

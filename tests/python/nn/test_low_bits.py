@@ -14,6 +14,7 @@ import octavo
 from conftest import FULL
 from octavo.grids import GRIDS
 from octavo.nn.layer import QLayer
+from octavo.report import resident_bytes
 
 FORMS = {
     "per channel, float": {"activations": "float"},
@@ -196,3 +197,16 @@ def test_bad_group_sizes(size):
 def test_bad_grid():
     with pytest.raises(ValueError, match="Did you mean 'apot'"):
         octavo.quantize(words(), 4, grid="aptp")
+
+
+@pytest.mark.parametrize("grid", ["linear", "nf"])
+def test_four_bits_in_groups_of_128_take_at_most_4_point_6_bits_in_memory(grid):
+    """The panel has 4.3; the layer's own float32 scales and bias are the rest."""
+    model = nn.Sequential(nn.Linear(768, 1024), nn.ReLU(), nn.Linear(1024, 768)).eval()
+    weights = sum(layer.weight.numel() for layer in model if isinstance(layer, nn.Linear))
+    small = octavo.quantize(model, 4, grid=grid, group_size=128, rounding="nearest", progress=False)
+    with torch.no_grad():
+        small(torch.randn(3, 768))
+    panels = sum(layer.panel.numel() for layer in small.modules() if isinstance(layer, QLayer))
+    assert 8 * panels <= 4.3 * weights
+    assert 8 * resident_bytes(small) <= 4.6 * weights

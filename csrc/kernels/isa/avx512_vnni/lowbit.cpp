@@ -129,12 +129,12 @@ struct FloatSums {
 /// Products of quad Q from a; its levels are at b.
 template <int Q, int M, int V>
 OCTAVO_INLINE void multiply_quad(__m512i (&sum)[M][V], const uint8_t* const (&a)[M],
-                                 const int8_t* b) {
+                                 const int8_t* b, int64_t ahead) {
   __m512i w[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
     w[v] = load(b + 64 * v);
-    if constexpr (V == 4) _mm_prefetch(b + 64 * v + kAhead, _MM_HINT_T0);
+    if constexpr (V == 4) _mm_prefetch(b + 64 * v + ahead, _MM_HINT_T0);
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
@@ -154,7 +154,7 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
   for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
   const int8_t* group = job.b + column * 4;
   const uint8_t* words = panel.groups;
-  const int64_t step = panel.width * 4;
+  const int64_t step = V == 4 ? 256 : panel.width * 4, ahead = panel.ahead;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.b_step) {
     __m512i sum[M][V];
 #pragma GCC unroll 8
@@ -165,20 +165,20 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
     const int8_t* b = group;
     if constexpr (V == 4) {
       // The loop asks for what follows levels; a gap as long as the words is left.
-      for (int v = 0; v < V; ++v) _mm_prefetch(b - 4 * panel.width + 64 * v + kAhead, _MM_HINT_T0);
+      for (int v = 0; v < V; ++v) _mm_prefetch(b - 4 * panel.width + 64 * v + ahead, _MM_HINT_T0);
     }
     int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
     // Four quads at a time: branch predictors follow loops of few rounds to their end.
     for (; k >= 16; k -= 16, b += 4 * step) {
-      multiply_quad<0>(sum, a, b);
-      multiply_quad<1>(sum, a, b + step);
-      multiply_quad<2>(sum, a, b + 2 * step);
-      multiply_quad<3>(sum, a, b + 3 * step);
+      multiply_quad<0>(sum, a, b, ahead);
+      multiply_quad<1>(sum, a, b + step, ahead);
+      multiply_quad<2>(sum, a, b + 2 * step, ahead);
+      multiply_quad<3>(sum, a, b + 3 * step, ahead);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) a[m] += 16;
     }
     for (; k > 0; k -= 4, b += step) {
-      multiply_quad<0>(sum, a, b);
+      multiply_quad<0>(sum, a, b, ahead);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) a[m] += 4;
     }
@@ -272,6 +272,7 @@ using Tile = void (*)(const GroupJob&, int64_t row, int64_t column);
 
 constexpr int kMost = 6;  // rows of a tile
 struct Integers {
+  static constexpr int64_t kMostWide = INT64_MAX;  // rows of a job that tiles of 64 columns take
   static constexpr Tile wide[kMost + 1] = {nullptr,
                                            integer_tile<1, 4>,
                                            integer_tile<2, 4>,
@@ -295,6 +296,7 @@ struct Integers {
                                           integer_tile<6, 1>};
 };
 struct Floats {
+  static constexpr int64_t kMostWide = kMost;
   static constexpr Tile wide[kMost + 1] = {nullptr,          float_tile<1, 4>, float_tile<2, 4>,
                                            float_tile<3, 4>, float_tile<4, 4>, float_tile<5, 4>,
                                            float_tile<6, 4>};
@@ -313,7 +315,7 @@ void sweep(const GroupJob& job) {
   int64_t row = 0;
   for (int64_t i = 0; i < pieces; ++i) {
     const int64_t m = job.rows / pieces + (i < job.rows % pieces ? 1 : 0);
-    if (job.rows <= kMost && width == 64) {
+    if (job.rows <= Tiles::kMostWide && width == 64) {
       Tiles::wide[m](job, row, 0);
     } else {
       int64_t column = 0;
@@ -350,8 +352,8 @@ int32_t flip_u8_s8(uint8_t* codes, int64_t count) {
 
 void fill_lowbit(LowbitTable& table) {
   table.tile_rows = 6;
-  // Measured on Zen 5: shifts and masks hide behind products, permutes less.
-  table.packed_rows = 96;
+  // Measured on Zen 5: shifts and masks hide behind products at any number of rows.
+  table.packed_rows = INT64_MAX;
   table.packed_rows_levels = 8;
   table.multiply_packed = multiply_packed;
   table.multiply_packed_levels = multiply_packed_levels;

@@ -44,7 +44,8 @@ constexpr int quads_of(int stored) { return stored == 3 ? 8 : 8 / stored; }
 // What follows are codecs: quad<Q>(p) is the unsigned operand of quad Q from the planes p of a
 // unit; kMost is how many rows leave registers for
 // 32 columns of it, kMostWide for 64. Quads of class c come out multiplied by
-// 2^shift[c]; their sums are kept apart and shifted once a group.
+// 2^shift[c]; their sums are kept apart and shifted once a group. kWidth is packed_tile's in tiles
+// of 64 columns.
 
 /// Linear codes left where they stand: one AND a quad.
 template <int kStored>
@@ -52,7 +53,7 @@ struct Masked;
 
 template <>
 struct Masked<4> {
-  static constexpr int kStored = 4, kClasses = 2, kMostWide = 1;
+  static constexpr int kStored = 4, kClasses = 2, kMostWide = 1, kWidth = 64;
   static constexpr int kShift[2] = {0, 4};
   static constexpr int klass(int quad) { return quad; }
   OCTAVO_INLINE explicit Masked(const LowbitPanel&) {}
@@ -63,7 +64,7 @@ struct Masked<4> {
 };
 template <>
 struct Masked<2> {
-  static constexpr int kStored = 2, kClasses = 4, kMostWide = 1;
+  static constexpr int kStored = 2, kClasses = 4, kMostWide = 1, kWidth = 64;
   static constexpr int kShift[4] = {0, 2, 4, 6};
   static constexpr int klass(int quad) { return quad; }
   OCTAVO_INLINE explicit Masked(const LowbitPanel&) {}
@@ -74,7 +75,8 @@ struct Masked<2> {
 };
 template <>
 struct Masked<3> {
-  static constexpr int kStored = 3, kClasses = 3, kMostWide = 1;
+  // With the width known GCC 12 spills a plane.
+  static constexpr int kStored = 3, kClasses = 3, kMostWide = 1, kWidth = 0;
   static constexpr int kShift[3] = {0, 3, 5};
   static constexpr int klass(int quad) { return quad >= 6 ? 2 : quad % 2; }
   OCTAVO_INLINE explicit Masked(const LowbitPanel&) {}
@@ -94,7 +96,7 @@ struct Masked<3> {
 template <int kBits>
 struct Shifted {
   static constexpr int kStored = kBits, kClasses = 1, kMost = 6;
-  static constexpr int kMostWide = kBits == 3 ? 2 : 4;
+  static constexpr int kMostWide = kBits == 3 ? 2 : 4, kWidth = 64;
   static constexpr int kShift[1] = {0};
   static constexpr int klass(int) { return 0; }
   OCTAVO_INLINE explicit Shifted(const LowbitPanel&) {}
@@ -112,15 +114,24 @@ struct Shifted {
   }
 };
 
-/// Sixteen entries in every lane: entry i is levels[(i >> shift) & mask], flipped by `flip`.
-OCTAVO_INLINE __m512i lane_table(const int8_t* levels, int shift, int mask, int flip) {
-  int8_t table[16];
-  for (int i = 0; i < 16; ++i) {
-    table[i] = static_cast<int8_t>(levels[i >> shift & mask] ^ flip);
+/// Places of a level table that repeats: entry i is (i >> shift) & mask.
+struct Places {
+  constexpr Places(int shift, int mask) {
+    for (int i = 0; i < 64; ++i) entry[i] = static_cast<uint8_t>(i >> shift & mask);
   }
-  __m128i lane;
-  __builtin_memcpy(&lane, table, 16);
-  return _mm512_broadcast_i32x4(lane);
+  alignas(64) uint8_t entry[64] = {};
+};
+
+/// Sixty-four entries, sixteen of them repeated in every lane if kShift + kBits <= 4: entry i is
+/// levels[(i >> kShift) & mask], flipped by `flip`. By a shuffle: bytes stored one by one would be
+/// waited for, at the begin of every panel.
+template <int kBits, int kShift>
+OCTAVO_INLINE __m512i table_of(const int8_t* levels, int flip) {
+  static constexpr Places places(kShift, (1 << kBits) - 1);
+  __m128i lane = _mm_setzero_si128();
+  __builtin_memcpy(&lane, levels, size_t{1} << kBits);
+  const __m512i lanes = _mm512_broadcast_i32x4(lane);
+  return _mm512_xor_si512(_mm512_shuffle_epi8(lanes, load(places.entry)), bytes(flip));
 }
 
 /// Levels by byte shuffles, which take the low four bits of an index whose bit 7 is clear. kFlip:
@@ -128,12 +139,13 @@ OCTAVO_INLINE __m512i lane_table(const int8_t* levels, int shift, int mask, int 
 /// vectors of one row are not one chain each.
 template <int kBits, int kFlip, int kParts>
 struct Shuffled {
-  static constexpr int kStored = kBits, kClasses = kParts, kMost = 4, kMostWide = 1;
+  static constexpr int kStored = kBits, kClasses = kParts;
+  static constexpr int kMost = kBits == 2 ? 3 : 4, kMostWide = 1, kWidth = 64;
   static constexpr int kShift[kParts] = {};
   static constexpr int klass(int quad) { return quad % kParts; }
   OCTAVO_INLINE explicit Shuffled(const LowbitPanel& p)
-      : low(lane_table(p.levels, 0, (1 << kBits) - 1, kFlip)),
-        high(kBits == 2 ? lane_table(p.levels, 2, 3, kFlip) : low) {}
+      : low(table_of<kBits, 0>(p.levels, kFlip)),
+        high(kBits == 2 ? table_of<kBits, 2>(p.levels, kFlip) : low) {}
   template <int Q>
   OCTAVO_INLINE __m512i quad(const __m512i* p) const {
     const __m512i mask = bytes(0x0f);
@@ -155,15 +167,12 @@ struct Shuffled {
   __m512i low, high;
 };
 
-/// Codes are asked for so many bytes ahead. Measured on Zen 5 with weights in L3: 2 KiB is as good
-/// as 4 and 8 for 2 and 3 bits and 10 % better for 4 bits; without, 3 bits lose 15 %.
-constexpr int64_t kAhead = 2048;
-
 /// Vectors of plane `i` of a unit. kOnce: by assembly, because GCC folds the load into each of the
 /// instructions that use the vector, and two loads a cycle then bound one row's products: 3 bits
 /// took 3 to 5 % longer so.
 template <bool kOnce, int V>
-OCTAVO_INLINE void load_plane(__m512i (&p)[V][3], int i, const uint8_t* codes, int64_t step) {
+OCTAVO_INLINE void load_plane(__m512i (&p)[V][3], int i, const uint8_t* codes, int64_t step,
+                              const uint8_t* ahead) {
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
     const uint8_t* at = codes + i * step + 64 * v;
@@ -172,7 +181,7 @@ OCTAVO_INLINE void load_plane(__m512i (&p)[V][3], int i, const uint8_t* codes, i
     } else {
       p[v][i] = load(at);
     }
-    _mm_prefetch(at + kAhead, _MM_HINT_T0);
+    _mm_prefetch(ahead + i * step + 64 * v, _MM_HINT_T0);
   }
 }
 
@@ -187,12 +196,12 @@ constexpr int quad_at(int stored, int i) {
 template <int I, class Codec, int M, int V>
 OCTAVO_INLINE void multiply_unit(__m512i (&sum)[M][Codec::kClasses][V], const Codec& codec,
                                  __m512i (&p)[V][3], const uint8_t* codes, int64_t step,
-                                 const int8_t* const (&a)[M]) {
+                                 const uint8_t* ahead, const int8_t* const (&a)[M]) {
   if constexpr (I < quads_of(Codec::kStored)) {
     constexpr int Q = quad_at(Codec::kStored, I);
-    if constexpr (I == 0 && Codec::kStored == 3) load_plane<M == 1>(p, 2, codes, step);
-    if constexpr (I == 0) load_plane<M == 1>(p, 0, codes, step);
-    if constexpr (I == 3 && Codec::kStored == 3) load_plane<M == 1>(p, 1, codes, step);
+    if constexpr (I == 0 && Codec::kStored == 3) load_plane<M == 1>(p, 2, codes, step, ahead);
+    if constexpr (I == 0) load_plane<M == 1>(p, 0, codes, step, ahead);
+    if constexpr (I == 3 && Codec::kStored == 3) load_plane<M == 1>(p, 1, codes, step, ahead);
     __m512i u[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) u[v] = codec.template quad<Q>(p[v]);
@@ -202,8 +211,21 @@ OCTAVO_INLINE void multiply_unit(__m512i (&sum)[M][Codec::kClasses][V], const Co
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) dot(sum[m][Codec::klass(Q)][v], u[v], s);
     }
-    multiply_unit<I + 1, Codec, M, V>(sum, codec, p, codes, step, a);
+    multiply_unit<I + 1, Codec, M, V>(sum, codec, p, codes, step, ahead, a);
   }
+}
+
+/// Products of the unit at `codes`; goes on to the next one. Not a lambda: sums that one captures
+/// live in memory.
+template <class Codec, int M, int V>
+OCTAVO_INLINE void take_unit(__m512i (&sum)[M][Codec::kClasses][V], const Codec& codec,
+                             const uint8_t*& codes, int64_t step, int64_t ahead,
+                             const int8_t* (&a)[M]) {
+  __m512i p[V][3];
+  multiply_unit<0, Codec, M, V>(sum, codec, p, codes, step, codes + ahead, a);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) a[m] += 4 * quads_of(Codec::kStored);
+  codes += planes_of(Codec::kStored) * step;
 }
 
 /// What the level sums of a group are multiplied by, for M rows: words with a zero above them.
@@ -237,15 +259,16 @@ OCTAVO_INLINE __m512 take_words(const uint8_t* words, const LowbitPanel& p, int6
       _mm512_and_si512(word, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
 }
 
-/// M rows from `row` times 16 V columns from `column`.
-template <class Codec, int M, int V>
+/// M rows from `row` times 16 V columns from `column`. kWidth: the panel's columns, or 0 where they
+/// are not known before: addresses that are constants leave GCC registers for sums.
+template <class Codec, int M, int V, int kWidth>
 __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, int64_t column) {
-  constexpr int kUnit = 4 * quads_of(Codec::kStored), kPlanes = planes_of(Codec::kStored);
+  constexpr int kUnit = 4 * quads_of(Codec::kStored);
   const LowbitPanel& panel = job.panel;
   const Codec codec(panel);
   const bool affine = panel.kind == LowbitKind::kAffine;
   const Factors<M> factors(job.row_zero + row, -1, 128);
-  const int64_t step = panel.width * 4;
+  const int64_t step = (kWidth > 0 ? kWidth : panel.width) * 4, ahead = panel.ahead;
   const int8_t* a[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
@@ -263,7 +286,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
     const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
     // The loop asks for what follows codes; a gap as long as the words is left.
-    for (int v = 0; v < V; ++v) _mm_prefetch(words + 4 * column + 64 * v + kAhead, _MM_HINT_T0);
+    for (int v = 0; v < V; ++v) _mm_prefetch(words + 4 * column + 64 * v + ahead, _MM_HINT_T0);
     const int64_t length = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
     __m512i sum[M][Codec::kClasses][V];
 #pragma GCC unroll 8
@@ -276,12 +299,15 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
         for (int v = 0; v < V; ++v) sum[m][c][v] = c == 0 ? start : _mm512_setzero_si512();
       }
     }
-    for (int64_t k = length; k > 0; k -= kUnit, codes += kPlanes * step) {
-      __m512i p[V][3];
-      multiply_unit<0, Codec, M, V>(sum, codec, p, codes, step, a);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) a[m] += kUnit;
+    int64_t k = length;
+    // Two units of 4 bits at a time: 7 to 15 % in L2 (of 2 and 3 bits it costs as much).
+    if constexpr (M == 1 && Codec::kStored == 4) {
+      for (; k >= 2 * kUnit; k -= 2 * kUnit) {
+        take_unit<Codec, M, V>(sum, codec, codes, step, ahead, a);
+        take_unit<Codec, M, V>(sum, codec, codes, step, ahead, a);
+      }
     }
+    for (; k > 0; k -= kUnit) take_unit<Codec, M, V>(sum, codec, codes, step, ahead, a);
     __m512i total[M][V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -335,12 +361,16 @@ void packed_rows(const PackedJob& job, int64_t row) {
   const int64_t width = job.panel.width;
   if constexpr (M <= Codec::kMostWide) {
     if (width == 64) {
-      packed_tile<Codec, M, 4>(job, row, 0);
+      packed_tile<Codec, M, 4, Codec::kWidth>(job, row, 0);
       return;
     }
+  } else if (width == 64) {
+    packed_tile<Codec, M, 2, 64>(job, row, 0);
+    packed_tile<Codec, M, 2, 64>(job, row, 32);
+    return;
   }
-  for (; column + 32 <= width; column += 32) packed_tile<Codec, M, 2>(job, row, column);
-  if (column < width) packed_tile<Codec, M, 1>(job, row, column);
+  for (; column + 32 <= width; column += 32) packed_tile<Codec, M, 2, 0>(job, row, column);
+  if (column < width) packed_tile<Codec, M, 1, 0>(job, row, column);
 }
 
 /// One is the codec of single rows. More rows are cut into tiles of nearly one height.
@@ -355,7 +385,9 @@ void packed_panel(const PackedJob& job) {
       if (m == 6) packed_rows<More, 6>(job, row);
       if (m == 5) packed_rows<More, 5>(job, row);
     }
-    if (m == 4) packed_rows<More, 4>(job, row);
+    if constexpr (kMost >= 4) {
+      if (m == 4) packed_rows<More, 4>(job, row);
+    }
     if (m == 3) packed_rows<More, 3>(job, row);
     if (m == 2) packed_rows<More, 2>(job, row);
     if (m == 1) packed_rows<One, 1>(job, row);

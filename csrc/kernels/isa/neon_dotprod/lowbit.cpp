@@ -401,6 +401,101 @@ int32_t flip_u8_s8(uint8_t* codes, int64_t count) {
   return total;
 }
 
+// ---- look-ups
+
+/// Where sixteen codes of `bits` lie in their 2 bits bytes: each in the word of the byte where it
+/// begins and the next one, `shift` bits up.
+struct CodePlaces {
+  explicit CodePlaces(int32_t bits) {
+    uint8_t at[32];
+    int16_t up[16];
+    for (int i = 0; i < 16; ++i) {
+      at[2 * i] = static_cast<uint8_t>(i * bits / 8);
+      at[2 * i + 1] = static_cast<uint8_t>(i * bits / 8 + 1);
+      up[i] = static_cast<int16_t>(-(i * bits % 8));
+    }
+    for (int i = 0; i < 2; ++i) {
+      word[i] = vld1q_u8(at + 16 * i);
+      shift[i] = vld1q_s16(up + 8 * i);
+    }
+    mask = vdupq_n_u16(static_cast<uint16_t>((1 << bits) - 1));
+  }
+  OCTAVO_INLINE uint8x16_t codes(uint8x16_t packed) const {
+    uint16x8_t code[2];
+    for (int i = 0; i < 2; ++i) {
+      const uint16x8_t wide = vreinterpretq_u16_u8(vqtbl1q_u8(packed, word[i]));
+      code[i] = vandq_u16(vshlq_u16(wide, shift[i]), mask);
+    }
+    return vmovn_high_u16(vmovn_u16(code[0]), code[1]);
+  }
+  uint8x16_t word[2];
+  int16x8_t shift[2];
+  uint16x8_t mask;
+};
+
+/// A table of 2^bits levels, in as many fours of registers as it takes.
+struct LevelTable {
+  LevelTable(const int8_t* levels, int32_t bits) : parts(bits <= 6 ? 1 : 1 << (bits - 6)) {
+    int8_t all[256] = {};
+    copy_some(all, levels, int64_t{1} << bits);
+    for (int i = 0; i < parts; ++i) part[i] = vld1q_s8_x4(all + 64 * i);
+  }
+  OCTAVO_INLINE int8x16_t at(uint8x16_t code) const {
+    int8x16_t level = vqtbl4q_s8(part[0], code);
+    for (int i = 1; i < parts; ++i) {
+      code = vsubq_u8(code, vdupq_n_u8(64));
+      level = vqtbx4q_s8(level, part[i], code);
+    }
+    return level;
+  }
+  int parts;
+  int8x16x4_t part[4];
+};
+
+/// Sixteen levels less `zero`, times scale.
+OCTAVO_INLINE Floats scaled(int8x16_t level, int16x8_t zero, float scale) {
+  const int16x8_t low = vsubq_s16(vmovl_s8(vget_low_s8(level)), zero);
+  const int16x8_t high = vsubq_s16(vmovl_high_s8(level), zero);
+  const int32x4_t wide[4] = {vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low),
+                             vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)};
+  Floats f;
+  for (int i = 0; i < 4; ++i) f.v[i] = vmulq_n_f32(vcvtq_f32_s32(wide[i]), scale);
+  return f;
+}
+
+/// Sixteen codes at a time, which begin at bytes and lie in one group.
+void dequantize_row(const RowJob& job) {
+  static constexpr int8_t none[256] = {};
+  const bool table = job.kind == LowbitKind::kLevels;
+  const CodePlaces places(job.bits);
+  const LevelTable levels(table ? job.levels : none, job.bits);
+  // Codes of 8 bits become levels by the flip of their sign bit, narrower ones by their zero point.
+  const uint8x16_t flip = vdupq_n_u8(job.bits == 8 ? 128 : 0);
+  const int16_t middle = job.bits == 8 ? 0 : static_cast<int16_t>(1 << (job.bits - 1));
+  for (int64_t first = 0; first < job.count; first += job.group) {
+    const int64_t g = first / job.group, left = job.count - first;
+    const int64_t count = left < job.group ? left : job.group;
+    float scale;
+    if (job.wide_scale != nullptr) {
+      scale = *job.wide_scale;
+    } else {
+      const uint32_t bits = uint32_t{job.scale[g]} << 16;
+      __builtin_memcpy(&scale, &bits, 4);
+    }
+    const int16_t zero = table                             ? int16_t{0}
+                         : job.kind == LowbitKind::kAffine ? static_cast<int16_t>(job.zero[g])
+                                                           : middle;
+    const uint8_t* packed = job.codes + first * job.bits / 8;
+    float* y = job.y + first;
+    for (int64_t i = 0; i < count; i += 16, packed += 2 * job.bits) {
+      const int64_t columns = count - i < 16 ? count - i : 16;
+      const uint8x16_t code = places.codes(load_codes(packed, (columns * job.bits + 7) / 8));
+      const int8x16_t level = table ? levels.at(code) : vreinterpretq_s8_u8(veorq_u8(code, flip));
+      store_floats(y + i, scaled(level, vdupq_n_s16(zero), scale), columns);
+    }
+  }
+}
+
 }  // namespace
 
 void fill_lowbit(LowbitTable& table) {
@@ -412,6 +507,7 @@ void fill_lowbit(LowbitTable& table) {
   table.gemm_u8s8_groups = gemm_u8s8_groups;
   table.gemm_f32s8_groups = gemm_f32s8_groups;
   table.flip_u8_s8 = flip_u8_s8;
+  table.dequantize_row = dequantize_row;
 }
 
 }  // namespace octavo::neon_dotprod
