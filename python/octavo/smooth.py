@@ -151,7 +151,8 @@ def _pairs(
 
 def _is_norm(module: nn.Module, owners: dict[int, int]) -> bool:
     """A plain normalisation of the last dimension with a gain of its own, that nobody looks at."""
-    if not any(type(module).forward is kind.forward for kind in _NORMS):
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    if scripted or not any(type(module).forward is kind.forward for kind in _NORMS):
         return False
     weight = module._parameters.get("weight")
     return (
