@@ -232,6 +232,21 @@ void fake_quantize(FloatType type, const void* x, const FakeSteps& s, void* y, u
   });
 }
 
+bool fake_quantize_watched(FloatType type, const void* x, const FakeSteps& s, void* y) {
+  const FakeKernels& k = kernels_of(type);
+  const Grid grid(s);
+  const Rules rules(s);
+  const bool stream = streams(type, count_of(s), y, grid);
+  std::atomic<bool> finite{true};
+  grid.for_each([&](const Run& r) {
+    if (!k.watched(at(x, type, r.first), r.count, rules[r.parameter], at(y, type, r.first),
+                   stream)) {
+      finite.store(false, std::memory_order_relaxed);
+    }
+  });
+  return finite.load();
+}
+
 void fake_quantize_backward(FloatType type, const void* dy, const uint8_t* mask, MaskShape shape,
                             void* dx) {
   const FakeKernels& k = kernels_of(type);

@@ -58,6 +58,8 @@ struct FakeKernels {
   /// mask may be null. stream: y is 64-byte aligned and best written past the caches.
   void (*run)(const void* x, int64_t count, const FakeRule& rule, void* y, uint8_t* mask,
               bool stream);
+  /// The same without a mask; returns whether all values are finite.
+  bool (*watched)(const void* x, int64_t count, const FakeRule& rule, void* y, bool stream);
   /// Rows follow one another; every row of the mask starts at a byte. stream: the same, of every
   /// row of y.
   void (*columns)(const void* x, int64_t rows, int64_t columns, const FakeColumns& rules, void* y,

@@ -88,6 +88,8 @@ MaskShape mask_shape(const FakeSteps& steps);
 /// max(x, 0) : x; NaN stays NaN; never -0. mask, unless null: where the gradient to x passes, that
 /// is where the unclamped q lies in [qmin, qmax] and, with relu, x > 0. y may be x.
 void fake_quantize(FloatType type, const void* x, const FakeSteps& steps, void* y, uint8_t* mask);
+/// The same for one step in all, without a mask; returns whether every x is finite. y is not x.
+bool fake_quantize_watched(FloatType type, const void* x, const FakeSteps& steps, void* y);
 /// dx = dy where the mask's bit is set, else 0. dx may be dy.
 void fake_quantize_backward(FloatType type, const void* dy, const uint8_t* mask, MaskShape shape,
                             void* dx);

@@ -157,6 +157,18 @@ Tensor fake_quantize_op(const Tensor& x, const Tensor& scale, std::optional<Tens
   return y;
 }
 
+/// A learned step for all values, and whether these are finite.
+std::tuple<Tensor, Tensor> fake_quantize_watched_op(const Tensor& x, const Tensor& scale,
+                                                    std::optional<Tensor> zero_point, int64_t qmin,
+                                                    int64_t qmax, bool relu) {
+  const Prepared p = prepare(x, scale, zero_point, {qmin, qmax, std::nullopt, 0, relu, true});
+  Tensor y = empty_as(p.source);
+  Tensor finite = empty({1}, ScalarType::Byte);
+  *finite.mutable_data_ptr<uint8_t>() =
+      fake_quantize_watched(p.type, p.source.const_data_ptr(), p.steps, y.mutable_data_ptr());
+  return {y, finite};
+}
+
 std::tuple<Tensor, Tensor> fake_quantize_masked_op(const Tensor& x, const Tensor& scale,
                                                    std::optional<Tensor> zero_point, int64_t qmin,
                                                    int64_t qmax, std::optional<int64_t> axis,
@@ -373,6 +385,7 @@ std::tuple<Tensor, Tensor> fake_quantize_levels_backward_op(
 
 STABLE_TORCH_LIBRARY_IMPL(octavo, CPU, m) {
   m.impl("fake_quantize", TORCH_BOX(&fake_quantize_op));
+  m.impl("fake_quantize_watched", TORCH_BOX(&fake_quantize_watched_op));
   m.impl("fake_quantize_masked", TORCH_BOX(&fake_quantize_masked_op));
   m.impl("fake_quantize_backward", TORCH_BOX(&fake_quantize_backward_op));
   m.impl("fake_quantize_learned_backward", TORCH_BOX(&fake_quantize_learned_backward_op));

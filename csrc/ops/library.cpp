@@ -57,6 +57,9 @@ STABLE_TORCH_LIBRARY(octavo, m) {
   m.def(
       "fake_quantize_masked(Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, int? "
       "axis, int group_size, bool relu) -> (Tensor, Tensor)");
+  m.def(
+      "fake_quantize_watched(Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, bool "
+      "relu) -> (Tensor, Tensor)");
   m.def("fake_quantize_backward(Tensor dy, Tensor mask, int[] strides) -> Tensor");
   m.def(
       "fake_quantize_learned_backward(Tensor dy, Tensor x, Tensor scale, Tensor? zero_point, int "

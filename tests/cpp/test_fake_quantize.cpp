@@ -222,6 +222,32 @@ TEST_P(FakeQuantize, ValuesMasksAndGradients) {
   }
 }
 
+TEST_P(FakeQuantize, WatchedValues) {
+  uint64_t seed = 70;
+  for (const int64_t size : {1, 15, 16, 17, 100, 70'000}) {
+    const Shape s{"watched", 1, 1, size, size};
+    for (const FloatType type : kTypes) {
+      for (const bool relu : {false, true}) {
+        Case c(s, type, true, relu, true, true, ++seed);
+        Values y(type, size), plain(type, size);
+        ASSERT_TRUE(fake_quantize_watched(type, c.x.data(), c.steps, y.data())) << size;
+        for (const int64_t at : {int64_t{0}, size / 2, size - 1}) {
+          const float kept = c.x[at];
+          for (const float bad : {NAN, kInfinity, -kInfinity}) {
+            c.x.set(at, bad);
+            ASSERT_FALSE(fake_quantize_watched(type, c.x.data(), c.steps, y.data())) << size;
+            fake_quantize(type, c.x.data(), c.steps, plain.data(), nullptr);
+            ASSERT_EQ(y.copy(), plain.copy()) << size;
+          }
+          c.x.set(at, kept);
+        }
+        c.x.set(size - 1, type == FloatType::kF16 ? 65504.0f : 0x1.fep127f);
+        ASSERT_TRUE(fake_quantize_watched(type, c.x.data(), c.steps, y.data())) << size;
+      }
+    }
+  }
+}
+
 TEST_P(FakeQuantize, CodesGiveBackTheValues) {
   uint64_t seed = 40;
   for (const Shape& s : kShapes) {

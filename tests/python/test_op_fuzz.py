@@ -135,6 +135,8 @@ def training_sample(name: str, x: torch.Tensor, i: int, g: torch.Generator) -> t
     levels = torch.tensor([-7, -2, -1, 0, 1, 2, 7], dtype=torch.int8)
     if name == "fake_quantize":
         return x, scale, zero_point, -8, 7, axis, group, i % 4 == 0, i % 5 == 0
+    if name == "fake_quantize_watched":
+        return x, alpha, None, -8, 7, i % 4 == 0
     if name == "fake_quantize_masked":
         return x, scale, zero_point, -8, 7, axis, group, i % 4 == 0
     if name == "fake_quantize_backward":

@@ -277,6 +277,32 @@ def test_what_is_not_finite_never_enters_a_range() -> None:
             assert bool(buffer.isfinite().all()), name
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_finite_is_reported_with_every_method(method: str) -> None:
+    """At the first layer that sees it, and it enters no range, not even by way of the optimizer."""
+    trainee = trainee_of((4, 4), method=method)
+    trainee.drop.p = 0.0
+    optimizer = torch.optim.SGD(octavo.range_parameters(trainee) or [torch.zeros(1)], 0.1)
+    x = torch.randn(4, 3, 8, 8)
+    trainee(x)
+
+    def ranges() -> dict[str, torch.Tensor]:
+        kept = {n: b.clone() for n, b in trainee.named_buffers() if n.endswith("range")}
+        steps = {id(p): p for p in octavo.range_parameters(trainee)}
+        names = {n: p.detach().clone() for n, p in trainee.named_parameters() if id(p) in steps}
+        return {**kept, **names}
+
+    for bad in (float("nan"), float("inf")):
+        x[0, 0, 0, 0] = bad
+        with pytest.warns(RuntimeWarning, match=r"value 'x' must be finite, got 1 NaN") as told:
+            loss = trainee(x).sum()
+        assert len(told) == 1
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert all(bool(value.isfinite().all()) for value in ranges().values())
+
+
 def test_trained_step_that_is_not_finite_is_an_error() -> None:
     trainee = trainee_of()
     trainee(torch.randn(4, 3, 8, 8))

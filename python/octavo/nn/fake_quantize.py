@@ -65,6 +65,19 @@ def _is_recomputing() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def _zero_where_not_finite(gradient: Tensor) -> Tensor:
+    return torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+
+
+def _kept_finite(step: Tensor) -> Tensor:
+    """``step``, whose gradient is 0 where NaN or infinity in a batch has spoilt it."""
+    if not step.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return step
+    seen = step.view_as(step)
+    seen.register_hook(_zero_where_not_finite)  # type: ignore[no-untyped-call]
+    return seen
+
+
 class FakeQuantize(nn.Module):
     """One activation, fake-quantized: codes 0 .. 2^bits - 1, zero among them.
 
@@ -123,26 +136,39 @@ class FakeQuantize(nn.Module):
         if self.method in _LEARNED:
             return self._learned(x)
         if self.method == "pact":
-            alpha = self.alpha.detach() if self.is_frozen else self.alpha
-            self._check_learned(alpha)
-            return ops.fake_quantize_clipped(x, alpha, bits=self.bits)
+            alpha = self.alpha.detach() if self.is_frozen else _kept_finite(self.alpha)
+            if not self._check_learned(alpha):
+                return ops.fake_quantize_clipped(x, alpha, bits=self.bits)
+            y, finite = ops.fake_quantize_clipped_watched(x, alpha, bits=self.bits)
+            self._report(x, finite)
+            return y
         return self._observed(x)
 
     def _learned(self, x: Tensor) -> Tensor:
         scale, zero_point = self.scale, self.zero_point
         if self.is_frozen:
             scale, zero_point = scale.detach(), zero_point.detach()
-        self._check_learned(scale)
+        else:
+            scale, zero_point = _kept_finite(scale), _kept_finite(zero_point)
         features = x.numel() // max(x.shape[0], 1) if x.dim() > 1 else x.numel()
-        return ops.fake_quantize_learned(
-            x,
-            scale,
-            zero_point,
-            qmin=0,
-            qmax=self.qmax,
-            grad_scale=1.0 / math.sqrt(max(features, 1) * self.qmax),
-            relu=self.relu,
-        )
+        rule: dict[str, Any] = {
+            "qmin": 0,
+            "qmax": self.qmax,
+            "grad_scale": 1.0 / math.sqrt(max(features, 1) * self.qmax),
+            "relu": self.relu,
+        }
+        if not self._check_learned(scale):
+            return ops.fake_quantize_learned(x, scale, zero_point, **rule)
+        y, finite = ops.fake_quantize_learned_watched(x, scale, zero_point, **rule)
+        self._report(x, finite)
+        return y
+
+    def _report(self, x: Tensor, finite: bool) -> None:
+        """Says where values of a trained step are not finite."""
+        if not finite:
+            count, params = int((~torch.isfinite(x.detach())).sum()), self.qparams()
+            ends = [params.scale * (code - params.zero_point) for code in (0, params.qmax)]
+            self.monitor.report(self.what, count, self.calls, *ends)
 
     def _observed(self, x: Tensor) -> Tensor:
         update = (
@@ -154,9 +180,14 @@ class FakeQuantize(nn.Module):
         if update and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self._observe_together(x)
             update = False
-        observed = ops.observe_fake_quantize(
-            x, self.range, update=update, relu=self.relu, **self._rule()
-        )
+        watch = self.method == "dorefa" and self.training and not _is_recomputing()
+        if watch and not torch.compiler.is_compiling():
+            # A calibrated range keeps still: with momentum 0 values are looked at and move nothing.
+            rule = {**self._rule(), "momentum": 0.0, "rule": "minmax"}
+            update = True
+        else:
+            rule = self._rule()
+        observed = ops.observe_fake_quantize(x, self.range, update=update, relu=self.relu, **rule)
         if update and not torch.compiler.is_compiling():
             self.calls += 1
             bad = int(observed.non_finite)
@@ -185,8 +216,10 @@ class FakeQuantize(nn.Module):
         dist.all_reduce(ends, dist.ReduceOp.MAX)
         self.range.copy_(ends * ends.new_tensor([-1.0, 1.0]))
 
-    def _check_learned(self, step: Tensor) -> None:
-        if self.training and not torch.compiler.is_compiling():
+    def _check_learned(self, step: Tensor) -> bool:
+        """Whether this is a training step to be watched; ValueError if its step is spoilt."""
+        watched = self.training and not torch.compiler.is_compiling() and not _is_recomputing()
+        if watched:
             self.calls += 1
             value = float(step.detach())
             if not math.isfinite(value):
@@ -195,6 +228,7 @@ class FakeQuantize(nn.Module):
                     f"step {self.calls}. Go back to the last good state and skip batches whose "
                     "loss is not finite."
                 )
+        return watched
 
     @torch.no_grad()
     def qparams(self) -> QParams:
@@ -299,7 +333,7 @@ class FakeQuantizeWeight(nn.Module):
         learned, grad_scale = self.method in _LEARNED, 1.0
         shaped = self._shaped(weight)
         if learned:
-            scale = self.scale.detach() if self.is_frozen else self.scale
+            scale = self.scale.detach() if self.is_frozen else _kept_finite(self.scale)
             per_channel = weight.numel() // max(weight.shape[self.axis], 1)
             grad_scale = 1.0 / math.sqrt(max(per_channel, 1) * self._top)
         else:

@@ -3,9 +3,9 @@
 from octavo.ops.checks import as_float32
 from octavo.ops.embedding_lowbit import embedding_lowbit
 from octavo.ops.fake_quantize import fake_quantize
-from octavo.ops.fake_quantize_clipped import fake_quantize_clipped
+from octavo.ops.fake_quantize_clipped import fake_quantize_clipped, fake_quantize_clipped_watched
 from octavo.ops.fake_quantize_codes import saved_as_codes
-from octavo.ops.fake_quantize_learned import fake_quantize_learned
+from octavo.ops.fake_quantize_learned import fake_quantize_learned, fake_quantize_learned_watched
 from octavo.ops.fake_quantize_levels import fake_quantize_levels
 from octavo.ops.linear_dynamic import linear_dynamic
 from octavo.ops.linear_lowbit import linear_lowbit, linear_lowbit_static
@@ -39,7 +39,9 @@ __all__ = [
     "embedding_lowbit",
     "fake_quantize",
     "fake_quantize_clipped",
+    "fake_quantize_clipped_watched",
     "fake_quantize_learned",
+    "fake_quantize_learned_watched",
     "fake_quantize_levels",
     "histogram",
     "linear_dynamic",

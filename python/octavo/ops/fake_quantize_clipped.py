@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from octavo.ops import fake_quantize_formula as formula
 from octavo.ops.fake_quantize import empty_result
 from octavo.ops.fake_quantize_codes import note
 
-__all__ = ["fake_quantize_clipped"]
+__all__ = ["fake_quantize_clipped", "fake_quantize_clipped_watched"]
 
 
 def fake_quantize_clipped(x: Tensor, alpha: Tensor, *, bits: int) -> Tensor:
@@ -50,28 +51,47 @@ def fake_quantize_clipped(x: Tensor, alpha: Tensor, *, bits: int) -> Tensor:
     return y if y.dtype is x.dtype else y.to(x.dtype)
 
 
+def fake_quantize_clipped_watched(x: Tensor, alpha: Tensor, *, bits: int) -> tuple[Tensor, bool]:
+    """`fake_quantize_clipped`, and whether every value of ``x`` is finite. Not to be compiled."""
+    if x.is_cpu and x.is_floating_point() and x.dtype is not torch.float64:
+        seen: list[bool] = []
+        with contextlib.suppress(AttributeError, RuntimeError, TypeError, ValueError):
+            y: Tensor = _Clipped.apply(x, alpha, bits, seen)  # type: ignore[no-untyped-call]
+            return y, seen[0]
+    return fake_quantize_clipped(x, alpha, bits=bits), bool(torch.isfinite(x).all())
+
+
 class _Clipped(torch.autograd.Function):
     """Saves x, as `fake_quantize_learned` does."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, alpha: Tensor, bits: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, alpha: Tensor, bits: int, seen: list[bool] | None = None
+    ) -> Tensor:
         ctx.save_for_backward(x, alpha)
         if not x.is_cpu:
             return formula.clipped(x, alpha, bits)
         top = 2**bits - 1
-        note(ctx, x, alpha.detach() / top, None, (0, top, None, 0, True))
-        result: Tensor = torch.ops.octavo.fake_quantize_clipped(x, alpha, bits)
+        scale = alpha.detach() / top
+        note(ctx, x, scale, None, (0, top, None, 0, True))
+        result: Tensor
+        if seen is not None:  # The very same values: a learned step of this scale.
+            step = scale.reshape(1)
+            result, finite = torch.ops.octavo.fake_quantize_watched(x, step, None, 0, top, False)
+            seen.append(bool(finite))
+            return result
+        result = torch.ops.octavo.fake_quantize_clipped(x, alpha, bits)
         return result
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, alpha = ctx.saved_tensors
         if dy.is_cpu:
             dx, dalpha = torch.ops.octavo.fake_quantize_clipped_backward(dy, x, alpha)
-            return dx, dalpha, None
+            return dx, dalpha, None, None
         dx, to_alpha = formula.clipped_gradients(dy, x, alpha)
-        return dx, torch.where(alpha < 0, -to_alpha, to_alpha).float(), None
+        return dx, torch.where(alpha < 0, -to_alpha, to_alpha).float(), None, None
 
 
 @checks.register_fake("octavo::fake_quantize_clipped")

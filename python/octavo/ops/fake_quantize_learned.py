@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from octavo.ops.checks import register_fake
 from octavo.ops.fake_quantize import empty_result
 from octavo.ops.fake_quantize_codes import note
 
-__all__ = ["fake_quantize_learned"]
+__all__ = ["fake_quantize_learned", "fake_quantize_learned_watched"]
 
 
 def fake_quantize_learned(
@@ -80,6 +81,39 @@ def fake_quantize_learned(
     return y.to(x.dtype)
 
 
+def fake_quantize_learned_watched(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    qmin: int,
+    qmax: int,
+    grad_scale: float = 1.0,
+    relu: bool = False,
+) -> tuple[Tensor, bool]:
+    """`fake_quantize_learned` with one step for all, and whether every value of ``x`` is finite.
+
+    >>> import torch
+    >>> from octavo import ops
+    >>> x, scale = torch.tensor([1.2, float("inf")]), torch.tensor([1.0])
+    >>> ops.fake_quantize_learned_watched(x, scale, qmin=0, qmax=3)
+    (tensor([1., 3.]), False)
+
+    The kernel looks while it rounds, in the same pass. Not under torch.compile.
+    """
+    if x.is_cpu and x.dtype is not torch.float64 and 0.0 <= grad_scale <= 1e30:
+        seen: list[bool] = []
+        with contextlib.suppress(AttributeError, RuntimeError, TypeError, ValueError):
+            y: Tensor = _Learned.apply(  # type: ignore[no-untyped-call]
+                x, scale, zero_point, (qmin, qmax, None, 0, relu), grad_scale, seen
+            )
+            return y, seen[0]
+    y = fake_quantize_learned(
+        x, scale, zero_point, qmin=qmin, qmax=qmax, grad_scale=grad_scale, relu=relu
+    )
+    return y, bool(torch.isfinite(x).all())
+
+
 def _apply(  # noqa: PLR0917 (the operator's own order)
     x: Tensor,
     scale: Tensor,
@@ -121,12 +155,20 @@ class _Learned(torch.autograd.Function):
         zero_point: Tensor | None,
         options: _Given,
         grad_scale: float,
+        seen: list[bool] | None = None,
     ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.options, ctx.grad_scale = options, grad_scale
         if x.is_cpu:
             note(ctx, x, scale, zero_point, (*options[:4], True))
-            y: Tensor = torch.ops.octavo.fake_quantize(x, scale, zero_point, *options, True)
+            y: Tensor
+            if seen is None:
+                y = torch.ops.octavo.fake_quantize(x, scale, zero_point, *options, True)
+            else:
+                y, finite = torch.ops.octavo.fake_quantize_watched(
+                    x, scale, zero_point, options[0], options[1], options[4]
+                )
+                seen.append(bool(finite))
             return y
         s = formula.steps(scale, zero_point, _learned(options))
         return formula.quantized(x, s, options[4])
@@ -140,12 +182,19 @@ class _Learned(torch.autograd.Function):
             dx, dscale, dzero = torch.ops.octavo.fake_quantize_learned_backward(
                 dy, x, scale, zero_point, *ctx.options, factor
             )
-            return dx, dscale, None if zero_point is None else dzero, None, None
+            return dx, dscale, None if zero_point is None else dzero, None, None, None
         s = formula.steps(scale, zero_point, _learned(ctx.options))
         dx, to_scale, to_zero = formula.learned_gradients(dy, x, s, ctx.options[4])
         dscale = (factor * torch.where(scale < 0, -to_scale, to_scale)).float()
         dzero = None if zero_point is None else (factor * to_zero).float()
-        return dx, dscale, dzero, None, None
+        return dx, dscale, dzero, None, None, None
+
+
+@register_fake("octavo::fake_quantize_watched")
+def _(  # noqa: PLR0917 (the operator's own order)
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, qmin: int, qmax: int, relu: bool
+) -> tuple[Tensor, Tensor]:
+    return empty_result(x, 0), x.new_empty(1, dtype=torch.uint8)
 
 
 @register_fake("octavo::fake_quantize_learned_backward")

@@ -54,6 +54,7 @@ def test_opcheck(full: bool) -> None:
                 (x, state, 0, 7, 0.1, axis, False, False, True, True, True),
             )
         alpha = torch.tensor([2.0])
+        check(OPS.fake_quantize_watched.default, (x, alpha, None, 0, 15, True))
         check(OPS.fake_quantize_clipped.default, (x, alpha, 4))
         check(OPS.fake_quantize_clipped_backward.default, (dy, x, alpha))
         levels = torch.tensor([-3, -1, 0, 1, 3], dtype=torch.int8)

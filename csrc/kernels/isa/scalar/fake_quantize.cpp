@@ -1,5 +1,6 @@
 // Fake quantization and its gradients: the specification in plain loops. Called by
 // fake_quantize.cpp through the table; calls nothing.
+#include <cmath>
 #include <cstring>
 
 #include "../../kernel_table.h"
@@ -114,6 +115,15 @@ void run(const void* from, int64_t count, const FakeRule& rule, void* to, uint8_
 }
 
 template <class T>
+bool watched(const void* from, int64_t count, const FakeRule& rule, void* to, bool stream) {
+  run<T>(from, count, rule, to, nullptr, stream);
+  const T* x = static_cast<const T*>(from);
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) finite = finite && std::isfinite(widened(x[i]));
+  return finite;
+}
+
+template <class T>
 void columns(const void* from, int64_t rows, int64_t columns, const FakeColumns& rules, void* to,
              uint8_t* mask, bool) {
   const T* x = static_cast<const T*>(from);
@@ -219,7 +229,7 @@ void widen(const void* from, int64_t count, float* y) {
 
 template <class T>
 FakeKernels kernels() {
-  return {run<T>,     columns<T>, masked<T>,          learned<T>, learned_columns<T>,
+  return {run<T>,     watched<T>, columns<T>,         masked<T>, learned<T>, learned_columns<T>,
           clipped<T>, levels<T>,  levels_gradient<T>, widen<T>};
 }
 
