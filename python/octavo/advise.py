@@ -158,7 +158,7 @@ RULES = (
         _nothing,
         lambda s: "without data every image gets its own ranges, layer by layer: slower than "
         "ranges that are known before",
-        "examples/bench/README.md, Advised calls",
+        "octavo demo on AMD Zen 5: 107 us an image this way, 20 with data, 159 in float",
     ),
     Rule(
         "ranges of each row",
