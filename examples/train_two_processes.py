@@ -8,6 +8,7 @@ the same integers.
 """
 
 import argparse
+import hashlib
 
 import numpy as np
 import sklearn.datasets
@@ -25,6 +26,7 @@ def main():
         "--bits", type=int, nargs=2, default=(3, 3), metavar=("WEIGHTS", "ACTIVATIONS")
     )
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--floor", type=float, default=0.0, help="fail below this integer accuracy")
     args = parser.parse_args()
     dist.init_process_group("gloo")
     rank, count = dist.get_rank(), dist.get_world_size()
@@ -60,13 +62,19 @@ def main():
             loss.backward()
             optimizer.step()
             schedule.step()
-    dist.barrier()
+    frozen = octavo.freeze(trainee, progress=False)
+    digest = hashlib.sha256(b"".join(v.numpy().tobytes() for v in frozen.state_dict().values()))
+    digests = [""] * count
+    dist.all_gather_object(digests, digest.hexdigest())
+    after = right(frozen)
     if rank == 0:
-        after = right(octavo.freeze(trainee))
         print(
-            f"float {before:.1f} %, {bits['*']} bits in integers {after:.1f} % of {len(demo.labels)} images"
+            f"float {before:.1f} %, {bits['*']} bits in integers {after:.1f} % of {len(demo.labels)} images, "
+            f"the same integers in every process: {len(set(digests)) == 1}"
         )
     dist.destroy_process_group()
+    if after < args.floor:
+        raise SystemExit(f"{after:.1f} % of the test images, expected at least {args.floor} %")
 
 
 if __name__ == "__main__":
