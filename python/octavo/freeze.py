@@ -113,11 +113,11 @@ def qparams_of(trainee: nn.Module, plan: Plan) -> dict[str, QParams]:
         path = flow_plan.flow.path
         forward = trained_forward(trainee.get_submodule(path))
         assert isinstance(forward, TrainedForward)
-        stores = {action.root: action for action in forward.actions if isinstance(action, Store)}
+        stores = {a.root.partition("|")[0]: a for a in forward.actions if isinstance(a, Store)}
         for item in flow_plan.items:
             if isinstance(item, RegionPlan):
                 for root in dict.fromkeys(item.params_of.values()):
-                    store = stores.get(f"{root}|{item.name}") or stores[root]
+                    store = stores[root]
                     table = trainee.get_submodule(store.layer).value_quantizers
                     assert isinstance(table, nn.ModuleDict)
                     quantizer = table[store.key]

@@ -178,9 +178,10 @@ class _Builder:
     def capture(self, flow_plan: FlowPlan) -> None:
         """Makes the actions of a flow the forward of its module."""
         actions: list[Compute | Store] = []
+        stored: dict[str, _Stored] = {}
         for item in flow_plan.items:
             if isinstance(item, RegionPlan):
-                actions += _Stretch(self, flow_plan.flow, item).actions()
+                actions += _Stretch(self, flow_plan.flow, item, stored).actions()
             else:
                 actions += [
                     self.compute(flow_plan.flow, part, _unchanged) for part in item.fused or (item,)
@@ -205,11 +206,25 @@ def _unchanged(name: str) -> str:
     return name
 
 
-class _Stretch:
-    """One region as float calls and stores."""
+@dataclass(frozen=True)
+class _Stored:
+    """What a flow has of a value that is stored: its name, and where its fake-quantizer stands."""
 
-    def __init__(self, builder: _Builder, flow: Flow, region: RegionPlan) -> None:
-        self.builder, self.flow, self.region = builder, flow, region
+    result: str
+    key: tuple[str, str]
+
+
+class _Stretch:
+    """One region as float calls and stores.
+
+    stored: of the whole flow. A value has one fake-quantizer, whatever regions read it: the integer
+      model has one set of parameters for it.
+    """
+
+    def __init__(
+        self, builder: _Builder, flow: Flow, region: RegionPlan, stored: dict[str, _Stored]
+    ) -> None:
+        self.builder, self.flow, self.region, self.stored = builder, flow, region, stored
         self.names: dict[str, str] = {}
         self.makers = {
             part.output: part.module for step in flow.steps for part in step.fused or (step,)
@@ -223,13 +238,17 @@ class _Stretch:
         region = self.region
         for value in region.inputs:
             if self.is_stored(value):
-                stored = self.store(value.partition("@")[0], value, entry(region, value))
-                yield replace(stored, root=entry(region, value))
-                self.names[value] = entry(region, value)
+                if value not in self.stored:
+                    stored = self.store(value.partition("@")[0], value, entry(region, value))
+                    yield replace(stored, root=entry(region, value))
+                    self.stored[value] = _Stored(entry(region, value), self.keys[value])
+                known = self.stored[value]
+                self.names[value], self.keys[value] = known.result, known.key
         for step in region.steps:
             if step.kind == "unary" and "@" in step.output:  # A value in a second width.
                 (value,) = step.inputs
                 yield self.store(self.name(value), step.output, step.output)
+                self.stored[step.output] = _Stored(step.output, self.keys[step.output])
                 continue
             yield from self.step(step)
 
@@ -271,6 +290,7 @@ class _Stretch:
             value = result if relu is None else relu.inputs[0]
             stored = self.store(value, step.output, result, relu is not None)
             yield replace(stored, relu=relu)
+            self.stored[step.output] = _Stored(step.output, self.keys[step.output])
             for part in after:
                 yield self.builder.compute(self.flow, part, self.name)
 
