@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from octavo.grids import neighbours
 from octavo.rounding.codes import Codes
-from octavo.rounding.layer_problem import LayerProblem
+from octavo.rounding.layer_problem import LayerProblem, solved
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.nearest import nearest, safe_scale
-from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments, Problem
 from octavo.rounding.soft import Soft, penalty
 from octavo.scheme import Scheme
@@ -31,12 +30,7 @@ _RATIOS = (0.8, 0.9, 1.0)  # Scales tried, of the one that suits plain rounding.
 
 def adaround(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     """Codes of the layer of a pause."""
-    (name,) = pause.layers
-    scheme = runs.sites[name].scheme
-    assert scheme is not None
-    module = runs.model.get_submodule(name)
-    moments = moments_of(module, pause.inputs, pause.targets)
-    return {name: learned(module, runs.weights[name], scheme, moments)}
+    return solved(runs, pause, learned)
 
 
 def learned(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments) -> Codes:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.rounding.codes import Codes
-from octavo.rounding.layer_problem import LayerProblem
+from octavo.rounding.layer_problem import LayerProblem, solved
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.nearest import nearest, safe_scale
-from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments
 from octavo.scheme import Scheme
 
@@ -26,12 +25,7 @@ _COSTLY = 1 << 17  # Weights of a layer beyond which one scale is tried.
 
 def gptq(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     """Codes of the layer of a pause."""
-    (name,) = pause.layers
-    scheme = runs.sites[name].scheme
-    assert scheme is not None
-    module = runs.model.get_submodule(name)
-    moments = moments_of(module, pause.inputs, pause.targets)
-    return {name: solve(module, runs.weights[name], scheme, moments)}
+    return solved(runs, pause, solve)
 
 
 def solve(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments) -> Codes:

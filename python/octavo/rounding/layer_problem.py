@@ -5,17 +5,20 @@ The weights aimed at make up for the errors of earlier layers: least squares on 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from octavo.rounding.codes import Codes
+from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.nearest import nearest
+from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments, Problem
 from octavo.scheme import Scheme
 
-__all__ = ["LayerProblem"]
+__all__ = ["LayerProblem", "solved"]
 
 _PULL = 0.05  # Of the mean diagonal: holds the least-squares weights to the float ones.
 # Positions for each input of a row from which on least squares are to be trusted. MobileNetV2 at 8
@@ -88,3 +91,17 @@ def _least_squares(weight: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
     residual = xy - xx @ weight.mT
     solved: Tensor = torch.linalg.solve(h, residual)
     return (weight.mT + solved).mT.float()
+
+
+def solved(
+    runs: Lockstep,
+    pause: Pause,
+    solve: Callable[[nn.Module, Tensor, Scheme, Moments], Codes],
+) -> dict[str, Codes]:
+    """What ``solve`` makes of the layer of a pause and its second moments."""
+    (name,) = pause.layers
+    scheme = runs.sites[name].scheme
+    assert scheme is not None
+    module = runs.model.get_submodule(name)
+    moments = moments_of(module, pause.inputs, pause.targets)
+    return {name: solve(module, runs.weights[name], scheme, moments)}
