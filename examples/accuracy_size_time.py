@@ -12,7 +12,6 @@ no setting by it: take held-out training images for that.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def cifar(network: str, images: int) -> tuple[nn.Module, Any, Tensor, Tensor]:
     sys.path.insert(0, str(ROOT / "tests" / "models"))
     import networks
 
-    folder = Path(os.environ.get("OCTAVO_DATA", ROOT.parent / "shared" / "data"))
+    folder = networks.data_folder()
     probe = network == "mobilenet"
     model = networks.mobilenet_probe(folder) if probe else networks.resnet20(folder)
     x, _ = networks.cifar(folder, "train", 0, 512)

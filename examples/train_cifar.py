@@ -4,13 +4,13 @@
     python examples/train_cifar.py --bits 4 4 --epochs 24 --minutes 0 --bf16 --weights w44.pt
     python examples/train_cifar.py --bits 3 3 --epochs 24 --minutes 0 --bf16 --start w44.pt --weights w33.pt
 
-The first and the last layer have 8 bits, all others ``--bits`` (weights, activations). Widths of 2 bits come down in
-steps: 4, 3, 2. The loss is cross entropy plus distillation from the float network's 8-bit form; the
-learning rate follows a cosine. Choices (of recipes) are made on 5,000 held-out training images, which the given float
-weights have seen: so no epoch is picked by them, the last one counts. The test images are looked at once, at the end. With ``--checkpoint`` it goes on where it was stopped, with ``--start`` from what a wider
-network has learned (``--weights``). ``--bf16`` computes convolutions in bfloat16: twice as fast where the CPU has it.
-Weights and images: the folder
-that tests use (OCTAVO_DATA, or shared/data beside the repository).
+The first and the last layer have 8 bits, all others ``--bits`` (weights, activations). Widths of 2 bits come down
+in steps: 4, 3, 2. The loss is cross entropy plus distillation from the float network's 8-bit form; the learning rate
+follows a cosine. Choices (of recipes) are made on 5,000 held-out training images, which the given float weights have
+seen: so no epoch is picked by them, the last one counts. The test images are looked at once, at the end.
+With ``--checkpoint`` it goes on where it was stopped, with ``--start`` from what a wider network has learned
+(``--weights``). ``--bf16`` computes convolutions in bfloat16: twice as fast where the CPU has it. Weights and images:
+the folder that tests use (OCTAVO_DATA, or shared/data beside the repository).
 """
 
 import argparse
@@ -31,16 +31,6 @@ import octavo
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "models"))
 HELD_OUT = 5000
-
-
-def data_folder():
-    candidates = [ROOT.parent / "shared" / "data", ROOT / "shared" / "data"]
-    if os.environ.get("OCTAVO_DATA"):
-        candidates.insert(0, pathlib.Path(os.environ["OCTAVO_DATA"]))
-    for folder in candidates:
-        if (folder / "cifar10_labels.npz").exists():
-            return folder
-    raise SystemExit(f"expected the images and weights in one of {', '.join(map(str, candidates))}")
 
 
 class Images:
@@ -247,7 +237,7 @@ def main():
     args.bits = tuple(args.bits)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    from networks import cifar, resnet20
+    from networks import cifar, data_folder, resnet20
 
     folder = data_folder()
 

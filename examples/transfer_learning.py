@@ -8,7 +8,6 @@ trained with fake-quantizers in place, then frozen. About a minute on two cores.
 """
 
 import argparse
-import os
 import pathlib
 import sys
 
@@ -24,16 +23,6 @@ import octavo
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "models"))
 TEST = 500
-
-
-def data_folder():
-    candidates = [ROOT.parent / "shared" / "data", ROOT / "shared" / "data"]
-    if os.environ.get("OCTAVO_DATA"):
-        candidates.insert(0, pathlib.Path(os.environ["OCTAVO_DATA"]))
-    for folder in candidates:
-        if (folder / "resnet20_cifar10.npz").exists():
-            return folder
-    raise SystemExit(f"expected resnet20_cifar10.npz in one of {', '.join(map(str, candidates))}")
 
 
 def digits():
@@ -77,7 +66,7 @@ def main():
     parser.add_argument("--floor", type=float, default=0.0, help="fail below this integer accuracy")
     args = parser.parse_args()
     torch.manual_seed(0)
-    from networks import resnet20
+    from networks import data_folder, resnet20
 
     x, y = digits()
     train, test = (x[:-TEST], y[:-TEST]), (x[-TEST:], y[-TEST:])

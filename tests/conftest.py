@@ -80,13 +80,12 @@ def full() -> bool:
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Folder with the real weights and images: OCTAVO_DATA, or shared/data beside the repository."""
-    candidates = [ROOT.parent / "shared" / "data", ROOT / "shared" / "data"]
-    if os.environ.get("OCTAVO_DATA"):
-        candidates.insert(0, Path(os.environ["OCTAVO_DATA"]))
-    for folder in candidates:
-        if (folder / "cifar10_labels.npz").exists():
-            return folder
-    missing(f"no data: none of {[str(c) for c in candidates]} holds cifar10_labels.npz")
+    from networks import data_folder
+
+    try:
+        return data_folder()
+    except FileNotFoundError as error:
+        missing(str(error))
     raise AssertionError
 
 

@@ -5,6 +5,7 @@ Used by the tests here and by examples/; imports nothing of octavo.
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Iterator
@@ -18,6 +19,21 @@ from torch import Tensor, nn
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+
+def data_folder() -> Path:
+    """Folder with the weights and images: OCTAVO_DATA, or shared/data beside the repository.
+
+    FileNotFoundError, which names the places looked at, where there is none.
+    """
+    root = Path(__file__).resolve().parents[2]
+    places = [root.parent / "shared" / "data", root / "shared" / "data"]
+    if os.environ.get("OCTAVO_DATA"):
+        places.insert(0, Path(os.environ["OCTAVO_DATA"]))
+    for folder in places:
+        if (folder / "cifar10_labels.npz").exists():
+            return folder
+    raise FileNotFoundError(f"no data: none of {[str(p) for p in places]} holds cifar10_labels.npz")
 
 
 class BasicBlock(nn.Module):
