@@ -33,7 +33,10 @@ constexpr int64_t kRowsBytes = 640 << 10;
 
 std::atomic<int64_t> macs_done{0};
 
-enum ScratchUse { kGather, kFloats, kRows, kRowParams, kTaps, kSample, kScratchUses };
+/// Pixels of a job that pay for splitting its panel first, where the ISA has that.
+constexpr int64_t kSplitPixels = 16;
+
+enum ScratchUse { kGather, kSplit, kFloats, kRows, kRowParams, kTaps, kSample, kScratchUses };
 
 uint8_t* scratch(ScratchUse use, int64_t bytes) {
   thread_local Scratch memory[kScratchUses];
@@ -75,6 +78,14 @@ struct Sink {
 struct Size {
   int64_t n, h, w, c;
 };
+
+/// Splits the panel of a job whose b points to its first run, if `pixels` are enough.
+void split(GemmJob& job, const GemmTable& table, int64_t pixels, int64_t k) {
+  if (table.split_panel == nullptr || pixels < kSplitPixels) return;
+  job.split = scratch(kSplit, table.split_bytes(job.width, k));
+  job.split_k = k;
+  table.split_panel(job.b, job.width, k, job.split);
+}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -199,6 +210,8 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
   job.gap_code = -1;
   // a of pixel (0, 0) is set by rows(); channels of the block begin here.
   const int64_t in_channel = block * p.block_in;
+  const int64_t pixels = (last - first) * (size.n * size.h == 1 ? 1 : size.w);
+  split(job, table, pixels, p.runs * p.run_bytes);
 
   if (size.n * size.h == 1) {
     job.h = 1;
@@ -212,7 +225,8 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
     job.runs = static_cast<int64_t>(run_offset.size());
     if (skip_halo) {
       const KernelRows k = inner_rows(g, in.h, 0);
-      job.run_offset += k.first * runs_per_row;
+      job.first_run = k.first * runs_per_row;
+      job.run_offset += job.first_run;
       job.b += k.first * runs_per_row * job.run_bytes * job.width;
       job.runs = (k.last - k.first) * runs_per_row;
     }
@@ -248,7 +262,8 @@ void Dense::rows(GemmJob& job, int64_t channel, int64_t n, int64_t y0, int64_t y
     }
     job.h = end - y;
     job.a = image + y * job.a_row_pitch;
-    job.run_offset = run_offset.data() + k.first * runs_per_row;
+    job.first_run = k.first * runs_per_row;
+    job.run_offset = run_offset.data() + job.first_run;
     job.runs = (k.last - k.first) * runs_per_row;
     job.b = b + k.first * runs_per_row * job.run_bytes * job.width;
     send(job, channel, n, y, 0);
@@ -637,7 +652,9 @@ void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int
   job.f32_pixel_pitch = ldy;
   job.f32_row_pitch = rows * ldy;
   job.gap_code = -1;
-  active_table().gemm.gemm_u8s8_rows(job);
+  const GemmTable& table = active_table().gemm;
+  split(job, table, rows, p.run_bytes);
+  table.gemm_u8s8_rows(job);
 }
 
 void long_rows(const float* x, int64_t m, int64_t k, int64_t ldx, const Panel& panel, float* y,

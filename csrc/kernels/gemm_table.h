@@ -27,6 +27,11 @@ struct GemmJob {
   int64_t width;  // columns of the panel in memory
   int64_t n;      // columns that exist, 1 <= n <= width
 
+  // Null, or what GemmTable::split_panel made of the panel that b points into: all its runs,
+  // split_k codes a column, of which the job's begin with run first_run.
+  uint8_t* split;
+  int64_t split_k, first_run;
+
   const int32_t* start;  // gemm_u8s8_u8, gemm_u8s8_f32: types.h, Epilogue
   const float* scale;
   const float* offset;
@@ -101,6 +106,11 @@ inline constexpr int64_t kDepthwiseColumns = 64;
 
 struct GemmTable {
   PanelLayout layout;
+
+  // Null, or writes a second form of a panel of k codes a column, split_bytes() bytes, which jobs
+  // of many pixels are faster with. One thread's: jobs write there too.
+  void (*split_panel)(const int8_t* b, int64_t width, int64_t k, uint8_t* to);
+  int64_t (*split_bytes)(int64_t width, int64_t k);
 
   void (*gemm_u8s8_u8)(const GemmJob& job);
   void (*gemm_u8s8_f32)(const GemmJob& job);

@@ -71,18 +71,20 @@ class Case {
     std::vector<float> floats, rows;
     bool operator==(const Results&) const = default;
   };
-  Results run(const GemmTable& table) const {
+  /// split: on the panel's second form, of which the job's runs are all but the first.
+  Results run(const GemmTable& table, bool split = false) const {
     const PanelUnits& units = kPanelUnits[static_cast<int>(table.layout)];
     const int64_t width = round_up(s_.columns, units.n_unit);
     const int64_t run_bytes = round_up(s_.run_codes, units.k_unit);
-    const int64_t bytes = s_.runs * run_bytes * width;
+    const int64_t first_run = split ? 1 : 0, all_runs = s_.runs + first_run;
+    const int64_t bytes = all_runs * run_bytes * width;
     Guarded<int8_t> panel(round_up(bytes, 64) + 64);
     std::fill_n(panel.data(), panel.size(), int8_t{0});
     int8_t* b = panel.data() + (64 - reinterpret_cast<uintptr_t>(panel.data()) % 64) % 64;
     for (int64_t r = 0; r < s_.runs; ++r) {
       for (int64_t k = 0; k < s_.run_codes; ++k) {
         for (int64_t c = 0; c < s_.columns; ++c) {
-          b[panel_offset(table.layout, width, r * run_bytes + k, c)] =
+          b[panel_offset(table.layout, width, (r + first_run) * run_bytes + k, c)] =
               codes_[(r * s_.run_codes + k) * s_.columns + c];
         }
       }
@@ -96,7 +98,7 @@ class Case {
     job.run_offset = offsets_.data();
     job.runs = s_.runs;
     job.run_bytes = run_bytes;
-    job.b = b;
+    job.b = b + first_run * run_bytes * width;
     job.width = width;
     job.n = s_.columns;
     job.start = start_.data();
@@ -105,6 +107,14 @@ class Case {
     job.lo = lo_;
     job.hi = hi_;
     job.gap_code = -1;
+    std::vector<uint8_t> memory;
+    if (split) {
+      job.first_run = first_run;
+      job.split_k = all_runs * run_bytes;
+      memory.resize(table.split_bytes(width, job.split_k) + 64);
+      job.split = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+      table.split_panel(b, width, job.split_k, job.split);
+    }
 
     Results results;
     results.codes.assign(residual_.begin(), residual_.end());
@@ -155,10 +165,15 @@ class GemmJobs : public IsaTest {
     SCOPED_TRACE(shape.text());
     const Case c(shape, random);
     const Case::Results expected = c.run(find_table("scalar")->gemm);
-    const Case::Results got = c.run(find_table(GetParam().c_str())->gemm);
-    EXPECT_EQ(got.codes, expected.codes);
-    EXPECT_EQ(got.floats, expected.floats);
-    EXPECT_EQ(got.rows, expected.rows);
+    const GemmTable& table = find_table(GetParam().c_str())->gemm;
+    for (const bool split : {false, true}) {
+      if (split && table.split_panel == nullptr) continue;
+      SCOPED_TRACE(split ? "split panel" : "panel");
+      const Case::Results got = c.run(table, split);
+      EXPECT_EQ(got.codes, expected.codes);
+      EXPECT_EQ(got.floats, expected.floats);
+      EXPECT_EQ(got.rows, expected.rows);
+    }
   }
 };
 OCTAVO_FOR_EVERY_ISA(GemmJobs);

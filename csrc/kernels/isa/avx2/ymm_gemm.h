@@ -3,7 +3,8 @@
 // namespace, so no code crosses). A tile is Dot::kPixels pixels x 16 channels; panels: kVnni.
 //
 // Dot supplies: B load_b(const int8_t*) for 8 columns x 4 bytes, A broadcast(const uint8_t*) for 4
-// activations, and add(sum, A, B), exact for all codes.
+// activations, add(sum, A, B), and place_weights(job, place), which says where the weights of a
+// group of 16 columns lie. With Dot::kRest some of them follow in lists, one for 8 columns each.
 #pragma once
 
 #include <immintrin.h>
@@ -15,14 +16,31 @@ namespace {
 
 enum class Result { kCodes, kCodesResidual, kFloats, kRows };
 
+/// Weights of 8 columns that are multiplied after all others: 32 bytes and the place of their four
+/// activations each.
+struct Rest {
+  int64_t count;
+  const int8_t* b;
+  const int64_t* offset;
+};
+
 /// Up to two stretches of pixels and one group of 16 columns with its parameters, padded.
 struct Place {
   const uint8_t* a[2];
   int64_t y[2], x[2];
   int64_t column, columns;
+  const int8_t* b;
+  int64_t b_step;  // bytes from four codes to the next four
+  Rest rest[2];
   alignas(32) int32_t start[16], colsum[16];
   alignas(32) float scale[16], offset[16];
 };
+
+/// Weights lie in the panel itself.
+inline void place_in_panel(const GemmJob& job, Place& place) {
+  place.b = job.b + place.column * 4;
+  place.b_step = job.width * 4;
+}
 
 inline __m128i to_codes(__m256 v0, __m256 v1) {
   // In-lane pack, then the two middle quadwords change places; values lie in [0, 255].
@@ -88,6 +106,22 @@ inline __attribute__((always_inline)) void finish(const GemmJob& job, const Plac
   }
 }
 
+template <class Dot, int M0, int M1, int kHalf>
+inline __attribute__((always_inline)) void add_rest(__m256i (&sum)[M0 + M1][2], const Place& place,
+                                                    int64_t pitch) {
+  const Rest& rest = place.rest[kHalf];
+  for (int64_t j = 0; j < rest.count; ++j) {
+    const auto w = Dot::load_b(rest.b + j * 32);
+    const uint8_t* a0 = place.a[0] + rest.offset[j];
+    const uint8_t* a1 = M1 > 0 ? place.a[1] + rest.offset[j] : nullptr;
+#pragma GCC unroll 8
+    for (int i = 0; i < M0 + M1; ++i) {
+      const auto a = Dot::broadcast(i < M0 ? a0 + i * pitch : a1 + (i - M0) * pitch);
+      Dot::add(sum[i][kHalf], a, w);
+    }
+  }
+}
+
 /// M0 pixels of the first stretch and M1 of the second x 16 channels.
 template <class Dot, int M0, int M1, Result kResult>
 __attribute__((noinline)) void tile(const GemmJob& job, const Place& place) {
@@ -99,8 +133,8 @@ __attribute__((noinline)) void tile(const GemmJob& job, const Place& place) {
     sum[i][0] = _mm256_load_si256(start);
     sum[i][1] = _mm256_load_si256(start + 1);
   }
-  const int64_t pitch = job.a_pixel_pitch, b_step = job.width * 4;
-  const int8_t* b = job.b + place.column * 4;
+  const int64_t pitch = job.a_pixel_pitch, b_step = place.b_step;
+  const int8_t* b = place.b;
   for (int64_t r = 0; r < job.runs; ++r) {
     const uint8_t* a0 = place.a[0] + job.run_offset[r];
     const uint8_t* a1 = M1 > 0 ? place.a[1] + job.run_offset[r] : nullptr;
@@ -116,6 +150,10 @@ __attribute__((noinline)) void tile(const GemmJob& job, const Place& place) {
       if constexpr (M1 > 0) a1 += 4;
       b += b_step;
     }
+  }
+  if constexpr (Dot::kRest) {
+    add_rest<Dot, M0, M1, 0>(sum, place, pitch);
+    add_rest<Dot, M0, M1, 1>(sum, place, pitch);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < M; ++i) {
@@ -193,6 +231,7 @@ void sweep_columns(const GemmJob& job) {
       place.scale[c] = exists ? job.scale[column + c] : 0.0f;
       place.offset[c] = exists ? job.offset[column + c] : 0.0f;
     }
+    Dot::place_weights(job, place);
     sweep<Dot, kResult>(job, place);
   }
 }

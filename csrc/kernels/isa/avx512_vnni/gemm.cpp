@@ -414,6 +414,7 @@ void gemm_u8s8_rows(const GemmJob& job) { multiply<Result::kRows>(job); }
 
 void fill_gemm(GemmTable& table) {
   table.layout = PanelLayout::kVnni;
+  table.split_panel = nullptr;
   table.gemm_u8s8_u8 = gemm_u8s8_u8;
   table.gemm_u8s8_f32 = gemm_u8s8_f32;
   table.gemm_u8s8_rows = gemm_u8s8_rows;

@@ -1,0 +1,76 @@
+// A panel in the form that vpmaddubsw multiplies exactly. That instruction adds pairs of u8 x s8
+// products with saturation, which is safe while the two weights of a pair sum to -128..128
+// (255 * 128 = 32,640). Of trained weights few pairs do not: those are halved, and the other halves
+// go to a list of their own, a vector of 8 columns x 4 weights each, which is multiplied after the
+// rest. Made for each band of pixels from the panel (prepare), so that panels stay the same on all
+// x86 ISAs. Included by this folder's gemm.cpp.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace octavo::avx2 {
+namespace {
+
+/// The part of a split panel for 16 columns. quads: steps of 4 codes, over all runs.
+struct SplitGroup {
+  int64_t* count;      // [2]: entries of each half of 8 columns
+  int8_t* main;        // [quads][16 columns][4]
+  int8_t* rest[2];     // [count][8 columns][4]
+  int32_t* quad[2];    // [count]: which step it belongs to, ascending
+  int64_t* offset[2];  // [count]: activations' place; written for each job
+};
+
+constexpr int64_t split_group_bytes(int64_t quads) { return 64 + (quads * 152 + 63) / 64 * 64; }
+
+inline SplitGroup split_group(uint8_t* split, int64_t quads, int64_t group) {
+  uint8_t* p = split + group * split_group_bytes(quads);
+  SplitGroup g;
+  g.count = reinterpret_cast<int64_t*>(p);
+  g.main = reinterpret_cast<int8_t*>(p + 64);
+  g.rest[0] = g.main + quads * 64;
+  g.rest[1] = g.rest[0] + quads * 32;
+  g.offset[0] = reinterpret_cast<int64_t*>(g.rest[1] + quads * 32);
+  g.offset[1] = g.offset[0] + quads;
+  g.quad[0] = reinterpret_cast<int32_t*>(g.offset[1] + quads);
+  g.quad[1] = g.quad[0] + quads;
+  return g;
+}
+
+inline int64_t split_bytes(int64_t width, int64_t k) {
+  return width / 16 * split_group_bytes(k / 4);
+}
+
+inline void split_panel(const int8_t* b, int64_t width, int64_t k, uint8_t* to) {
+  const int64_t quads = k / 4;
+  const __m256i ones = _mm256_set1_epi8(1), most = _mm256_set1_epi16(128);
+  const __m256i sign = _mm256_set1_epi8(-128), quarter = _mm256_set1_epi8(64);
+  const __m256i zero = _mm256_setzero_si256();
+  for (int64_t group = 0; group < width / 16; ++group) {
+    const SplitGroup g = split_group(to, quads, group);
+    for (int half = 0; half < 2; ++half) {
+      int64_t count = 0;
+      const int8_t* from = b + group * 64 + half * 32;
+      for (int64_t q = 0; q < quads; ++q, from += width * 4) {
+        const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        const __m256i sums = _mm256_abs_epi16(_mm256_maddubs_epi16(ones, w));
+        const __m256i large = _mm256_cmpgt_epi16(sums, most);
+        // Half of each weight, -64..64: the mean of w + 128 and 0, rounded up, less 64.
+        const __m256i half_w =
+            _mm256_sub_epi8(_mm256_avg_epu8(_mm256_xor_si256(w, sign), zero), quarter);
+        const __m256i rest = _mm256_and_si256(large, half_w);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(g.main + q * 64 + half * 32),
+                            _mm256_sub_epi8(w, rest));
+        // Without a branch, which would go wrong too often: what does not count is overwritten.
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(g.rest[half] + count * 32), rest);
+        g.quad[half][count] = static_cast<int32_t>(q);
+        count += 1 - _mm256_testz_si256(large, large);
+      }
+      g.count[half] = count;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace octavo::avx2
