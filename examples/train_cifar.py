@@ -1,8 +1,9 @@
-"""Trains ResNet-20 on CIFAR-10 in few bits from float weights, freezes it and counts what the integers get right.
+"""Trains a network on CIFAR-10 in few bits from float weights, freezes it and counts what the integers get right.
 
     python examples/train_cifar.py --bits 4 4 --minutes 60
     python examples/train_cifar.py --bits 4 4 --epochs 24 --minutes 0 --bf16 --weights w44.pt
     python examples/train_cifar.py --bits 3 3 --epochs 24 --minutes 0 --bf16 --start w44.pt --weights w33.pt
+    python examples/train_cifar.py --network probe --bits 4 8 --epochs 0.6 --minutes 0 --batch 64 --lr 0.005
 
 The first and the last layer have 8 bits, all others ``--bits`` (weights, activations). Widths of 2 bits come down
 in steps: 4, 3, 2. The loss is cross entropy plus distillation from the float network's 8-bit form; the learning rate
@@ -18,75 +19,13 @@ import copy
 import json
 import math
 import os
-import pathlib
-import sys
 import time
 
 import torch
-from torch.nn import functional as F
+from cifar import NETWORKS, Images, accuracy, data_folder, float_network, test_images
 from tqdm.auto import tqdm
 
 import octavo
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "models"))
-HELD_OUT = 5000
-
-
-class Images:
-    """CIFAR-10 in memory: normalised training images padded by 4, cropped and flipped as they are drawn."""
-
-    def __init__(self, folder, limit=0):
-        from networks import cifar
-
-        parts = [cifar(folder, "train", i, i + 10000) for i in range(0, 50000, 10000)]
-        x, y = (torch.cat(t) for t in zip(*parts, strict=True))
-        order = torch.randperm(50000, generator=torch.Generator().manual_seed(20))
-        held, train = order[:HELD_OUT], order[HELD_OUT:]
-        if limit:
-            held, train = held[: max(limit // 8, 500)], train[:limit]
-        self.held_out = x[held], y[held]
-        self.plain = x[train]
-        self.padded = F.pad(self.plain, (4, 4, 4, 4))  # Zero is the mean colour.
-        self.labels = y[train]
-
-    def __len__(self):
-        return len(self.labels)
-
-    def epoch(self, batch, generator):
-        """Batches of an epoch in random order; one crop offset and one flip for each image."""
-        order = torch.randperm(len(self), generator=generator)
-        lines = torch.arange(32)
-        for index in order.split(batch):
-            if len(index) < batch:
-                return
-            n = len(index)
-            top, left = torch.randint(9, (2, n), generator=generator)
-            columns = lines + left[:, None]
-            flipped = torch.rand(n, generator=generator) < 0.5
-            columns = torch.where(flipped[:, None], columns.flip(1), columns)
-            rows = lines + top[:, None]
-            images = self.padded[
-                index[:, None, None, None],
-                torch.arange(3)[None, :, None, None],
-                rows[:, None, :, None],
-                columns[:, None, None, :],
-            ]
-            yield images, self.labels[index]
-
-
-@torch.no_grad()
-def accuracy(model, images, labels, batch=250):
-    """Percent right, in evaluation mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    right = sum(
-        int((model(x).argmax(1) == y).sum())
-        for x, y in zip(images.split(batch), labels.split(batch), strict=True)
-    )
-    for module, mode in modes.items():
-        module.training = mode
-    return 100 * right / len(labels)
 
 
 def widths_of(bits):
@@ -118,13 +57,12 @@ class Clock:
 
 def train(model, teacher, images, bits, share, args, state, log):
     """One width: returns the trainee."""
-    calibration = list(images.plain[:1024].split(128))
     first_last = {"*": bits, "@first": (8, 8), "@last": (8, 8)}
     model = model.to(memory_format=torch.channels_last)  # A fifth faster than contiguous.
     trainee = octavo.quantize(
         model,
         first_last,
-        data=calibration,
+        data=images.plain.inputs(1024),
         qat=True,
         grid=args.grid,
         method=args.method,
@@ -132,10 +70,10 @@ def train(model, teacher, images, bits, share, args, state, log):
     )
     criterion = octavo.DistillationLoss(teacher, args.temperature)
     optimizer = optimizer_of(trainee, args)
-    epochs = max(1, round(args.epochs * share)) if args.epochs else 10_000
-    budget = 60 * args.minutes * share
     per_epoch = len(images) // args.batch
-    schedule = octavo.TrainingSchedule(trainee, epochs * per_epoch, freeze_ranges=args.freeze_ranges,
+    steps = max(1, round(args.epochs * share * per_epoch)) if args.epochs else 10_000 * per_epoch
+    budget = 60 * args.minutes * share
+    schedule = octavo.TrainingSchedule(trainee, steps, freeze_ranges=args.freeze_ranges,
                                        freeze_statistics=args.freeze_statistics)  # fmt: skip
     first, clock = 0, Clock()
     if state:
@@ -145,7 +83,7 @@ def train(model, teacher, images, bits, share, args, state, log):
         first, clock = state["epoch"], Clock(state["seconds"])
     done = first * per_epoch
     generator = torch.Generator()
-    for epoch in range(first, epochs):
+    for epoch in range(first, math.ceil(steps / per_epoch)):
         generator.manual_seed(1000 * args.seed + epoch + 100_000 * min(bits))
         torch.manual_seed(1000 * args.seed + epoch)
         trainee.train()
@@ -154,7 +92,7 @@ def train(model, teacher, images, bits, share, args, state, log):
                    desc=f"W{bits[0]}A{bits[1]} epoch {epoch + 1}", disable=args.quiet)  # fmt: skip
         out_of_time = False
         for x, y in bar:
-            progress = max(done / (epochs * per_epoch), clock.seconds() / budget if budget else 0.0)
+            progress = max(done / steps, clock.seconds() / budget if budget else 0.0)
             out_of_time = progress >= 1.0
             if out_of_time:
                 break
@@ -172,7 +110,7 @@ def train(model, teacher, images, bits, share, args, state, log):
             done += 1
             total, count = total + float(loss.detach()), count + 1
         # The integers themselves: frozen in a moment, and ten times as fast as the trainee.
-        held = accuracy(octavo.freeze(trainee, progress=False), *images.held_out)
+        held = accuracy(octavo.freeze(trainee, progress=False), images.held_out)
         row = {"bits": bits, "epoch": epoch + 1, "loss": round(total / max(count, 1), 4), "held_out": held,
                "lr": optimizer.param_groups[0]["lr"], "seconds": round(clock.seconds(), 1),
                "step_ms": round(1000 * (clock.seconds() - begin) / max(count, 1), 1)}  # fmt: skip
@@ -207,7 +145,8 @@ def main():
     parser.add_argument(
         "--minutes", type=float, default=60.0, help="of training in all; 0: no limit"
     )
-    parser.add_argument("--epochs", type=int, default=0, help="in all; 0: as time allows")
+    parser.add_argument("--epochs", type=float, default=0, help="in all; 0: as time allows")
+    parser.add_argument("--network", choices=list(NETWORKS), default="resnet20")
     parser.add_argument(
         "--shares", type=float, nargs="+", help="of the time for each width on the way down"
     )
@@ -237,8 +176,6 @@ def main():
     args.bits = tuple(args.bits)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    from networks import cifar, data_folder, resnet20
-
     folder = data_folder()
 
     def log(row):
@@ -247,21 +184,21 @@ def main():
             with open(args.log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
-    images = Images(folder, args.limit)
-    model = resnet20(folder)
+    images = Images(folder, args.network, args.limit)
+    model = float_network(folder, args.network)
     state = None
     if args.checkpoint and os.path.exists(args.checkpoint):
         state = torch.load(args.checkpoint, weights_only=True)
         print(f"going on from {args.checkpoint}: {state['bits']} bits, epoch {state['epoch']}")
     # Eight bits lose next to nothing, and an integer teacher costs a fraction of a float one.
-    teacher = octavo.quantize(model, 8, data=list(images.plain[:1024].split(128)), progress=False)
+    teacher = octavo.quantize(model, 8, data=images.plain.inputs(1024), progress=False)
     widths = [args.bits] if args.start else widths_of(args.bits)
     if args.start:
         model.load_state_dict(torch.load(args.start, weights_only=True))
     shares = args.shares or {1: [1.0], 2: [0.3, 0.7], 3: [0.15, 0.25, 0.6]}[len(widths)]
-    log({"seed": args.seed, "widths": widths, "shares": shares, "method": args.method or "by bits",
-         "bf16": args.bf16, "start": args.start, "epochs": args.epochs, "minutes": args.minutes, "lr": args.lr,
-         "held_out_float": accuracy(model, *images.held_out)})  # fmt: skip
+    log({"seed": args.seed, "network": args.network, "widths": widths, "shares": shares,
+         "method": args.method or "by bits", "bf16": args.bf16, "start": args.start, "epochs": args.epochs, "minutes": args.minutes, "lr": args.lr,
+         "held_out_float": accuracy(model, images.held_out)})  # fmt: skip
     trainee = None
     for bits, share in zip(widths, shares, strict=True):
         if state and tuple(state["bits"]) != bits:
@@ -269,23 +206,27 @@ def main():
         if state:
             model.load_state_dict(state["model"])
         elif trainee is not None:
-            model = plain_again(trainee, resnet20(folder))
+            model = plain_again(trainee, float_network(folder, args.network))
         trainee = train(copy.deepcopy(model), teacher, images, bits, share, args, state, log)
         state = None
     if args.weights:
-        torch.save(plain_again(trainee, resnet20(folder)).state_dict(), args.weights)
+        torch.save(
+            plain_again(trainee, float_network(folder, args.network)).state_dict(), args.weights
+        )
     trainee.eval()
     frozen = octavo.freeze(trainee)
-    x, y = cifar(folder, "test", 0, args.test_images)
-    right = accuracy(frozen, x, y)
-    found = octavo.verify(trainee, frozen, [x[:256]], evaluate=lambda m: accuracy(m, x, y))
+    test = test_images(folder, args.network, args.test_images)
+    right = accuracy(frozen, test)
+    found = octavo.verify(trainee, frozen, test.inputs(256), evaluate=lambda m: accuracy(m, test))
     print(found)
-    log({"bits": args.bits, "grid": args.grid, "integer_accuracy": right, "trainee_accuracy": found.evaluations[0],
-         "images": len(y), "one_step": found.holds})  # fmt: skip
+    log({"network": args.network, "bits": args.bits, "grid": args.grid, "integer_accuracy": right,
+         "trainee_accuracy": found.evaluations[0], "images": len(test), "one_step": found.holds})  # fmt: skip
     if args.output:
         octavo.save(frozen, args.output)
     if right < args.floor:
-        raise SystemExit(f"{right:.2f} % of {len(y)} test images, expected at least {args.floor} %")
+        raise SystemExit(
+            f"{right:.2f} % of {len(test)} test images, expected at least {args.floor} %"
+        )
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ class QLayer(nn.Module):
 
     Attributes:
         weight_scale: float32 [O], real size of one step of a level in each output channel, negative
-            where a trained BatchNorm's gamma was; [O, groups] where groups of inputs have their
-            own; no gradient.
+            where a trained BatchNorm's gamma was; no gradient. [O, groups] where groups of inputs
+            have their own: where weights are packed, these live in the panel alone and are read
+            from it each time.
         bias: float32 [O] or None; no gradient.
         panel: uint8 [bytes], codes, scale and bias packed for the active instruction set. Never
             changed in place: a new panel replaces it in one assignment, so a forward that runs
@@ -113,10 +114,11 @@ class QLayer(nn.Module):
         layer.activations = activations or ("dynamic" if input_params is None else "static")
         with torch.inference_mode(False), torch.no_grad():
             layer.levels = None if levels is None else levels.detach().clone()
-            layer.weight_scale = _frozen(scale)
-            layer.register_parameter("bias", None if bias is None else _frozen(bias))
             layer._take_sizes(codes)
-            layer._set_values(codes)
+            if not layer._scale_in_panel:
+                layer.weight_scale = _frozen(scale)
+            layer.register_parameter("bias", None if bias is None else _frozen(bias))
+            layer._set_values(codes, scale.detach().to(torch.float32))
         return layer
 
     # ---- what a subclass tells -------------------------------------------------------------------
@@ -157,10 +159,22 @@ class QLayer(nn.Module):
 
     # ---- the weight ------------------------------------------------------------------------------
 
-    def _pack(self, values: Tensor) -> Tensor:
+    @property
+    def _scale_in_panel(self) -> bool:
+        """Whether group scales live in the panel alone; a copy costs 32 bits a group."""
+        return self.packed and self.group_size > 0
+
+    def __getattr__(self, name: str) -> Any:
+        state = self.__dict__
+        if name == "weight_scale" and "panel" in state and "weight_scale" not in self._parameters:
+            with torch.inference_mode(False), torch.no_grad():
+                scale = ops.unpack_lowbit(state["panel"], *self.weight_shape).scale
+                return nn.Parameter(scale, requires_grad=False)
+        return super().__getattr__(name)
+
+    def _pack(self, values: Tensor, scale: Tensor) -> Tensor:
         """The panel of int8 levels."""
         bias = None if self.bias is None else self.bias.detach()
-        scale = self.weight_scale.detach()
         if self.packed:
             codes = codes_of(values, self.bits, self.levels).to(torch.int16) + (1 << self.bits - 1)
             return ops.pack_lowbit(
@@ -186,9 +200,9 @@ class QLayer(nn.Module):
     _rows = False
     """Whether packed panels are in the order of look-ups."""
 
-    def _set_values(self, values: Tensor) -> None:
+    def _set_values(self, values: Tensor, scale: Tensor) -> None:
         """Packs levels with scale and bias; the new panel appears in one assignment."""
-        panel = self._pack(values)
+        panel = self._pack(values, scale)
         self._prepared = None
         self._isa = ops.active_isa()
         self.panel = panel
@@ -203,7 +217,7 @@ class QLayer(nn.Module):
         if isa != self._isa:
             if not ops.panel_is_current(panel):
                 with torch.inference_mode(False), torch.no_grad():
-                    panel = self._pack(self._values(panel))
+                    panel = self._pack(self._values(panel), self.weight_scale.detach())
                 self.panel = panel
             self._isa = isa
         return panel
@@ -257,8 +271,8 @@ class QLayer(nn.Module):
             return self._float_weight(values.float() * scale)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            raise AttributeError(self._weight_is_computed())
+        if name == "weight" or (name == "weight_scale" and self._scale_in_panel):
+            raise AttributeError(self._weight_is_computed(name))
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -266,9 +280,9 @@ class QLayer(nn.Module):
             raise AttributeError(self._weight_is_computed())
         super().__delattr__(name)
 
-    def _weight_is_computed(self) -> str:
+    def _weight_is_computed(self, name: str = "weight") -> str:
         return (
-            f"{self._where()}.weight: expected to be read only, since it is computed from integer "
+            f"{self._where()}.{name}: expected to be read only, since it is computed from integer "
             "codes, got an "
             "assignment or deletion. Change the float model and quantize it again; codes() gives "
             "the integers."
@@ -312,15 +326,15 @@ class QLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.pop("_prepared")
-        state["panel"] = self.weight_packed()
+        state["panel"] = self.weight_packed(), self.weight_scale.detach()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        packed = state.pop("panel")
+        packed, scale = state.pop("panel")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         with torch.inference_mode(False), torch.no_grad():
-            self._set_values(self._unpack(packed))
+            self._set_values(self._unpack(packed), scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLayer:
         try:
@@ -355,6 +369,8 @@ class QLayer(nn.Module):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight_packed"] = self.weight_packed()
+        if self._scale_in_panel:
+            destination[prefix + "weight_scale"] = self.weight_scale.detach()
         if self.levels is not None:
             destination[prefix + "weight_levels"] = self.levels
         if self.input_params is not None:
@@ -396,13 +412,23 @@ class QLayer(nn.Module):
             )
             # load_state_dict(assign=True) puts the given tensors in place: types and gradients are
             # ours.
-            if self.weight_scale.dtype is not torch.float32 or self.weight_scale.requires_grad:
-                self.weight_scale = _frozen(self.weight_scale)
+            if self._scale_in_panel:
+                scale = state_dict.get(prefix + "weight_scale")
+                if scale is None:
+                    missing_keys.append(prefix + "weight_scale")
+                    scale = self.weight_scale
+                scale = scale.detach().to(torch.float32)
+            else:
+                if self.weight_scale.dtype is not torch.float32 or self.weight_scale.requires_grad:
+                    self.weight_scale = _frozen(self.weight_scale)
+                scale = self.weight_scale.detach()
             if self.bias is not None and (
                 self.bias.dtype is not torch.float32 or self.bias.requires_grad
             ):
                 self.bias = _frozen(self.bias)
             own = {prefix + "weight_packed"}
+            if self._scale_in_panel:
+                own.add(prefix + "weight_scale")
             if self.levels is not None:
                 own.add(prefix + "weight_levels")
             if self.input_params is not None:
@@ -415,7 +441,7 @@ class QLayer(nn.Module):
                     )
                 else:
                     missing_keys += [prefix + "input_scale", prefix + "input_zero_point"]
-            self._set_values(values)
+            self._set_values(values, scale)
         unexpected_keys += [key for key in unexpected if key not in own]
 
     def _unpack(self, packed: Tensor) -> Tensor:
@@ -452,6 +478,17 @@ class QLayer(nn.Module):
                 )
             if bool((levels[:, 1:] < levels[:, :-1]).any()):
                 return f"{prefix}weight_levels: expected ascending levels, got others."
+        scale = state_dict.get(prefix + "weight_scale")
+        if scale is not None and self._scale_in_panel:
+            wanted = (
+                self.weight_shape[0],
+                ops.lowbit_groups(self.weight_shape[1], self.group_size),
+            )
+            if tuple(scale.shape) != wanted:
+                return (
+                    f"{prefix}weight_scale: expected shape {wanted} for groups of "
+                    f"{self.group_size}, got {tuple(scale.shape)}."
+                )
         for name in ("weight_scale", "input_scale"):
             scale = state_dict.get(prefix + name)
             if scale is None:

@@ -210,3 +210,24 @@ def test_four_bits_in_groups_of_128_take_at_most_4_point_6_bits_in_memory(grid):
     panels = sum(layer.panel.numel() for layer in small.modules() if isinstance(layer, QLayer))
     assert 8 * panels <= 4.3 * weights
     assert 8 * resident_bytes(small) <= 4.6 * weights
+
+
+def test_resident_bits_of_grouped_layers():
+    """Scales live in the panel alone: 4 bits, 32 a group for scale and sum, bias and header."""
+    small = octavo.quantize(nn.Sequential(nn.Linear(4096, 1024)), 4, group_size=128, progress=False)
+    assert 8 * resident_bytes(small) / (4096 * 1024) <= 4.3
+    layer, again = small[0], pickle.loads(pickle.dumps(small))[0]
+    assert torch.equal(layer.weight, again.weight)
+    state = small.state_dict()
+    assert list(state) == ["0.bias", "0.weight_packed", "0.weight_scale"]
+    other = octavo.quantize(nn.Sequential(nn.Linear(4096, 1024)), 4, group_size=128, progress=False)
+    before = other[0].weight
+    with pytest.raises(RuntimeError, match=r"0.weight_scale: expected shape \(1024, 32\)"):
+        other.load_state_dict(state | {"0.weight_scale": state["0.weight_scale"][:5]})
+    with pytest.raises(AttributeError, match="0' .*weight_scale: expected to be read only"):
+        other[0].weight_scale = layer.weight_scale
+    assert torch.equal(other[0].weight, before)
+    with pytest.raises(RuntimeError, match="Missing key.*0.weight_scale"):
+        other.load_state_dict({k: v for k, v in state.items() if "scale" not in k})
+    other.load_state_dict(state)
+    assert torch.equal(other[0].weight, layer.weight)
