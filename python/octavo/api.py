@@ -101,7 +101,8 @@ def quantize(
             returned, and the report says so.
         qat: return a trainee instead: a copy with the very Parameters of ``model`` and
             fake-quantizers exactly where the integer model stores values, for your own training
-            loop and then `octavo.freeze`. Needs data, which its ranges start from.
+            loop and then `octavo.freeze`. Needs data, which its ranges start from, unless
+            activations="float": then weights alone are trained.
         method: with qat, how ranges come about: "ste" (moving averages; adds no Parameters), "lsq",
             "lsq+", "pact" (trained steps, zero points, clips: `octavo.range_parameters`) or
             "dorefa". Default: "ste" for values and weights of 8 to 5 bits, "lsq" below.
@@ -125,7 +126,7 @@ def quantize(
     batches = None if data is None else Batches(data)
     notes = _Notes(progress)
     if qat:
-        checks.check_training(data, how_stored, rounding, group_size)
+        checks.check_training(data, how_stored, rounding)
     elif model.training:
         notes.add("the model was in training mode; the quantized one is in evaluation mode")
     if evaluate is not None and max_drop is not None:
@@ -153,6 +154,7 @@ def quantize(
                 work, found, widths=asked, activations=how_stored, activation_bits=activation_bits,
                 grid=grid, group_size=group_size, exclude=exclude, only=only, strict=strict,
                 batches=batches, training=qat, progress=progress,
+                normed=frozenset(layer for _, layer in folded.batch_norms) if qat else frozenset(),
             )  # fmt: skip
             notes.add_all(decision.notes)
             decided = decision.plan

@@ -479,24 +479,17 @@ def check_search(bits: object, qat: bool) -> None:
     _check_bits(bits)
 
 
-def check_training(
-    data: object, activations: object, rounding: object, group_size: object = None
-) -> None:
+def check_training(data: object, activations: object, rounding: object) -> None:
     """Refuses what a trainee cannot have."""
-    if group_size is not None:
-        raise ValueError(
-            f"quantize: group_size must be None with qat=True, got {describe(group_size)}. Weights "
-            "are trained with one scale per output channel."
-        )
-    if data is None:
+    if data is None and activations != "float":
         raise ValueError(
             "quantize: data must be batches with qat=True, got None. Pass data=batches: ranges "
-            "start from them."
+            "start from them. Or activations='float' to train weights alone."
         )
-    if activations != "static":
+    if activations == "dynamic":
         raise ValueError(
-            f"quantize: activations must be 2 to 8 with qat=True, got {activations!r}. Leave it "
-            "out for 8."
+            "quantize: activations must be 2 to 8 or 'float' with qat=True, got 'dynamic'. Leave "
+            "it out for 8."
         )
     if rounding is not None:
         raise ValueError(

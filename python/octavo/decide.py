@@ -41,6 +41,7 @@ def decide(
     strict: bool = True,
     batches: Batches | None = None,
     training: bool = False,
+    normed: frozenset[str] = frozenset(),
     progress: bool = True,
 ) -> Decision:
     """The plan of a captured model for the arguments of `octavo.quantize`, checked already.
@@ -53,6 +54,7 @@ def decide(
         activation_bits: of static ones, or by pattern.
         batches: for sensitivities.
         training: for a trainee.
+        normed: layers whose scale a BatchNorm will change after training.
         grid: as for `octavo.quantize`, like all that follow.
         group_size: inputs that share a scale.
         exclude: patterns to leave out.
@@ -75,12 +77,13 @@ def decide(
         activation_bits = patterns.activation_widths(activation_bits, found.sites, model)
     if training:
         for site in found.sites:
-            if site.type == "Embedding" and schemes.get(site.name):
+            module = model.get_submodule(site.name)
+            if isinstance(module, nn.Embedding) and (module.sparse or module.max_norm):
                 schemes[site.name] = None
-                reasons[site.name] = "look-up tables are not trained in few bits"
+                reasons[site.name] = "training: sparse gradients and max_norm change few rows only"
     groups = {} if group_size or training else _default_groups(found, schemes)
     if group_size:
-        schemes, ungrouped = _with_groups(found, schemes, int(group_size))
+        schemes, ungrouped = _with_groups(found, schemes, int(group_size), normed)
         notes += ungrouped
     decided = plan(found, schemes, activations, activation_bits, reasons=reasons, groups=groups)
     return Decision(decided, tuple(notes))
@@ -152,22 +155,29 @@ def _default_groups(found: Capture, schemes: Mapping[str, Scheme | None]) -> dic
 
 
 def _with_groups(
-    found: Capture, schemes: Mapping[str, Scheme | None], size: int
+    found: Capture, schemes: Mapping[str, Scheme | None], size: int, normed: frozenset[str]
 ) -> tuple[dict[str, Scheme | None], list[str]]:
     """The schemes with groups as asked, and a note on layers that cannot have them."""
-    grouped, without = dict(schemes), []
+    grouped, without, behind = dict(schemes), list[str](), list[str]()
     for site in found.sites:
         scheme = schemes.get(site.name)
         if scheme is None or site.reason:
             continue
-        if site.features:
+        if site.name in normed and site.features:
+            behind.append(repr(site.name))
+        elif site.features:
             grouped[site.name] = replace(scheme, group_size=size)
         else:
             without.append(repr(site.name))
-    if not without:
-        return grouped, []
-    listed = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
-    return grouped, [f"convolutions keep one scale for each output channel: {listed}"]
+    kinds = {"convolutions": without, "layers before a trained BatchNorm": behind}
+    notes = [
+        f"{kind} keep one scale for each output channel: "
+        + ", ".join(names[:5])
+        + (", ..." if len(names) > 5 else "")
+        for kind, names in kinds.items()
+        if names
+    ]
+    return grouped, notes
 
 
 def _nothing(found: Capture) -> str:

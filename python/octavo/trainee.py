@@ -184,26 +184,26 @@ class _Builder:
                 actions += _Stretch(self, flow_plan.flow, item, stored).actions()
             else:
                 actions += [
-                    self.compute(flow_plan.flow, part, _unchanged) for part in item.fused or (item,)
+                    self.compute(flow_plan.flow, part, None) for part in item.fused or (item,)
                 ]
         module = self.model.get_submodule(flow_plan.flow.path)
         runtime = TrainedForward(module, flow_plan.flow, tuple(actions))
         module.__dict__["forward"] = runtime
         runtime.prepare()
 
-    def compute(self, flow: Flow, part: Step, names: Callable[[str], str]) -> Compute:
-        """A float call that reads the values that ``names`` gives."""
-        step = _renamed(part, names)
+    def compute(self, flow: Flow, part: Step, names: Callable[[str], str] | None) -> Compute:
+        """A float call that reads the values that ``names`` gives, in a region; None: in none.
+
+        A layer in a region reads what has been fake-quantized, any other does that itself.
+        """
         training = flow.training.get(part.output)
+        if names is None:
+            return Compute(part, training)
         return Compute(
-            step,
+            _renamed(part, names),
             None if training is None else _renamed(training, names),
             part.module in self.layers and not part.args and not part.kwargs,
         )
-
-
-def _unchanged(name: str) -> str:
-    return name
 
 
 @dataclass(frozen=True)

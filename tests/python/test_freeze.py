@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torture_models
 from test_trainee import Net, data, step, trainee_of, warm
 from torch import Tensor, nn
@@ -221,5 +222,63 @@ def test_levels_of_every_grid(grid: str, method: str) -> None:
     assert torch.allclose(frozen.conv2.weight, seen.detach(), rtol=1e-5, atol=1e-7)
     found = octavo.verify(trainee, frozen, data())
     assert found.holds, str(found)
-    with pytest.raises(ValueError, match="group_size must be None with qat=True, got 32"):
-        trainee_of((4, 4), group_size=32)
+
+
+class Words(nn.Module):
+    """A look-up, a layer before a BatchNorm, a last group that is short (72 = 2 * 32 + 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 72, padding_idx=0)
+        self.fc1, self.bn, self.fc2 = nn.Linear(72, 64), nn.BatchNorm1d(64), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.bn(self.fc1(self.words(x))).relu())
+
+
+@pytest.mark.parametrize("method", ["ste", "lsq", "dorefa"])
+@pytest.mark.parametrize("grid", ["linear", "nf"])
+@pytest.mark.parametrize(
+    ("group_size", "activations"), [(32, "float"), (None, "float"), (32, None)]
+)
+def test_weights_of_groups_and_look_ups(
+    grid: str, method: str, group_size: int | None, activations: str | None
+) -> None:
+    """With float activations weights are trained without data; scales of groups are bfloat16."""
+    model, x = Words(), torch.randint(0, 50, (32,))
+    trainee = octavo.quantize(
+        model, 4, data=x if activations is None else None, qat=True, grid=grid, method=method,
+        group_size=group_size, activations=activations, progress=False,
+    )  # fmt: skip
+    target, losses = torch.randint(0, 8, (32,)), []
+    optimizer = torch.optim.SGD(trainee.parameters(), 0.1)
+    for _ in range(12):
+        losses.append(F.cross_entropy(trainee(x), target))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert model.words.weight is trainee.words.weight and not trainee.words.weight[0].isnan().any()
+    trainee.eval()
+    frozen = octavo.freeze(trainee, progress=False)
+    assert frozen.words.group_size == frozen.fc2.group_size == (group_size or 0)
+    folded = not isinstance(frozen.bn, nn.BatchNorm1d)
+    assert frozen.fc1.group_size == (0 if folded else group_size or 0)
+    for name in ("words", "fc2"):
+        layer = getattr(trainee, name)
+        assert torch.equal(getattr(frozen, name).weight, layer.weight_quantizer(layer.weight))
+    if activations is None:
+        assert octavo.verify(trainee, frozen, [x]).holds
+    else:
+        assert torch.allclose(frozen(x), trainee(x), rtol=1e-5, atol=1e-5)
+
+
+def test_look_ups_whose_gradients_are_of_few_rows_stay_float() -> None:
+    model = nn.Sequential(nn.Embedding(9, 16, sparse=True), nn.Linear(16, 16))
+    trainee = octavo.quantize(model, 4, activations="float", qat=True, progress=False)
+    assert not hasattr(trainee[0], "weight_quantizer") and hasattr(trainee[1], "weight_quantizer")
+    assert "sparse gradients" in str(octavo.report(trainee))
+    with pytest.raises(ValueError, match="must be 2 to 8 or 'float' with qat=True, got 'dynamic'"):
+        octavo.quantize(model, 4, torch.zeros(1).long(), activations="dynamic", qat=True)
+    with pytest.raises(ValueError, match="data must be batches with qat=True, got None"):
+        octavo.quantize(model, 4, qat=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from octavo import ops
 from octavo.nn import registry
@@ -39,6 +40,13 @@ class QEmbedding(QLayer):
                 "Call .long() on them."
             )
         return ops.embedding_lowbit(input.long(), self.current_panel(), self.embedding_dim)
+
+    @staticmethod
+    def call_float(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+        """Rows of ``weight``."""
+        padding = module.padding_idx
+        assert padding is None or isinstance(padding, int)
+        return F.embedding(x, weight, padding)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 from octavo import ops
 from octavo.grids import Snap, largest_level
 from octavo.ranges import MIN_SCALE
+from octavo.rounding.codes import spread
 from octavo.scheme import QParams, Scheme
 
 __all__ = ["METHODS", "FakeQuantize", "FakeQuantizeWeight", "Monitor", "default_method"]
@@ -258,15 +260,16 @@ class FakeQuantize(nn.Module):
 
 
 class FakeQuantizeWeight(nn.Module):
-    """A layer's weight, fake-quantized per output channel on the symmetric grid of its scheme.
+    """A layer's weight, fake-quantized per output channel or group of inputs on its scheme's grid.
 
     Attributes:
         scheme: width of the codes.
         method: a row of `METHODS`.
         axis: dimension of the output channels.
-        scale: float32 [O]; a Parameter where steps are trained, else a buffer that each training
-            step forms anew: ratio * largest magnitude / largest level.
-        ratio: float32 [O], where the clip that was best at the start lies.
+        scale: float32 [O], or [O, groups], of which bfloat16 numbers are used; a Parameter where
+            steps are trained, else a buffer that each training step forms anew: ratio * largest
+            magnitude / largest level.
+        ratio: float32 of the same shape, where the clip that was best at the start lies.
         levels: int8 [tables, 2^bits] of a grid that is no line; they keep still.
     """
 
@@ -305,7 +308,12 @@ class FakeQuantizeWeight(nn.Module):
         self._refresh(self._shaped(weight.detach()))
 
     def _largest(self, weight: Tensor) -> Tensor:
-        """float32 [O]: the largest magnitude of each channel."""
+        """float32 [O] or [O, groups]: the largest magnitude of each channel or group."""
+        if self.scheme.group_size:
+            rows = weight.detach().movedim(self.axis, 0).flatten(1).float().abs()
+            size = self.scheme.group_size
+            padded = functional.pad(rows, (0, -rows.shape[1] % size))
+            return padded.view(rows.shape[0], -1, size).amax(2)
         if weight.is_cpu:  # In one pass, without a copy.
             ends, bad = ops.minmax_per_channel(weight.detach(), self.axis)
             largest = torch.maximum(-ends[0], ends[1])
@@ -325,8 +333,15 @@ class FakeQuantizeWeight(nn.Module):
                 f"training: the weight of {self.what} must be finite, got NaN or infinite values. "
                 "Go back to the last good state and skip batches whose loss is not finite."
             )
+        scale = self._storable(scale)
         self.scale.copy_(scale)
         return scale
+
+    def _storable(self, scale: Tensor) -> Tensor:
+        """The scale as the integer model has it: bfloat16 for groups. Its gradient passes on."""
+        if not self.scheme.group_size:
+            return scale
+        return scale + (scale.bfloat16().float() - scale).detach()
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight`` rounded to what its codes stand for."""
@@ -334,32 +349,41 @@ class FakeQuantizeWeight(nn.Module):
         shaped = self._shaped(weight)
         if learned:
             scale = self.scale.detach() if self.is_frozen else _kept_finite(self.scale)
-            per_channel = weight.numel() // max(weight.shape[self.axis], 1)
-            grad_scale = 1.0 / math.sqrt(max(per_channel, 1) * self._top)
+            scale = self._storable(scale)
+            per_scale = weight.numel() // max(weight.shape[self.axis], 1)
+            per_scale = min(per_scale, self.scheme.group_size or per_scale)
+            grad_scale = 1.0 / math.sqrt(max(per_scale, 1) * self._top)
         else:
             update = self.training and not self.is_frozen and not _is_recomputing()
             # Not the buffer where it moves: that would change before the backward pass.
             scale = self._refresh(shaped) if update else self.scale
+        if self.axis and (self.levels is not None or self.scheme.group_size):
+            # Tables and groups are those of rows.
+            y = self._snapped(shaped.movedim(self.axis, 0), scale, 0, grad_scale)
+            return y.movedim(0, self.axis)
+        return self._snapped(shaped, scale, self.axis, grad_scale)
+
+    def _snapped(self, weight: Tensor, scale: Tensor, axis: int, grad_scale: float) -> Tensor:
+        learned, size = self.method in _LEARNED, self.scheme.group_size
         if self.levels is not None:
-            first = shaped.movedim(self.axis, 0) if self.axis else shaped
-            y = ops.fake_quantize_levels(
-                first, self.levels, scale, learned=learned, grad_scale=grad_scale
+            return ops.fake_quantize_levels(
+                weight, self.levels, scale, group_size=size, learned=learned, grad_scale=grad_scale
             )
-            return y.movedim(0, self.axis) if self.axis else y
-        qmin, qmax, axis = self.scheme.qmin, self.scheme.qmax, self.axis
+        ends: dict[str, Any] = {"qmin": self.scheme.qmin, "qmax": self.scheme.qmax}
         if learned:
             return ops.fake_quantize_learned(
-                shaped, scale, qmin=qmin, qmax=qmax, axis=axis, grad_scale=grad_scale
+                weight, scale, axis=axis, group_size=size, grad_scale=grad_scale, **ends
             )
-        return ops.fake_quantize(shaped, scale, qmin=qmin, qmax=qmax, axis=axis)
+        return ops.fake_quantize(weight, scale, axis=axis, group_size=size, **ends)
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """int8 levels of ``weight`` with output channels first, and their float32 [O] scale."""
-        scale = self.scale.detach().abs().clamp_min(MIN_SCALE)
+        """int8 levels of ``weight`` with output channels first, and their float32 scale."""
+        scale = self._storable(self.scale.detach()).abs().clamp_min(MIN_SCALE)
         rows = self._shaped(weight.detach()).float().movedim(self.axis, 0).contiguous()
         flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
-        values = Snap(self.scheme, self.levels)(flat * (1.0 / scale)[:, None])
+        steps = spread(1.0 / scale, self.scheme.group_size, flat.shape[1])
+        values = Snap(self.scheme, self.levels)(flat * steps)
         return values.to(torch.int8).view(rows.shape), scale
 
     def has_moved(self) -> bool | None:
