@@ -27,6 +27,8 @@ struct GemmJob {
   int64_t width;  // columns of the panel in memory
   int64_t n;      // columns that exist, 1 <= n <= width
 
+  bool narrow;  // all weights lie in -64..63
+
   // Null, or what GemmTable::split_panel made of the panel that b points into: all its runs,
   // split_k codes a column, of which the job's begin with run first_run.
   uint8_t* split;
@@ -108,7 +110,7 @@ struct GemmTable {
   PanelLayout layout;
 
   // Null, or writes a second form of a panel of k codes a column, split_bytes() bytes, which jobs
-  // of many pixels are faster with. One thread's: jobs write there too.
+  // of many pixels and wide weights are faster with. One thread's: jobs write there too.
   void (*split_panel)(const int8_t* b, int64_t width, int64_t k, uint8_t* to);
   int64_t (*split_bytes)(int64_t width, int64_t k);
 

@@ -1,5 +1,6 @@
-// Dense products on AVX2 without dot-product instructions: jobs of many pixels on a split panel,
-// others on the panel itself by widening. Filled into the row by table.cpp; called by conv.cpp.
+// Dense products on AVX2 without dot-product instructions: weights of 7 bits and fewer need no
+// care, jobs of many pixels get a split panel, others widen the panel's weights. Filled into the
+// row by table.cpp; called by conv.cpp.
 #include "split_dot.h"
 #include "widening_dot.h"
 #include "ymm_gemm.h"
@@ -7,28 +8,43 @@
 namespace octavo::avx2 {
 namespace {
 
-struct PanelDot : WideningDot {
+template <class Dot>
+struct InPanel : Dot {
   static constexpr bool kRest = false;
   static void place_weights(const GemmJob& job, Place& place) { place_in_panel(job, place); }
 };
 
-void to_u8(const GemmJob& job) {
-  job.split != nullptr ? gemm_u8s8_u8<SplitDot>(job) : gemm_u8s8_u8<PanelDot>(job);
+template <template <class> class Run>
+void choose(const GemmJob& job) {
+  if (job.narrow) {
+    Run<InPanel<SplitDot>>::run(job);
+  } else if (job.split != nullptr) {
+    Run<SplitDot>::run(job);
+  } else {
+    Run<InPanel<WideningDot>>::run(job);
+  }
 }
-void to_f32(const GemmJob& job) {
-  job.split != nullptr ? gemm_u8s8_f32<SplitDot>(job) : gemm_u8s8_f32<PanelDot>(job);
-}
-void to_rows(const GemmJob& job) {
-  job.split != nullptr ? gemm_u8s8_rows<SplitDot>(job) : gemm_u8s8_rows<PanelDot>(job);
-}
+
+template <class Dot>
+struct ToCodes {
+  static void run(const GemmJob& job) { gemm_u8s8_u8<Dot>(job); }
+};
+template <class Dot>
+struct ToFloats {
+  static void run(const GemmJob& job) { gemm_u8s8_f32<Dot>(job); }
+};
+template <class Dot>
+struct ToRows {
+  static void run(const GemmJob& job) { gemm_u8s8_rows<Dot>(job); }
+};
 
 }  // namespace
 
 void fill_gemm(GemmTable& table) {
   table.layout = PanelLayout::kVnni;
-  table.gemm_u8s8_u8 = to_u8;
-  table.gemm_u8s8_f32 = to_f32;
-  table.gemm_u8s8_rows = to_rows;
+  table.gemm_u8s8_u8 = choose<ToCodes>;
+  table.gemm_u8s8_f32 = choose<ToFloats>;
+  table.gemm_u8s8_rows = choose<ToRows>;
   table.split_bytes = split_bytes;
   table.split_panel = split_panel;
 }
