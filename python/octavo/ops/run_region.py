@@ -53,6 +53,8 @@ def run_region(
 def _(
     inputs: Sequence[Tensor], panels: Sequence[Tensor], constants: Tensor, program: str
 ) -> list[Tensor]:
+    for x in inputs:
+        checks.check_dtype(x, torch.float32, "run_region: inputs")
     shapes = region_output_shapes(program, [x.shape for x in inputs], [p.numel() for p in panels])
     first = inputs[0]
     last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
