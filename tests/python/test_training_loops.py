@@ -21,6 +21,8 @@ from octavo.nn.fake_quantize import FakeQuantize
 from octavo.nn.training import trained_forward
 
 LABELS = torch.arange(8) % 5
+WIDTHS = {"ste": (8, 8), "lsq": (4, 4), "lsq+": (4, 4), "pact": (4, 4), "dorefa": (4, 4)}
+EVERY_METHOD = pytest.mark.parametrize("method", list(WIDTHS))
 
 
 def grads(model: nn.Module) -> dict[str, Tensor]:
@@ -49,18 +51,18 @@ class Plain(nn.Module):
 class Checkpointed(Plain):
     """Runs its middle again in the backward pass."""
 
-    enabled = True
+    enabled, reentrant = True, False
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x = checkpoint(self.body, x, use_reentrant=False) if self.enabled else self.body(x)
+        x = checkpoint(self.body, x, use_reentrant=self.reentrant) if self.enabled else self.body(x)
         return self.fc(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("bits", [8, (4, 4)], ids=["ste", "lsq"])
-def test_autocast(bits: object) -> None:
+@EVERY_METHOD
+def test_autocast(method: str) -> None:
     torch.manual_seed(0)
-    trainee = undropped(bits=bits)
+    trainee = undropped(bits=WIDTHS[method], method=method)
     x = torch.randn(8, 3, 8, 8)
     optimizer = torch.optim.SGD(trainee.parameters(), 0.05)
     for _ in range(3):
@@ -78,14 +80,17 @@ def test_autocast(bits: object) -> None:
     assert octavo.verify(trainee, octavo.freeze(trainee, progress=False), [x]).holds
 
 
-@pytest.mark.parametrize("bits", [8, (4, 4)], ids=["ste", "lsq"])
-def test_gradient_checkpointing(bits: object) -> None:
+@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
+@EVERY_METHOD
+def test_gradient_checkpointing(method: str, reentrant: bool) -> None:
     """The repeated forward moves no range, and gradients are those without checkpointing."""
     torch.manual_seed(0)
-    x = torch.randn(8, 3, 8, 8)
-    two = octavo.quantize(warm(Checkpointed()), bits, data=data(), qat=True, progress=False)
+    x, bits = torch.randn(8, 3, 8, 8), WIDTHS[method]
+    two = octavo.quantize(
+        warm(Checkpointed()), bits, data=data(), qat=True, method=method, progress=False
+    )
     one = copy.deepcopy(two)
-    one.enabled = False
+    one.enabled, two.reentrant = False, reentrant
     assert trained_forward(two) is None and trained_forward(two.body) is not None
     results = []
     for trainee in (one, two):
@@ -109,7 +114,7 @@ def test_gradient_checkpointing(bits: object) -> None:
     for n, b in again.named_buffers():
         if n.endswith("range"):
             assert torch.equal(b, moved[n]), n
-    assert bits != 8 or any(not torch.equal(moved[n], seen[n]) for n in seen)
+    assert method != "ste" or any(not torch.equal(moved[n], seen[n]) for n in seen)
 
 
 def test_gradient_accumulation() -> None:
@@ -143,11 +148,12 @@ def test_functional_call() -> None:
 
 # Dynamo makes autograd.Function objects and looks at .grad of inner tensors, of which torch warns.
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("bits", [8, (4, 4)], ids=["ste", "lsq"])
-def test_compile(bits: object, backend: str) -> None:
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@EVERY_METHOD
+def test_compile(method: str, backend: str) -> None:
+    torch._dynamo.reset()  # It compiles one code object eight times at most.
     torch.manual_seed(0)
-    trainee = undropped(bits=bits)
+    trainee = undropped(bits=WIDTHS[method], method=method)
     twin = copy.deepcopy(trainee)
     x = torch.randn(8, 3, 8, 8)
     twin.eval()(x)
