@@ -9,7 +9,7 @@ namespace octavo::avx2 {
 namespace {
 
 struct SplitDot {
-  static constexpr int kPixels = 4;  // 8 accumulators, 2 weights, activation, product, ones
+  static constexpr int kPixels = 5;  // 10 accumulators, 2 weights, activation, product, ones
   static constexpr bool kRest = true;
   using A = __m256i;
   using B = __m256i;

@@ -173,6 +173,8 @@ inline void call(int64_t m0, int64_t m1, const GemmJob& job, const Place& place)
   }
   if constexpr (Dot::kPixels >= 6) {
     if (m0 == 6) return tile<Dot, 6, 0, kResult>(job, place);
+  }
+  if constexpr (Dot::kPixels >= 5) {
     if (m0 == 5) return tile<Dot, 5, 0, kResult>(job, place);
   }
   if (m0 == 4) return tile<Dot, 4, 0, kResult>(job, place);
