@@ -47,28 +47,39 @@ inline void split_panel(const int8_t* b, int64_t width, int64_t k, uint8_t* to) 
   const __m256i ones = _mm256_set1_epi8(1), most = _mm256_set1_epi16(128);
   const __m256i sign = _mm256_set1_epi8(-128), quarter = _mm256_set1_epi8(64);
   const __m256i zero = _mm256_setzero_si256();
-  for (int64_t group = 0; group < width / 16; ++group) {
-    const SplitGroup g = split_group(to, quads, group);
-    for (int half = 0; half < 2; ++half) {
-      int64_t count = 0;
-      const int8_t* from = b + group * 64 + half * 32;
-      for (int64_t q = 0; q < quads; ++q, from += width * 4) {
-        const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-        const __m256i sums = _mm256_abs_epi16(_mm256_maddubs_epi16(ones, w));
-        const __m256i large = _mm256_cmpgt_epi16(sums, most);
-        // Half of each weight, -64..64: the mean of w + 128 and 0, rounded up, less 64.
-        const __m256i half_w =
-            _mm256_sub_epi8(_mm256_avg_epu8(_mm256_xor_si256(w, sign), zero), quarter);
-        const __m256i rest = _mm256_and_si256(large, half_w);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(g.main + q * 64 + half * 32),
-                            _mm256_sub_epi8(w, rest));
-        // Without a branch, which would go wrong too often: what does not count is overwritten.
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(g.rest[half] + count * 32), rest);
-        g.quad[half][count] = static_cast<int32_t>(q);
-        count += 1 - _mm256_testz_si256(large, large);
-      }
-      g.count[half] = count;
+  // In the panel's own order, so that it is read as one stream.
+  constexpr int64_t kHalves = 8;
+  const int64_t halves = width / 8;
+  int8_t* main[kHalves];
+  int8_t* rest_end[kHalves];
+  int32_t* quad_end[kHalves];
+  for (int64_t h = 0; h < halves; ++h) {
+    const SplitGroup g = split_group(to, quads, h / 2);
+    main[h] = g.main + h % 2 * 32;
+    rest_end[h] = g.rest[h % 2];
+    quad_end[h] = g.quad[h % 2];
+  }
+  for (int64_t q = 0; q < quads; ++q) {
+    for (int64_t h = 0; h < halves; ++h, b += 32) {
+      const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+      const __m256i sums = _mm256_abs_epi16(_mm256_maddubs_epi16(ones, w));
+      const __m256i large = _mm256_cmpgt_epi16(sums, most);
+      // Half of each weight, -64..64: the mean of w + 128 and 0, rounded up, less 64.
+      const __m256i half_w =
+          _mm256_sub_epi8(_mm256_avg_epu8(_mm256_xor_si256(w, sign), zero), quarter);
+      const __m256i rest = _mm256_and_si256(large, half_w);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(main[h] + q * 64), _mm256_sub_epi8(w, rest));
+      // Without a branch, which would go wrong too often: what does not count is overwritten.
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(rest_end[h]), rest);
+      *quad_end[h] = static_cast<int32_t>(q);
+      const int64_t counts = 1 - _mm256_testz_si256(large, large);
+      rest_end[h] += 32 * counts;
+      quad_end[h] += counts;
     }
+  }
+  for (int64_t h = 0; h < halves; ++h) {
+    const SplitGroup g = split_group(to, quads, h / 2);
+    g.count[h % 2] = quad_end[h] - g.quad[h % 2];
   }
 }
 
