@@ -25,6 +25,7 @@ __all__ = [
     "levels_of",
     "neighbours",
     "snap",
+    "spread",
     "values_of",
 ]
 
@@ -289,6 +290,13 @@ def values_of(codes: Tensor, bits: int, levels: Tensor | None) -> Tensor:
     flat = codes.reshape(codes.shape[0], math.prod(codes.shape[1:])).long() + 2 ** (bits - 1)
     values: Tensor = _of_rows(levels, codes).gather(1, flat)
     return values.to(torch.int8).view(codes.shape)
+
+
+def spread(scale: Tensor, group_size: int, columns: int) -> Tensor:
+    """[O, columns]: scales [O, groups] repeated for each input of their group; [O, 1] from [O]."""
+    if scale.dim() == 1:
+        return scale[:, None]
+    return scale.repeat_interleave(group_size, 1)[:, :columns]
 
 
 def _of_rows(levels: Tensor, u: Tensor) -> Tensor:

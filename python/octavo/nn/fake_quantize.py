@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo import ops
-from octavo.grids import Snap, largest_level
+from octavo.grids import Snap, largest_level, spread
 from octavo.ranges import MIN_SCALE
-from octavo.rounding.codes import spread
 from octavo.scheme import QParams, Scheme
 
 __all__ = ["METHODS", "FakeQuantize", "FakeQuantizeWeight", "Monitor", "default_method"]

@@ -7,16 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.grids import spread
 from octavo.scheme import Scheme
 
-__all__ = ["Codes", "spread"]
-
-
-def spread(scale: Tensor, group_size: int, columns: int) -> Tensor:
-    """[O, columns]: scales [O, groups] repeated for each input of their group; [O, 1] from [O]."""
-    if scale.dim() == 1:
-        return scale[:, None]
-    return scale.repeat_interleave(group_size, 1)[:, :columns]
+__all__ = ["Codes"]
 
 
 @dataclass(frozen=True, eq=False)
