@@ -2,8 +2,8 @@
 // products with saturation, which is safe while the two weights of a pair sum to -128..128
 // (255 * 128 = 32,640). Of trained weights few pairs do not: those are halved, and the other halves
 // go to a list of their own, a vector of 8 columns x 4 weights each, which is multiplied after the
-// rest. Made for each band of pixels from the panel (prepare), so that panels stay the same on all
-// x86 ISAs. Included by this folder's gemm.cpp.
+// rest. Made from the panel for each band of pixels, so that panels stay the same on all x86 ISAs.
+// Included by split_dot.h.
 #pragma once
 
 #include <immintrin.h>
