@@ -73,6 +73,17 @@ def test_train_cifar(data: Path) -> None:
     assert "promise of one step kept" in out and '"integer_accuracy"' in out
 
 
+@pytest.mark.slow
+def test_train_cifar_probe(data: Path) -> None:
+    """56 steps in 4 bits: 71.6 % of 500 images on the day this was written."""
+    run(
+        str(EXAMPLES / "train_cifar.py"),
+        *("--network", "probe", "--bits", "4", "8", "--minutes", "0", "--epochs", "0.6"),
+        *("--batch", "64", "--lr", "0.005", "--limit", "6000", "--test-images", "500"),
+        *("--quiet", "--floor", "65"),
+    )
+
+
 def test_transfer_learning(data: Path) -> None:
     out = run(str(EXAMPLES / "transfer_learning.py"), "--epochs", "2", "--floor", "85")
     assert "every site within one step: True" in out
