@@ -322,7 +322,11 @@ def test_bad_arguments() -> None:
     model = Net()
     for kwargs, error, text in (
         ({"data": None}, ValueError, "data must be batches with qat=True, got None"),
-        ({"activations": "dynamic"}, ValueError, "activations must be 2 to 8 with qat=True"),
+        (
+            {"activations": "dynamic"},
+            ValueError,
+            "activations must be 2 to 8 or 'float' with qat=True",
+        ),
         ({"method": "lqs"}, ValueError, "method must be one of .* Did you mean 'lsq'"),
         ({"method": 3}, TypeError, "method must be one of"),
         ({"qat": 1}, TypeError, "qat must be True or False, got 1"),
