@@ -81,7 +81,8 @@ struct Size {
 
 /// Says how wide weights are and splits the panel of a job whose b points to its first run, if that
 /// helps and `pixels` are enough.
-void split(GemmJob& job, const Panel& panel, const GemmTable& table, int64_t pixels, int64_t k) {
+void prepare_weights(GemmJob& job, const Panel& panel, const GemmTable& table, int64_t pixels,
+                     int64_t k) {
   job.narrow = panel.header.bits <= 7;
   if (table.split_panel == nullptr || job.narrow || pixels < kSplitPixels) return;
   job.split = scratch(kSplit, table.split_bytes(job.width, k));
@@ -213,7 +214,7 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
   // a of pixel (0, 0) is set by rows(); channels of the block begin here.
   const int64_t in_channel = block * p.block_in;
   const int64_t pixels = (last - first) * (size.n * size.h == 1 ? 1 : size.w);
-  split(job, panel, table, pixels, p.runs * p.run_bytes);
+  prepare_weights(job, panel, table, pixels, p.runs * p.run_bytes);
 
   if (size.n * size.h == 1) {
     job.h = 1;
@@ -655,7 +656,7 @@ void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int
   job.f32_row_pitch = rows * ldy;
   job.gap_code = -1;
   const GemmTable& table = active_table().gemm;
-  split(job, panel, table, rows, p.run_bytes);
+  prepare_weights(job, panel, table, rows, p.run_bytes);
   table.gemm_u8s8_rows(job);
 }
 

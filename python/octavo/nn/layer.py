@@ -262,12 +262,11 @@ class QLayer(nn.Module):
     def weight(self) -> Tensor:
         """Level times scale as float32, in the order of the float class. Computed each time."""
         with torch.inference_mode(False), torch.no_grad():
+            if self.packed:
+                weight = ops.dequantize_lowbit(self.panel, *self.weight_shape)
+                return self._float_weight(weight)
             values = self._values(self.panel)
-            if self.group_size:
-                scale = self.weight_scale.repeat_interleave(self.group_size, 1)
-                scale = scale[:, : values.shape[1]]
-            else:
-                scale = self.weight_scale.view(-1, *[1] * (values.dim() - 1))
+            scale = self.weight_scale.view(-1, *[1] * (values.dim() - 1))
             return self._float_weight(values.float() * scale)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -200,8 +200,8 @@ def test_bad_grid():
 
 
 @pytest.mark.parametrize("grid", ["linear", "nf"])
-def test_four_bits_in_groups_of_128_take_at_most_4_point_6_bits_in_memory(grid):
-    """The panel has 4.3; the layer's own float32 scales and bias are the rest."""
+def test_four_bits_in_groups_of_128_take_at_most_4_point_4_bits_in_memory(grid):
+    """The panel has 4.3; the layer's own float32 bias is the rest."""
     model = nn.Sequential(nn.Linear(768, 1024), nn.ReLU(), nn.Linear(1024, 768)).eval()
     weights = sum(layer.weight.numel() for layer in model if isinstance(layer, nn.Linear))
     small = octavo.quantize(model, 4, grid=grid, group_size=128, rounding="nearest", progress=False)
@@ -209,7 +209,7 @@ def test_four_bits_in_groups_of_128_take_at_most_4_point_6_bits_in_memory(grid):
         small(torch.randn(3, 768))
     panels = sum(layer.panel.numel() for layer in small.modules() if isinstance(layer, QLayer))
     assert 8 * panels <= 4.3 * weights
-    assert 8 * resident_bytes(small) <= 4.6 * weights
+    assert 8 * resident_bytes(small) <= 4.4 * weights
 
 
 def test_resident_bits_of_grouped_layers():

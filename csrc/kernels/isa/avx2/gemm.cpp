@@ -8,43 +8,34 @@
 namespace octavo::avx2 {
 namespace {
 
-template <class Dot>
-struct InPanel : Dot {
-  static constexpr bool kRest = false;
-  static void place_weights(const GemmJob& job, Place& place) { place_in_panel(job, place); }
-};
-
-template <template <class> class Run>
-void choose(const GemmJob& job) {
+template <class Run>
+void with_dot(const GemmJob& job, const Run& run) {
   if (job.narrow) {
-    Run<InPanel<SplitDot>>::run(job);
+    run.template operator()<InPanel<SplitDot>>();
   } else if (job.split != nullptr) {
-    Run<SplitDot>::run(job);
+    run.template operator()<SplitDot>();
   } else {
-    Run<InPanel<WideningDot>>::run(job);
+    run.template operator()<InPanel<WideningDot>>();
   }
 }
 
-template <class Dot>
-struct ToCodes {
-  static void run(const GemmJob& job) { gemm_u8s8_u8<Dot>(job); }
-};
-template <class Dot>
-struct ToFloats {
-  static void run(const GemmJob& job) { gemm_u8s8_f32<Dot>(job); }
-};
-template <class Dot>
-struct ToRows {
-  static void run(const GemmJob& job) { gemm_u8s8_rows<Dot>(job); }
-};
+void to_codes(const GemmJob& job) {
+  with_dot(job, [&]<class Dot>() { gemm_u8s8_u8<Dot>(job); });
+}
+void to_floats(const GemmJob& job) {
+  with_dot(job, [&]<class Dot>() { gemm_u8s8_f32<Dot>(job); });
+}
+void to_rows(const GemmJob& job) {
+  with_dot(job, [&]<class Dot>() { gemm_u8s8_rows<Dot>(job); });
+}
 
 }  // namespace
 
 void fill_gemm(GemmTable& table) {
   table.layout = PanelLayout::kVnni;
-  table.gemm_u8s8_u8 = choose<ToCodes>;
-  table.gemm_u8s8_f32 = choose<ToFloats>;
-  table.gemm_u8s8_rows = choose<ToRows>;
+  table.gemm_u8s8_u8 = to_codes;
+  table.gemm_u8s8_f32 = to_floats;
+  table.gemm_u8s8_rows = to_rows;
   table.split_bytes = split_bytes;
   table.split_panel = split_panel;
 }

@@ -3,24 +3,15 @@
 #pragma once
 
 #include "split_panel.h"
+#include "ymm_bytes.h"
 #include "ymm_gemm.h"
 
 namespace octavo::avx2 {
 namespace {
 
-struct SplitDot {
+struct SplitDot : YmmBytes {
   static constexpr int kPixels = 5;  // 10 accumulators, 2 weights, activation, product, ones
   static constexpr bool kRest = true;
-  using A = __m256i;
-  using B = __m256i;
-  static inline __attribute__((always_inline)) B load_b(const int8_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  }
-  static inline __attribute__((always_inline)) A broadcast(const uint8_t* p) {
-    int32_t bytes;
-    __builtin_memcpy(&bytes, p, 4);
-    return _mm256_set1_epi32(bytes);
-  }
   /// Inline assembly, because the compiler's own order of intrinsics spills accumulators.
   static inline __attribute__((always_inline)) void add(__m256i& sum, const A& a, const B& b) {
     __m256i product;

@@ -36,11 +36,15 @@ struct Place {
   alignas(32) float scale[16], offset[16];
 };
 
-/// Weights lie in the panel itself.
-inline void place_in_panel(const GemmJob& job, Place& place) {
-  place.b = job.b + place.column * 4;
-  place.b_step = job.width * 4;
-}
+/// A dot product whose weights lie in the panel itself.
+template <class Dot>
+struct InPanel : Dot {
+  static constexpr bool kRest = false;
+  static void place_weights(const GemmJob& job, Place& place) {
+    place.b = job.b + place.column * 4;
+    place.b_step = job.width * 4;
+  }
+};
 
 inline __m128i to_codes(__m256 v0, __m256 v1) {
   // In-lane pack, then the two middle quadwords change places; values lie in [0, 255].

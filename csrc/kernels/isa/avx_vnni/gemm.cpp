@@ -4,20 +4,12 @@
 #include "vnni_dot.h"
 
 namespace octavo::avx_vnni {
-namespace {
-
-struct PanelDot : VnniDot {
-  static constexpr bool kRest = false;
-  static void place_weights(const GemmJob& job, Place& place) { place_in_panel(job, place); }
-};
-
-}  // namespace
 
 void fill_gemm(GemmTable& table) {
   table.layout = PanelLayout::kVnni;
-  table.gemm_u8s8_u8 = gemm_u8s8_u8<PanelDot>;
-  table.gemm_u8s8_f32 = gemm_u8s8_f32<PanelDot>;
-  table.gemm_u8s8_rows = gemm_u8s8_rows<PanelDot>;
+  table.gemm_u8s8_u8 = gemm_u8s8_u8<InPanel<VnniDot>>;
+  table.gemm_u8s8_f32 = gemm_u8s8_f32<InPanel<VnniDot>>;
+  table.gemm_u8s8_rows = gemm_u8s8_rows<InPanel<VnniDot>>;
   table.split_panel = nullptr;
 }
 
