@@ -10,7 +10,7 @@ import pytest
 import peak_memory
 
 NETWORKS = [
-    pytest.param("small", 8, 8, 96, id="small network with depthwise convolutions"),
+    pytest.param("small", 8, 8, 64, id="small network with depthwise convolutions"),
     pytest.param("mobilenet_v2", 8, 4, 224, id="mobilenet_v2", marks=pytest.mark.slow),
     pytest.param("resnet18", 8, 4, 224, id="resnet18", marks=pytest.mark.slow),
     pytest.param("resnet50", 8, 4, 224, id="resnet50", marks=pytest.mark.slow),
