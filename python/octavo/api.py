@@ -60,7 +60,8 @@ def quantize(
     Example:
         >>> import torch, octavo
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(),
-        torch.nn.Linear(64, 8)).eval() >>> small = octavo.quantize(model, 8)
+        ...     torch.nn.Linear(64, 8)).eval()
+        >>> small = octavo.quantize(model, 8)
         >>> fast = octavo.quantize(model, 8, data=[torch.randn(32, 64) for _ in range(4)])
         >>> fast(torch.randn(2, 64)).shape
         torch.Size([2, 8])
@@ -101,8 +102,8 @@ def quantize(
             returned, and the report says so.
         qat: return a trainee instead: a copy with the very Parameters of ``model`` and
             fake-quantizers exactly where the integer model stores values, for your own training
-            loop and then `octavo.freeze`. Needs data, which its ranges start from, unless
-            activations="float": then weights alone are trained.
+            loop and then `octavo.freeze`. Static ranges start from data; without data, activations
+            are dynamic, or "float".
         method: with qat, how ranges come about: "ste" (moving averages; adds no Parameters), "lsq",
             "lsq+", "pact" (trained steps, zero points, clips: `octavo.range_parameters`) or
             "dorefa". Default: "ste" for values and weights of 8 to 5 bits, "lsq" below.
@@ -126,7 +127,7 @@ def quantize(
     batches = None if data is None else Batches(data)
     notes = _Notes(progress)
     if qat:
-        checks.check_training(data, how_stored, rounding)
+        checks.check_training(rounding)
     elif model.training:
         notes.add("the model was in training mode; the quantized one is in evaluation mode")
     if evaluate is not None and max_drop is not None:

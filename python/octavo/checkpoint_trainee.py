@@ -15,6 +15,7 @@ from octavo.errors import CheckpointError, describe
 from octavo.flow import Step
 from octavo.functions import FUNCTIONS
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
+from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.plan import Plan
 from octavo.regions import RegionPlan
 from octavo.rewrite import copy_model
@@ -139,7 +140,7 @@ def _float_modules(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     inside: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, (FakeQuantize, FakeQuantizeWeight)):
+        if isinstance(module, (FakeQuantize, FakeQuantizeDynamic, FakeQuantizeWeight)):
             if name.rpartition(".")[2] != "weight_quantizer":
                 inside.append(name.rpartition(".")[0])  # The table of a layer's values.
             continue

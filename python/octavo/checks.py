@@ -479,18 +479,8 @@ def check_search(bits: object, qat: bool) -> None:
     _check_bits(bits)
 
 
-def check_training(data: object, activations: object, rounding: object) -> None:
+def check_training(rounding: object) -> None:
     """Refuses what a trainee cannot have."""
-    if data is None and activations != "float":
-        raise ValueError(
-            "quantize: data must be batches with qat=True, got None. Pass data=batches: ranges "
-            "start from them. Or activations='float' to train weights alone."
-        )
-    if activations == "dynamic":
-        raise ValueError(
-            "quantize: activations must be 2 to 8 or 'float' with qat=True, got 'dynamic'. Leave "
-            "it out for 8."
-        )
     if rounding is not None:
         raise ValueError(
             f"quantize: rounding must be None with qat=True, got {describe(rounding)}. Training "

@@ -81,7 +81,7 @@ def decide(
             if isinstance(module, nn.Embedding) and (module.sparse or module.max_norm):
                 schemes[site.name] = None
                 reasons[site.name] = "training: sparse gradients and max_norm change few rows only"
-    groups = {} if group_size or training else _default_groups(found, schemes)
+    groups = {} if group_size else _default_groups(found, schemes, normed)
     if group_size:
         schemes, ungrouped = _with_groups(found, schemes, int(group_size), normed)
         notes += ungrouped
@@ -145,12 +145,14 @@ def _spent(
     return {**schemes, **new}, f"average of {average} bits: {spent:.3f} spent, layers: {layers}"
 
 
-def _default_groups(found: Capture, schemes: Mapping[str, Scheme | None]) -> dict[str, int]:
+def _default_groups(
+    found: Capture, schemes: Mapping[str, Scheme | None], normed: frozenset[str]
+) -> dict[str, int]:
     """Inputs that share a scale in layers that will run alone."""
     return {
         site.name: default_group_size(scheme.bits, site.features)
         for site in found.sites
-        if (scheme := schemes.get(site.name)) and site.features
+        if (scheme := schemes.get(site.name)) and site.features and site.name not in normed
     }
 
 

@@ -125,7 +125,7 @@ def qparams_of(trainee: nn.Module, plan: Plan) -> dict[str, QParams]:
                     found[f"{path}:{root}"] = quantizer.qparams()
     for site in plan.sites:
         layer = None if site.scheme is None else trained_layer(trainee.get_submodule(site.name))
-        if layer is not None and layer.source is not None and not site.region:
+        if layer is not None and isinstance(layer.source, FakeQuantize) and not site.region:
             found[f"site:{site.name}"] = layer.source.qparams()
     return found
 

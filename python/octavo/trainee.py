@@ -12,6 +12,7 @@ from octavo.flow import Flow, Ref, Step, substitute
 from octavo.functions import operation
 from octavo.kinds import clamp_of
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight, Monitor, default_method
+from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
 from octavo.nn.training import Compute, Store, TrainedForward, TrainedLayer
@@ -130,6 +131,11 @@ class _Builder:
 
     def quantizer(self, layer: str, key: str, start: QParams, what: str, relu: bool) -> str:
         """Adds a fake-quantizer to a layer; returns the name under which it stands there."""
+        method = self.method or default_method(start.bits)
+        return self.add(layer, key, FakeQuantize(start, method, what, self.monitor, relu))
+
+    def add(self, layer: str, key: str, made: nn.Module) -> str:
+        """Puts a fake-quantizer of a value into a layer; returns its name there."""
         module = self.model.get_submodule(layer)
         if not hasattr(module, "value_quantizers"):
             module.register_module("value_quantizers", nn.ModuleDict())
@@ -138,8 +144,6 @@ class _Builder:
         name = key.replace(".", "_")
         while hasattr(table, name):  # Taken, or a method of nn.Module.
             name += "_"
-        method = self.method or default_method(start.bits)
-        made = FakeQuantize(start, method, what, self.monitor, relu)
         table[name] = made.train(module.training)
         return name
 
@@ -166,10 +170,13 @@ class _Builder:
             what=f"layer {site.name!r}",
             levels=start.levels,
         )
-        source = self.sources.get(site.name)
+        source: FakeQuantize | FakeQuantizeDynamic | None = self.sources.get(site.name)
         seen = self.params.get(f"site:{site.name}")
-        if source is None and site.activations == "static" and seen is not None:
-            what = f"the input of layer {site.name!r}"
+        what = f"the input of layer {site.name!r}"
+        if site.activations == "dynamic":
+            source = FakeQuantizeDynamic(what, self.monitor)
+            self.add(site.name, "input", source)
+        elif source is None and site.activations == "static" and seen is not None:
             key = self.quantizer(site.name, "input", seen, what, False)
             source = self.found(site.name, key)
         module.register_module("weight_quantizer", quantizer.train(module.training))

@@ -14,11 +14,12 @@ from octavo import ops
 from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.flow import Step, evaluate, substitute
-from octavo.freeze import check_trainee, qparams_of
+from octavo.freeze import check_trainee
 from octavo.nn.layer import QLayer
 from octavo.nn.program import Program, parse
 from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.training import TrainedForward, trained_forward, trained_layer
+from octavo.plan import Plan
 from octavo.replay import flow_arguments
 from octavo.scheme import QParams
 
@@ -128,7 +129,7 @@ def verify(
             f"verify: frozen must be a quantized nn.Module, got {describe(type(frozen).__name__)}. "
             "Pass the result of octavo.freeze(trainee)."
         )
-    comparison = _Comparison(trainee, frozen, qparams_of(trainee, training.plan))
+    comparison = _Comparison(trainee, frozen, training.plan)
     batches = Batches(data)
     modes = {module: module.training for module in [*trainee.modules(), *frozen.modules()]}
     samples = 0
@@ -187,8 +188,9 @@ class _Tally:
 
 
 class _Comparison:
-    def __init__(self, trainee: nn.Module, frozen: nn.Module, params: dict[str, QParams]) -> None:
-        self.trainee, self.frozen, self.params = trainee, frozen, params
+    def __init__(self, trainee: nn.Module, frozen: nn.Module, plan: Plan) -> None:
+        self.trainee, self.frozen = trainee, frozen
+        self.alone = frozenset(site.name for site in plan.sites if site.scheme and not site.region)
         self.tallies: dict[str, _Tally] = {}
         self.pending: dict[str, list[dict[str, Tensor]]] = {}
         self.regions: dict[str, list[Region]] = {}
@@ -217,7 +219,7 @@ class _Comparison:
                 if trained is not None:
                     saved.append((module, trained))
                     module.__dict__["forward"] = self._watch_trainee(path, trained)
-                if trained_layer(module) is not None and f"site:{path}" in self.params:
+                if trained_layer(module) is not None and path in self.alone:
                     twin = self.frozen.get_submodule(path)
                     handles.append(module.register_forward_hook(self._watch_layer(path, twin)))
             for path, module in self.frozen.named_modules():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
+from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.training import Store, trained_forward, trained_layer
 from octavo.trainee import training_of
 
@@ -167,8 +168,8 @@ def test_graphs_that_differ_by_mode_are_not_used() -> None:
     assert trained_forward(trainee.body) is not None
     head, aux = trained_layer(trainee.head), trained_layer(trainee.aux)
     assert head is not None and head.source is not None and head.source.bits == 4
-    # Data never reached it in evaluation mode: its activations stay dynamic.
-    assert aux is not None and aux.source is None
+    # Data never reached it in evaluation mode: its activations are dynamic.
+    assert aux is not None and isinstance(aux.source, FakeQuantizeDynamic)
     step(trainee, torch.optim.SGD(trainee.parameters(), 0.1))
     assert octavo.verify(trainee, octavo.freeze(trainee, progress=False), data()).holds
 
@@ -321,12 +322,7 @@ def test_trained_step_that_is_not_finite_is_an_error() -> None:
 def test_bad_arguments() -> None:
     model = Net()
     for kwargs, error, text in (
-        ({"data": None}, ValueError, "data must be batches with qat=True, got None"),
-        (
-            {"activations": "dynamic"},
-            ValueError,
-            "activations must be 2 to 8 or 'float' with qat=True",
-        ),
+        ({"data": None, "activations": 4}, ValueError, "must be 'dynamic' or 'float' without data"),
         ({"method": "lqs"}, ValueError, "method must be one of .* Did you mean 'lsq'"),
         ({"method": 3}, TypeError, "method must be one of"),
         ({"qat": 1}, TypeError, "qat must be True or False, got 1"),

@@ -21,7 +21,14 @@ from octavo.grids import Snap, largest_level, spread
 from octavo.ranges import MIN_SCALE
 from octavo.scheme import QParams, Scheme
 
-__all__ = ["METHODS", "FakeQuantize", "FakeQuantizeWeight", "Monitor", "default_method"]
+__all__ = [
+    "METHODS",
+    "FakeQuantize",
+    "FakeQuantizeWeight",
+    "Monitor",
+    "default_method",
+    "is_recomputing",
+]
 
 METHODS = ("ste", "lsq", "lsq+", "pact", "dorefa")
 """How ranges come about while training.
@@ -61,7 +68,7 @@ class Monitor:
         )
 
 
-def _is_recomputing() -> bool:
+def is_recomputing() -> bool:
     """Whether this forward runs inside a backward pass: gradient checkpointing repeats it there."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
@@ -176,12 +183,12 @@ class FakeQuantize(nn.Module):
             self.training
             and not self.is_frozen
             and self.method != "dorefa"
-            and not _is_recomputing()
+            and not is_recomputing()
         )
         if update and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             self._observe_together(x)
             update = False
-        watch = self.method == "dorefa" and self.training and not _is_recomputing()
+        watch = self.method == "dorefa" and self.training and not is_recomputing()
         if watch and not torch.compiler.is_compiling():
             # A calibrated range keeps still: with momentum 0 values are looked at and move nothing.
             rule = {**self._rule(), "momentum": 0.0, "rule": "minmax"}
@@ -219,7 +226,7 @@ class FakeQuantize(nn.Module):
 
     def _check_learned(self, step: Tensor) -> bool:
         """Whether this is a training step to be watched; ValueError if its step is spoilt."""
-        watched = self.training and not torch.compiler.is_compiling() and not _is_recomputing()
+        watched = self.training and not torch.compiler.is_compiling() and not is_recomputing()
         if watched:
             self.calls += 1
             value = float(step.detach())
@@ -353,7 +360,7 @@ class FakeQuantizeWeight(nn.Module):
             per_scale = min(per_scale, self.scheme.group_size or per_scale)
             grad_scale = 1.0 / math.sqrt(max(per_scale, 1) * self._top)
         else:
-            update = self.training and not self.is_frozen and not _is_recomputing()
+            update = self.training and not self.is_frozen and not is_recomputing()
             # Not the buffer where it moves: that would change before the backward pass.
             scale = self._refresh(shaped) if update else self.scale
         if self.axis and (self.levels is not None or self.scheme.group_size):

@@ -23,6 +23,7 @@ from torch.nn.modules import module as torch_module
 from octavo import ops
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
+from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.layer import QLayer
 from octavo.replay import call_tensors
 
@@ -100,11 +101,14 @@ class TrainedLayer(_Owned):
     Args:
         owner: the float layer, with a ``weight_quantizer``.
         quantized: the class that computes it in integers, which knows how to call it in float.
-        source: fake-quantizer of its input, None for dynamic activations.
+        source: fake-quantizer of its input, None where only the weight is quantized.
     """
 
     def __init__(
-        self, owner: nn.Module, quantized: type[QLayer], source: FakeQuantize | None
+        self,
+        owner: nn.Module,
+        quantized: type[QLayer],
+        source: FakeQuantize | FakeQuantizeDynamic | None,
     ) -> None:
         super().__init__(owner)
         self.quantized, self.source = quantized, source
@@ -115,11 +119,22 @@ class TrainedLayer(_Owned):
         quantized: whether ``input`` is what a fake-quantizer gave.
         """
         owner = self.owner()
-        if not quantized and self.source is not None:
-            input = self.source(input)
         quantizer = owner.weight_quantizer
         assert isinstance(quantizer, FakeQuantizeWeight)
         weight = quantizer(owner.weight)
+        if isinstance(self.source, FakeQuantizeDynamic):
+            # Samples are the rows of a linear layer, the images of a convolution.
+            sample = weight.dim() - 1
+            lead = input.shape[: max(input.dim() - sample, 0)]
+            samples = self.source(input.reshape(-1, *input.shape[len(lead) :]))
+            y = self._call(samples, weight)
+            return y.reshape(*lead, *y.shape[1:])
+        if not quantized and self.source is not None:
+            input = self.source(input)
+        return self._call(input, weight)
+
+    def _call(self, input: Tensor, weight: Tensor) -> Tensor:
+        owner = self.owner()
         with ops.saved_as_codes(input, weight):
             return self.quantized.call_float(owner, input, weight)
 
