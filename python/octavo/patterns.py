@@ -40,7 +40,7 @@ def matching(
         eligible = [site for site in sites if not site.reason]
         return (eligible[:1] if pattern == "@first" else eligible[-1:]), ""
     found = [site for site in sites if any(_fits(pattern, n) for n in (site.name, *site.aliases))]
-    if not found and pattern in dict(model.named_modules()):
+    if not found and (pattern == "*" or pattern in dict(model.named_modules())):
         return [], ""  # The module exists; it just holds no layer.
     return found, "" if found else _message(argument, pattern, sites)
 

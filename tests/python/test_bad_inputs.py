@@ -130,6 +130,8 @@ def test_row_9_other_library() -> None:
 def test_row_10_no_layers() -> None:
     model = nn.Sequential(nn.ReLU(), nn.LayerNorm(4))
     refuses(NothingQuantizedError, "ReLU|LayerNorm", lambda: quantize(model), model)
+    for none in (nn.Sequential(), nn.Sequential(nn.ReLU())):
+        refuses(NothingQuantizedError, "got none", lambda none=none: quantize(none), none)
 
 
 def test_row_11_scripted() -> None:

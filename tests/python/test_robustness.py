@@ -6,18 +6,17 @@ import copy
 import gc
 import multiprocessing
 import os
-import signal
 import struct
 import sys
 import threading
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from concurrency import forked, in_threads
 from torch import Tensor, nn
 
 import octavo
@@ -169,26 +168,6 @@ def test_k20_many_shapes() -> None:
 # ---- P25: threads ----------------------------------------------------------------------------------------
 
 
-def in_threads(count: int, work: Any) -> None:
-    errors: list[BaseException] = []
-    barrier = threading.Barrier(count)
-
-    def run(i: int) -> None:
-        try:
-            barrier.wait()
-            work(i)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-        assert not thread.is_alive(), "hangs"
-    assert not errors, errors[:2]
-
-
 @pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
 def test_p25_concurrent_forwards(with_data: bool) -> None:
     small = made(with_data)
@@ -253,26 +232,6 @@ def test_row_70_forward_while_loading() -> None:
 
 
 # ---- P26: fork -------------------------------------------------------------------------------------------
-
-
-def forked(work: Any) -> None:
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = 0 if work() else 2
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            assert os.waitstatus_to_exitcode(status) == 0
-            return
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    pytest.fail("the forked child hangs")
 
 
 @torch.no_grad()
