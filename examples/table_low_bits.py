@@ -51,6 +51,7 @@ class Result:
 
 FLOAT = {"resnet20": 91.73, "mobilenet probe": 83.35, "stories260k": 1.4986, "minilm": 1.0}
 WEIGHT_ONLY = {"activations": "float", "group_size": 32}
+AFFINE = {"symmetric": False}
 
 ROWS = (
     Row("resnet20 W8", "resnet20", 8, 91.6),
@@ -67,6 +68,9 @@ ROWS = (
     Row("stories260k W8 g32", "stories260k", 8, 1.500, 0, WEIGHT_ONLY),
     Row("stories260k W4 g32", "stories260k", 4, 1.565, 128, WEIGHT_ONLY),
     Row("stories260k W3 g32", "stories260k", 3, 1.85, 128, WEIGHT_ONLY),
+    # No outside figures: what symmetric weights reach.
+    Row("stories260k W4 g32 affine", "stories260k", 4, 1.55, 128, WEIGHT_ONLY | AFFINE),
+    Row("stories260k W3 g32 affine", "stories260k", 3, 1.784, 128, WEIGHT_ONLY | AFFINE),
     *(
         Row(
             f"stories260k W{bits} g32 {grid} without data",

@@ -41,6 +41,7 @@ def quantize(
     grid: str = "linear",
     activations: str | int | None = None,
     group_size: int | None = None,
+    symmetric: bool = True,
     rounding: str | None = None,
     ranges: str | None = None,
     effort: str = "balanced",
@@ -82,6 +83,9 @@ def quantize(
             without a kernel (Linear, Embedding); such layers run outside of regions. Default: 128,
             64 or 32 for 2 to 4 bits in such layers outside of regions, else one scale for each
             output channel.
+        symmetric: False gives each weight scale a zero point, which fits weights whose range does
+            not lie around 0: layers without a kernel, 2 to 7 bits, linear grid; such layers run
+            outside of regions. Others stay symmetric.
         rounding: "nearest", "squant" or "hqq" (no data needed), "gptq", "adaround" or "qdrop" (need
             data).
             Default: by bits, data and effort, said in the report.
@@ -118,8 +122,9 @@ def quantize(
     """
     checks.check_unknown(unknown, ["model", "bits", "data", *(quantize.__kwdefaults__ or {})])
     checks.check_choices(
-        grid=grid, group_size=group_size, rounding=rounding, ranges=ranges, effort=effort,
-        evaluate=evaluate, max_drop=max_drop, qat=qat, method=method, has_data=data is not None,
+        grid=grid, group_size=group_size, symmetric=symmetric, rounding=rounding, ranges=ranges,
+        effort=effort, evaluate=evaluate, max_drop=max_drop, qat=qat, method=method,
+        has_data=data is not None,
     )  # fmt: skip
     asked, how_stored, activation_bits = checks.check_widths(bits, activations, data is not None)
     exclude, only = checks.check_patterns("exclude", exclude), checks.check_patterns("only", only)
@@ -133,8 +138,8 @@ def quantize(
     if evaluate is not None and max_drop is not None:
         options: dict[str, Any] = {
             "grid": grid, "activations": activations, "group_size": group_size,
-            "rounding": rounding, "ranges": ranges, "effort": effort, "exclude": exclude,
-            "only": only, "strict": strict, "progress": progress,
+            "symmetric": symmetric, "rounding": rounding, "ranges": ranges, "effort": effort,
+            "exclude": exclude, "only": only, "strict": strict, "progress": progress,
         }  # fmt: skip
         checks.check_search(bits, qat)
         search = Search(model, data, evaluate, functools.partial(quantize, **options))
@@ -153,8 +158,8 @@ def quantize(
             found = capture(work, example, training=qat)
             decision = decide(
                 work, found, widths=asked, activations=how_stored, activation_bits=activation_bits,
-                grid=grid, group_size=group_size, exclude=exclude, only=only, strict=strict,
-                batches=batches, training=qat, progress=progress,
+                grid=grid, group_size=group_size, symmetric=symmetric, exclude=exclude, only=only,
+                strict=strict, batches=batches, training=qat, progress=progress,
                 normed=frozenset(layer for _, layer in folded.batch_norms) if qat else frozenset(),
             )  # fmt: skip
             notes.add_all(decision.notes)

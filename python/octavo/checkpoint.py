@@ -24,7 +24,7 @@ from octavo.errors import CheckpointError, describe
 from octavo.flow import Flow, Step, from_data, to_data
 from octavo.fold import materialise
 from octavo.functions import FUNCTIONS
-from octavo.grids import GRIDS, TABLE_CHANNELS, values_of
+from octavo.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, values_of
 from octavo.nn.layer import QLayer
 from octavo.nn.program import parse
 from octavo.nn.region import Region, captured_forward
@@ -116,6 +116,9 @@ def _described(model: nn.Module) -> tuple[dict[str, Tensor], str]:
                 tensors[scale] = module.weight_scale.detach().bfloat16()
             if module.levels is not None:
                 tensors[_file_name(_join(name, "weight_levels"))] = module.levels
+            zero_point = module.weight_zero_point
+            if zero_point is not None:
+                tensors[_file_name(_join(name, "weight_zero_point"))] = zero_point
             layers[name] = _layer_data(module)
     flows = [
         _flow_data(forward.flow, forward.items, tensors)
@@ -157,6 +160,7 @@ def _layer_data(layer: QLayer) -> dict[str, Any]:
         "bits": layer.bits,
         "grid": layer.grid,
         "group_size": layer.group_size,
+        "symmetric": layer.symmetric,
         "activations": layer.activations,
         "packed": layer.packed,
         "shape": list(layer.weight_shape),
@@ -428,8 +432,15 @@ class _Loader:
         input_params = self.range_of(name, data)
         size, activations, packed = self.form(name, data, shape)
         levels = self.levels(name, grid, bits, shape[0])
-        codes = self.codes(_file_name(_join(name, "weight_packed")), shape, bits, levels is None)
+        symmetric = data.get("symmetric", True)
+        if type(symmetric) is not bool or not (symmetric or (packed and levels is None)):
+            raise self.fail(
+                f"layer {name!r}: symmetric to be a bool that fits", describe(symmetric)
+            )
+        signed = symmetric and levels is None
+        codes = self.codes(_file_name(_join(name, "weight_packed")), shape, bits, signed)
         groups = ops.lowbit_groups(shape[1], size) if size else 0
+        zero_point = None if symmetric else self.zero_point(name, shape[0], max(groups, 1), bits)
         scale = self.scale(_file_name(_join(name, "weight_scale")), shape[0], groups)
         bias = None
         if data["bias"]:
@@ -445,12 +456,13 @@ class _Loader:
                 )
         return quantized.from_float(
             module,
-            values_of(codes, bits, levels),
+            values_of(codes, bits, levels, spread_zero_point(zero_point, size, shape[1])),
             scale,
             bias,
             bits,
             grid=grid,
             levels=levels,
+            zero_point=zero_point,
             group_size=size,
             activations=activations,
             packed=packed,
@@ -490,6 +502,20 @@ class _Loader:
         if bool((levels[:, 1:] < levels[:, :-1]).any()) or bool((levels < -127).any()):
             raise self.fail(f"{name}.weight_levels: ascending levels from -127", "others")
         return levels
+
+    def zero_point(self, name: str, rows: int, groups: int, bits: int) -> Tensor:
+        """The zero points of a layer's scales."""
+        zero_point = self.take(_file_name(_join(name, "weight_zero_point")))
+        if zero_point.dtype is not torch.uint8 or tuple(zero_point.shape) != (rows, groups):
+            raise self.fail(
+                f"{name}.weight_zero_point: uint8 [{rows}, {groups}]",
+                f"{zero_point.dtype} {list(zero_point.shape)}",
+            )
+        if zero_point.numel() and int(zero_point.max()) >= 2**bits:
+            raise self.fail(
+                f"{name}.weight_zero_point: 0..{2**bits - 1}", str(int(zero_point.max()))
+            )
+        return zero_point
 
     def codes(self, name: str, shape: tuple[int, ...], bits: int, linear: bool) -> Tensor:
         packed = self.take(name)

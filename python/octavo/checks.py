@@ -396,6 +396,7 @@ def check_choices(
     *,
     grid: object,
     group_size: object,
+    symmetric: object,
     rounding: object,
     ranges: object,
     effort: object,
@@ -425,6 +426,15 @@ def check_choices(
                 f"quantize: group_size must be a multiple of 16 from 16 to 256, got {size}. Use "
                 "for example 64."
             )
+    if not isinstance(symmetric, bool):
+        got = describe(symmetric)
+        raise TypeError(f"quantize: symmetric must be True or False, got {got}. Say which.")
+    if not symmetric and (grid != "linear" or qat):
+        where = "with qat=True" if qat else f"with grid={grid!r}"
+        raise ValueError(
+            f"quantize: symmetric must be True {where}, got False. Zero points shift the codes of "
+            "the linear grid, after training."
+        )
     _check_drop(evaluate, max_drop)
     if not isinstance(qat, bool):
         raise TypeError(f"quantize: qat must be True or False, got {describe(qat)}. Say which.")

@@ -36,6 +36,7 @@ def decide(
     activation_bits: int | Mapping[Any, int] = 8,
     grid: str = "linear",
     group_size: int | None = None,
+    symmetric: bool = True,
     exclude: tuple[object, ...] | None = None,
     only: tuple[object, ...] | None = None,
     strict: bool = True,
@@ -57,6 +58,7 @@ def decide(
         normed: layers whose scale a BatchNorm will change after training.
         grid: as for `octavo.quantize`, like all that follow.
         group_size: inputs that share a scale.
+        symmetric: whether weights have no zero points.
         exclude: patterns to leave out.
         only: patterns to keep to.
         strict: whether what matches nothing is an error.
@@ -85,6 +87,9 @@ def decide(
     if group_size:
         schemes, ungrouped = _with_groups(found, schemes, int(group_size), normed)
         notes += ungrouped
+    if not symmetric:
+        schemes, without_zero_points = _with_zero_points(found, schemes)
+        notes += without_zero_points
     decided = plan(found, schemes, activations, activation_bits, reasons=reasons, groups=groups)
     return Decision(decided, tuple(notes))
 
@@ -173,13 +178,34 @@ def _with_groups(
             without.append(repr(site.name))
     kinds = {"convolutions": without, "layers before a trained BatchNorm": behind}
     notes = [
-        f"{kind} keep one scale for each output channel: "
-        + ", ".join(names[:5])
-        + (", ..." if len(names) > 5 else "")
+        f"{kind} keep one scale for each output channel: {_first_few(names)}"
         for kind, names in kinds.items()
         if names
     ]
     return grouped, notes
+
+
+def _with_zero_points(
+    found: Capture, schemes: Mapping[str, Scheme | None]
+) -> tuple[dict[str, Scheme | None], list[str]]:
+    """The schemes with zero points, and a note on layers that cannot have them."""
+    affine, without = dict(schemes), list[str]()
+    for site in found.sites:
+        scheme = schemes.get(site.name)
+        if scheme is None or site.reason:
+            continue
+        if site.features and scheme.bits < 8:
+            affine[site.name] = replace(scheme, symmetric=False)
+        else:
+            without.append(repr(site.name))
+    if not without:
+        return affine, []
+    names = _first_few(without)
+    return affine, [f"convolutions and layers of 8 bits keep symmetric weights: {names}"]
+
+
+def _first_few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _nothing(found: Capture) -> str:

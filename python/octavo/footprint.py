@@ -50,6 +50,7 @@ def footprint(
     activations: str | int | None = None,
     grid: str = "linear",
     group_size: int | None = None,
+    symmetric: bool = True,
 ) -> Footprint:
     """What `octavo.quantize` would make of ``model`` with these arguments, in bytes.
 
@@ -67,7 +68,8 @@ def footprint(
     else:
         decided = decide(
             work, found, widths=widths, activations=how, activation_bits=activation_bits,
-            grid=grid, group_size=group_size, strict=False, batches=batches, progress=False,
+            grid=grid, group_size=group_size, symmetric=symmetric, strict=False, batches=batches,
+            progress=False,
         ).plan  # fmt: skip
     reached = {site.name for site in found.sites if site.calls != 0}
     if batches is not None and any(site.activations == "static" for site in decided.sites):
@@ -120,4 +122,5 @@ def _zeros(module: nn.Module, site: SitePlan, fitted: bool) -> Codes:
         torch.zeros(rows) if has_bias else None,
         site.scheme,
         levels,
+        None if site.scheme.symmetric else torch.zeros(rows, scale[0].numel(), dtype=torch.uint8),
     )

@@ -26,6 +26,7 @@ __all__ = [
     "neighbours",
     "snap",
     "spread",
+    "spread_zero_point",
     "values_of",
 ]
 
@@ -33,6 +34,7 @@ TABLE_CHANNELS = 64
 """Consecutive output channels that share one table of levels."""
 
 _LARGEST = 127
+_ALL = slice(None)
 _RATIOS = (2**-0.25, 2**-0.5, 2**-1)
 
 
@@ -228,9 +230,13 @@ class Snap:
         scheme: bounds the codes of the linear grid.
         levels: int8 [tables, 2^bits], ascending; None for the linear grid. Of two levels equally
             near the lower is taken, of two integers the even one.
+        zero_point: [O, groups], None where the scheme is symmetric.
     """
 
-    def __init__(self, scheme: Scheme, levels: Tensor | None = None) -> None:
+    def __init__(
+        self, scheme: Scheme, levels: Tensor | None = None, zero_point: Tensor | None = None
+    ) -> None:
+        self._scheme, self._zero_point = scheme, zero_point
         self._bounds = scheme.qmin, scheme.qmax
         self._nearest: Tensor | None = None
         if levels is not None:
@@ -242,11 +248,17 @@ class Snap:
             at = torch.searchsorted(middles, halves.expand(len(table), -1).contiguous())
             self._nearest = table.gather(1, at).flatten()
 
-    def __call__(self, u: Tensor, rows: int = 1, first: int = 0) -> Tensor:
+    def __call__(
+        self, u: Tensor, rows: int = 1, first: int = 0, columns: Tensor | slice = _ALL
+    ) -> Tensor:
         """float32 of the shape of ``u`` [n * rows, K].
 
-        rows: rows of ``u`` that belong to one output channel. first: the channel of the first row.
+        rows: rows of ``u`` that belong to one output channel, a group of inputs each. first: the
+        channel of the first row. columns: which inputs ``u`` holds, where ``rows`` is 1.
         """
+        if self._zero_point is not None:
+            low = -self._zero_of(len(u), rows, first, columns)[:, : u.shape[1]]
+            return u.maximum(low).minimum(low + (self._scheme.codes - 1)).round_()
         if self._nearest is None:
             return u.clamp(*self._bounds).round_()
         channels = torch.arange(u.shape[0]) // rows + first
@@ -254,39 +266,62 @@ class Snap:
         at = (u * 2).ceil_().clamp_(-256, 256).to(torch.int32) + offset.to(torch.int32)[:, None]
         return self._nearest.take(at.long())
 
+    def ends(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """The smallest and largest level of the weights [rows, columns], or of all: linear grid."""
+        if self._zero_point is None:
+            return torch.tensor(float(self._bounds[0])), torch.tensor(float(self._bounds[1]))
+        low = -self._zero_of(rows, 1, 0, slice(columns))
+        return low, low + (self._scheme.codes - 1)
+
+    def _zero_of(self, count: int, rows: int, first: int, columns: Tensor | slice) -> Tensor:
+        """float32 [count, columns] or [count, 1]: the zero points of some weights."""
+        assert self._zero_point is not None
+        zero = self._zero_point.float()
+        own = zero[first : first + count // rows]
+        if rows > 1 or zero.shape[1] == 1:
+            return own.reshape(-1, 1)
+        return own.repeat_interleave(self._scheme.group_size, 1)[:, columns]
+
 
 def snap(u: Tensor, scheme: Scheme, levels: Tensor | None = None) -> Tensor:
     """The level nearest to each element of ``u`` [O, K]; see `Snap`."""
     return Snap(scheme, levels)(u)
 
 
-def neighbours(u: Tensor, scheme: Scheme, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The levels below and above each element of ``u``; both ends lie inside the grid."""
+def neighbours(
+    u: Tensor, scheme: Scheme, levels: Tensor | None = None, zero_point: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The levels below and above each element of ``u`` [O, K]; both ends lie inside the grid."""
     if levels is None:
-        low = u.floor().clamp_(scheme.qmin, scheme.qmax - 1)
+        smallest, largest = Snap(scheme, None, zero_point).ends(*u.shape)
+        low = u.floor().maximum(smallest).minimum(largest - 1)
         return low, low + 1
     table = _of_rows(levels, u)
     above = torch.searchsorted(table, u.contiguous(), right=True).clamp_(1, table.shape[1] - 1)
     return table.gather(1, above - 1), table.gather(1, above)
 
 
-def codes_of(values: Tensor, bits: int, levels: Tensor | None) -> Tensor:
+def codes_of(
+    values: Tensor, bits: int, levels: Tensor | None, zero_point: Tensor | None = None
+) -> Tensor:
     """int8 of the shape of ``values``: index of each level in its table, less 2^(bits - 1).
 
-    Levels of the linear grid are their own codes.
+    Levels of the linear grid are their own codes, but for the ``zero_point`` [O, K or 1] of each.
     """
     if levels is None:
-        return values
+        return values if zero_point is None else (values + (zero_point - 2 ** (bits - 1))).char()
     flat = values.reshape(values.shape[0], math.prod(values.shape[1:])).contiguous()
     index: Tensor = torch.searchsorted(_of_rows(levels, flat), flat)
     codes: Tensor = (index - 2 ** (bits - 1)).to(torch.int8)
     return codes.view(values.shape)
 
 
-def values_of(codes: Tensor, bits: int, levels: Tensor | None) -> Tensor:
+def values_of(
+    codes: Tensor, bits: int, levels: Tensor | None, zero_point: Tensor | None = None
+) -> Tensor:
     """The inverse of `codes_of`: int8 levels."""
     if levels is None:
-        return codes
+        return codes if zero_point is None else (codes - (zero_point - 2 ** (bits - 1))).char()
     flat = codes.reshape(codes.shape[0], math.prod(codes.shape[1:])).long() + 2 ** (bits - 1)
     values: Tensor = _of_rows(levels, codes).gather(1, flat)
     return values.to(torch.int8).view(codes.shape)
@@ -297,6 +332,14 @@ def spread(scale: Tensor, group_size: int, columns: int) -> Tensor:
     if scale.dim() == 1:
         return scale[:, None]
     return scale.repeat_interleave(group_size, 1)[:, :columns]
+
+
+def spread_zero_point(zero_point: Tensor | None, group_size: int, columns: int) -> Tensor | None:
+    """int16 [O, columns], or [O, 1] without groups: the zero point of each weight."""
+    if zero_point is None:
+        return None
+    wide = zero_point.to(torch.int16)
+    return spread(wide, group_size, columns) if group_size else wide
 
 
 def _of_rows(levels: Tensor, u: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class Plan:
                 continue
             scheme = site.scheme
             per = f"groups of {scheme.group_size}" if scheme.group_size else "per channel"
+            per += "" if scheme.symmetric else ", affine"
             bits = f" {site.activation_bits} bits" if site.activations == "static" else ""
             where = f"  region {site.region}" if site.region else ""
             why = f"  ({site.reason})" if site.reason else ""
@@ -143,9 +144,7 @@ def plan(
         static = {
             name: site.activation_bits
             for name, site in sites.items()
-            if site.scheme is not None
-            and site.activations == "static"
-            and not site.scheme.group_size
+            if site.scheme is not None and site.activations == "static" and site.scheme.is_plain
         }
         for flow in capture.flows:
             flow_plan = cut(flow, static)

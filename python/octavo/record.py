@@ -12,6 +12,7 @@ from octavo.measure import bytes_of, sqnr
 from octavo.nn.registry import canonical_weight
 from octavo.plan import Plan
 from octavo.rounding.codes import Codes
+from octavo.scheme import Scheme
 
 __all__ = ["LayerRecord", "Record", "attach", "layer_records", "record_of"]
 
@@ -79,6 +80,11 @@ def record_of(model: nn.Module) -> Record | None:
     return model.__dict__.get(_ATTRIBUTE)
 
 
+def _granularity(scheme: Scheme) -> str:
+    size = scheme.group_size
+    return (f"group of {size}" if size else "channel") + ("" if scheme.symmetric else ", affine")
+
+
 def layer_records(
     model: nn.Module,
     plan: Plan,
@@ -106,7 +112,7 @@ def layer_records(
                 site.type,
                 site.scheme.bits,
                 site.scheme.grid,
-                f"group of {site.scheme.group_size}" if site.scheme.group_size else "channel",
+                _granularity(site.scheme),
                 site.activations,
                 site.region,
                 site.reason,

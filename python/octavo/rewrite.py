@@ -116,6 +116,7 @@ def _quantized(
         site.scheme.bits,
         grid=site.scheme.grid,
         levels=codes.levels,
+        zero_point=codes.zero_point,
         group_size=site.scheme.group_size,
         activations=site.activations,
         packed=is_packed(site, codes.codes.dim()),
@@ -128,7 +129,7 @@ def is_packed(site: SitePlan, rank: int) -> bool:
     """Whether a layer keeps its weights in few bits in memory: those without a kernel, alone."""
     if site.scheme is None or site.region or rank != 2:
         return False
-    few = site.scheme.bits <= 4 or site.scheme.group_size > 0
+    few = site.scheme.bits <= 4 or not site.scheme.is_plain
     return few or site.activations == "float"
 
 

@@ -15,12 +15,14 @@ class Scheme:
     """How a weight is stored: ``bits`` (2..8), level grid, and inputs that share a scale.
 
     ``group_size`` 0 means one scale per output channel; else a multiple of 16 in 16..256, the last
-    group of a row may be shorter, and scales are bfloat16 numbers.
+    group of a row may be shorter, and scales are bfloat16 numbers. Without ``symmetric`` each scale
+    has a zero point z in 0 .. 2^bits - 1, and codes stand for -z .. 2^bits - 1 - z.
     """
 
     bits: int = 8
     grid: str = "linear"
     group_size: int = 0
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -30,6 +32,21 @@ class Scheme:
                 "Scheme: group_size must be 0 or a multiple of 16 in 16..256, got "
                 f"{self.group_size}."
             )
+        if not self.symmetric and (self.grid != "linear" or self.bits == 8):
+            raise ValueError(
+                "Scheme: symmetric must be True for 8 bits and for level tables, got False for "
+                f"{self.bits} bits, {self.grid!r}."
+            )
+
+    @property
+    def codes(self) -> int:
+        """How many codes there are: 2^bits."""
+        return 1 << self.bits
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one scale for each output channel is all there is, as regions need it."""
+        return self.group_size == 0 and self.symmetric
 
     @property
     def qmax(self) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import ops
-from octavo.grids import codes_of, values_of
+from octavo.grids import codes_of, spread_zero_point, values_of
 from octavo.scheme import Activations, QParams
 
 __all__ = ["QLayer"]
@@ -46,6 +46,9 @@ class QLayer(nn.Module):
         levels: int8 [tables, 2^bits], one table for 64 output channels; None where codes are the
             levels.
         group_size: inputs that share a scale; 0: all of an output channel.
+        weight_zero_point: uint8 [O, groups], read from the panel each time, or None: levels are
+            codes less it.
+        symmetric: whether there are no zero points.
         activations: "static", "dynamic" (each row or sample gets a range as it comes) or "float".
         packed: whether weights stay in ``bits`` bits in memory, else they are int8.
         input_params: range of the input where activations are static.
@@ -60,6 +63,7 @@ class QLayer(nn.Module):
     grid: str
     levels: Tensor | None
     group_size: int
+    symmetric: bool
     activations: Activations
     packed: bool
     input_params: QParams | None
@@ -79,6 +83,7 @@ class QLayer(nn.Module):
         *,
         grid: str = "linear",
         levels: Tensor | None = None,
+        zero_point: Tensor | None = None,
         group_size: int = 0,
         activations: Activations | None = None,
         packed: bool = False,
@@ -96,6 +101,7 @@ class QLayer(nn.Module):
             bits: width of the codes, 2..8.
             grid: name of the levels that the codes stand for.
             levels: tables of the grid, None for "linear".
+            zero_point: uint8 [O, groups], what ``codes`` are less; only with ``packed``.
             group_size: inputs that share a scale; 0: all of an output channel.
             activations: None: static with ``input_params``, else dynamic.
             packed: whether weights stay in ``bits`` bits in memory, where the class can do that.
@@ -111,6 +117,7 @@ class QLayer(nn.Module):
         layer.float_class = type(module)
         layer.bits, layer.grid, layer.path = bits, grid, path
         layer.group_size, layer.packed, layer.input_params = group_size, packed, input_params
+        layer.symmetric = zero_point is None
         layer.activations = activations or ("dynamic" if input_params is None else "static")
         with torch.inference_mode(False), torch.no_grad():
             layer.levels = None if levels is None else levels.detach().clone()
@@ -118,7 +125,7 @@ class QLayer(nn.Module):
             if not layer._scale_in_panel:
                 layer.weight_scale = _frozen(scale)
             layer.register_parameter("bias", None if bias is None else _frozen(bias))
-            layer._set_values(codes, scale.detach().to(torch.float32))
+            layer._set_values(codes, scale.detach().to(torch.float32), zero_point)
         return layer
 
     # ---- what a subclass tells -------------------------------------------------------------------
@@ -172,16 +179,26 @@ class QLayer(nn.Module):
                 return nn.Parameter(scale, requires_grad=False)
         return super().__getattr__(name)
 
-    def _pack(self, values: Tensor, scale: Tensor) -> Tensor:
+    @property
+    def weight_zero_point(self) -> Tensor | None:
+        """uint8 [O, groups]; None where the weight is symmetric."""
+        if self.symmetric:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            return ops.unpack_lowbit(self.panel, *self.weight_shape).zero_point
+
+    def _pack(self, values: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         """The panel of int8 levels."""
         bias = None if self.bias is None else self.bias.detach()
         if self.packed:
-            codes = codes_of(values, self.bits, self.levels).to(torch.int16) + (1 << self.bits - 1)
+            codes = codes_of(values, self.bits, self.levels, self._spread_zero(zero_point))
+            codes = codes.to(torch.int16) + (1 << self.bits - 1)
             return ops.pack_lowbit(
                 codes.to(torch.uint8),
                 scale.view(scale.shape[0], -1),
                 self.bits,
                 self.group_size,
+                zero_point=zero_point,
                 levels=self.levels,
                 bias=bias,
                 rows=self._rows,
@@ -193,16 +210,25 @@ class QLayer(nn.Module):
         """The int8 levels in a panel, in torch's weight order."""
         if not self.packed:
             return ops.unpack_weight(panel, self.weight_shape)
-        rows, columns = self.weight_shape
-        codes = ops.unpack_lowbit(panel, rows, columns).codes.to(torch.int16)
-        return values_of((codes - (1 << self.bits - 1)).to(torch.int8), self.bits, self.levels)
+        found = ops.unpack_lowbit(panel, *self.weight_shape)
+        zero_point = self._spread_zero(found.zero_point)
+        return values_of(self._signed(found.codes), self.bits, self.levels, zero_point)
+
+    def _spread_zero(self, zero_point: Tensor | None) -> Tensor | None:
+        if zero_point is None:
+            return None
+        return spread_zero_point(zero_point, self.group_size, self.weight_shape[1])
+
+    def _signed(self, codes: Tensor) -> Tensor:
+        """int8 of a packed panel's codes: less 2^(bits - 1)."""
+        return (codes.to(torch.int16) - (1 << self.bits - 1)).to(torch.int8)
 
     _rows = False
     """Whether packed panels are in the order of look-ups."""
 
-    def _set_values(self, values: Tensor, scale: Tensor) -> None:
+    def _set_values(self, values: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
         """Packs levels with scale and bias; the new panel appears in one assignment."""
-        panel = self._pack(values, scale)
+        panel = self._pack(values, scale, zero_point)
         self._prepared = None
         self._isa = ops.active_isa()
         self.panel = panel
@@ -243,9 +269,12 @@ class QLayer(nn.Module):
     def codes(self) -> Tensor:
         """The weight's codes, int8 in torch's weight order.
 
-        With a table of levels, code c stands for the level of index c + 2^(bits - 1).
+        With a table of levels, code c stands for the level of index c + 2^(bits - 1), and with zero
+        points z for the level c + 2^(bits - 1) - z.
         """
         with torch.inference_mode(False), torch.no_grad():
+            if self.packed:
+                return self._signed(ops.unpack_lowbit(self.panel, *self.weight_shape).codes)
             return codes_of(self._values(self.panel), self.bits, self.levels)
 
     def level_values(self) -> Tensor:
@@ -325,15 +354,16 @@ class QLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.pop("_prepared")
-        state["panel"] = self.weight_packed(), self.weight_scale.detach()
+        zero_point = self.weight_zero_point
+        state["panel"] = self.weight_packed(), self.weight_scale.detach(), zero_point
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        packed, scale = state.pop("panel")
+        packed, scale, zero_point = state.pop("panel")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         with torch.inference_mode(False), torch.no_grad():
-            self._set_values(self._unpack(packed), scale)
+            self._set_values(self._unpack(packed, zero_point), scale, zero_point)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLayer:
         try:
@@ -372,6 +402,8 @@ class QLayer(nn.Module):
             destination[prefix + "weight_scale"] = self.weight_scale.detach()
         if self.levels is not None:
             destination[prefix + "weight_levels"] = self.levels
+        if not self.symmetric:
+            destination[prefix + "weight_zero_point"] = self.weight_zero_point
         if self.input_params is not None:
             with torch.inference_mode(False):
                 destination[prefix + "input_scale"] = torch.tensor(self.input_params.scale)
@@ -405,7 +437,14 @@ class QLayer(nn.Module):
                     missing_keys.append(prefix + "weight_levels")
                 else:
                     self.levels = levels.detach().clone()
-            values = self._unpack(packed)
+            zero_point = self.weight_zero_point
+            if zero_point is not None:
+                given = state_dict.get(prefix + "weight_zero_point")
+                if given is None:
+                    missing_keys.append(prefix + "weight_zero_point")
+                else:
+                    zero_point = given.detach()
+            values = self._unpack(packed, zero_point)
             super()._load_from_state_dict(
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs
             )
@@ -430,6 +469,8 @@ class QLayer(nn.Module):
                 own.add(prefix + "weight_scale")
             if self.levels is not None:
                 own.add(prefix + "weight_levels")
+            if not self.symmetric:
+                own.add(prefix + "weight_zero_point")
             if self.input_params is not None:
                 own |= {prefix + "input_scale", prefix + "input_zero_point"}
                 if prefix + "input_scale" in state_dict:
@@ -440,13 +481,13 @@ class QLayer(nn.Module):
                     )
                 else:
                     missing_keys += [prefix + "input_scale", prefix + "input_zero_point"]
-            self._set_values(values, scale)
+            self._set_values(values, scale, zero_point)
         unexpected_keys += [key for key in unexpected if key not in own]
 
-    def _unpack(self, packed: Tensor) -> Tensor:
+    def _unpack(self, packed: Tensor, zero_point: Tensor | None = None) -> Tensor:
         """int8 levels from the canonical bits."""
         codes = ops.unpack_bits(packed, self.weight_shape, self.bits)
-        return values_of(codes, self.bits, self.levels)
+        return values_of(codes, self.bits, self.levels, self._spread_zero(zero_point))
 
     def _state_problem(self, state_dict: dict[str, Any], prefix: str) -> str:
         """What is wrong with the values for this layer, or ""."""
@@ -478,16 +519,24 @@ class QLayer(nn.Module):
             if bool((levels[:, 1:] < levels[:, :-1]).any()):
                 return f"{prefix}weight_levels: expected ascending levels, got others."
         scale = state_dict.get(prefix + "weight_scale")
-        if scale is not None and self._scale_in_panel:
-            wanted = (
-                self.weight_shape[0],
-                ops.lowbit_groups(self.weight_shape[1], self.group_size),
-            )
-            if tuple(scale.shape) != wanted:
+        if self.packed:
+            groups = ops.lowbit_groups(self.weight_shape[1], self.group_size)
+            wanted = (self.weight_shape[0], groups)
+        zero = state_dict.get(prefix + "weight_zero_point")
+        if zero is not None and not self.symmetric:
+            largest = 2**self.bits - 1
+            if zero.dtype is not torch.uint8 or tuple(zero.shape) != wanted:
                 return (
-                    f"{prefix}weight_scale: expected shape {wanted} for groups of "
-                    f"{self.group_size}, got {tuple(scale.shape)}."
+                    f"{prefix}weight_zero_point: expected uint8 of shape {wanted}, got "
+                    f"{zero.dtype} of shape {tuple(zero.shape)}."
                 )
+            if bool((zero > largest).any()):
+                return f"{prefix}weight_zero_point: expected 0..{largest}, got {int(zero.max())}."
+        if scale is not None and self._scale_in_panel and tuple(scale.shape) != wanted:
+            return (
+                f"{prefix}weight_scale: expected shape {wanted} for groups of "
+                f"{self.group_size}, got {tuple(scale.shape)}."
+            )
         for name in ("weight_scale", "input_scale"):
             scale = state_dict.get(prefix + name)
             if scale is None:
@@ -513,6 +562,8 @@ class QLayer(nn.Module):
             parts.append(f"grid={self.grid}")
         if self.group_size:
             parts.append(f"group_size={self.group_size}")
+        if not self.symmetric:
+            parts.append("symmetric=False")
         return ", ".join([*parts, f"activations={inputs}"])
 
 

@@ -38,11 +38,12 @@ def learned(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments)
     layer = LayerProblem.of(module, weight, scheme, moments)
     if layer is None:
         return nearest(weight, module._parameters.get("bias"), scheme)
-    problem = layer.problem
+    problem, start = layer.problem, layer.plain
     scale = _best_scale(problem, layer.start, scheme)
     u = problem.wanted / scale
     flat = u.reshape(-1, u.shape[2])
-    low, high = (t.view(u.shape) for t in neighbours(flat, scheme, layer.plain.levels))
+    near = neighbours(flat, scheme, start.levels, start.zero_point)
+    low, high = (t.view(u.shape) for t in near)
     span = (high - low).clamp(min=1e-6)
     with torch.enable_grad():
         soft = Soft(low, high, (u - low) / span)

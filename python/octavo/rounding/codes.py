@@ -23,6 +23,7 @@ class Codes:
       where the scheme has groups of inputs.
     bias: float32 [O], bias correction included, or None.
     levels: int8 [tables, 2^bits], one table for 64 output channels; None for the linear grid.
+    zero_point: uint8 [O, groups]; None where the scheme is symmetric. ``codes`` are less it.
     """
 
     codes: Tensor
@@ -30,6 +31,7 @@ class Codes:
     bias: Tensor | None
     scheme: Scheme
     levels: Tensor | None = None
+    zero_point: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """float32 of the weight's shape: codes * scale."""

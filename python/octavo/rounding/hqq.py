@@ -43,7 +43,7 @@ def hqq(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
     rows = F.pad(rows, (0, groups * size - rows.shape[1])).view(-1, size)
     # The shrinkage has a unit: the paper's weights are of order one step.
     start = plain.scale.reshape(-1)
-    unit, snap = start[:, None].clone(), Snap(scheme, plain.levels)
+    unit, snap = start[:, None].clone(), Snap(scheme, plain.levels, plain.zero_point)
     if plain.levels is not None:
         unit *= plain.levels.float().abs().max() / scheme.qmax
     scale, beta = start.clone(), _BETA

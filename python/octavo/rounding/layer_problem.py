@@ -62,7 +62,7 @@ class LayerProblem:
             power = power + _PULL * power.mean()
         bias = module._parameters.get("bias")
         plain = nearest(wanted.reshape(weight.shape), bias, scheme, power)
-        problem = Problem.of(wanted, xx, scheme, plain.levels)
+        problem = Problem.of(wanted, xx, scheme, plain.levels, plain.zero_point)
         start = plain.spread().view(groups, wanted.shape[1], -1)
         return cls(moments, plain, problem, start)
 
@@ -79,6 +79,7 @@ class LayerProblem:
             shift.reshape(-1).float(),
             scheme,
             self.plain.levels,
+            self.plain.zero_point,
         )
 
 

@@ -30,7 +30,8 @@ def nearest(
 
     The scale is ratio * max|w| / largest level with the ratio in 0.20 .. 1.00 (steps of 0.01,
     coarse to fine, 1.00 always among them) that minimises sum |w - Q(w)|^2.4 over the channel or
-    group. A channel of zeros gets the smallest safe scale.
+    group. A channel of zeros gets the smallest safe scale. With zero points it is the range of the
+    weights, 0 included, that is divided by 2^bits - 1, and the zero point is where 0 lies in it.
 
     Args:
         weight: float [O, ...], finite.
@@ -49,13 +50,14 @@ def nearest(
     if importance is not None:
         filled = F.pad(importance.float(), (0, groups * size - rows.shape[1]))
         weights = filled.view(1, groups, size).expand(rows.shape[0], -1, -1).reshape(-1, size)
+    zero = None if scheme.symmetric else _zero_points(pieces, scheme).view(-1, groups)
     scale = _initial(pieces, scheme)
     levels = None
     for _ in range(_ROUNDS.get(scheme.grid, 1)):
         whole = spread(scale.view(-1, groups), size, rows.shape[1])
         costs = None if importance is None else importance.expand_as(rows)
         levels = levels_of(scheme, rows, whole, costs)
-        snap = Snap(scheme, levels)
+        snap = Snap(scheme, levels, zero)
         scale = _searched(_Pieces(pieces, weights, scheme, snap, groups))
     result = scale.view(-1, groups) if scheme.group_size else scale
     whole = spread(scale.view(-1, groups), size, rows.shape[1])
@@ -64,7 +66,7 @@ def nearest(
     for start in range(0, rows.shape[0], step):
         part = slice(start, start + step)
         codes[part] = snap(rows[part] * (1.0 / whole[part]), 1, start).to(torch.int8)
-    return Codes(codes.view(weight.shape), result.contiguous(), bias, scheme, levels)
+    return Codes(codes.view(weight.shape), result.contiguous(), bias, scheme, levels, zero)
 
 
 def nearest_of_layer(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
@@ -115,7 +117,25 @@ class _Pieces:
 def _initial(rows: Tensor, scheme: Scheme) -> Tensor:
     if rows.shape[1] == 0 or rows.shape[0] == 0:
         return torch.full((rows.shape[0],), MIN_SCALE)
-    return safe_scale(rows.abs().amax(1) / largest_level(scheme), scheme)
+    return safe_scale(_widest(rows, scheme), scheme)
+
+
+def _widest(rows: Tensor, scheme: Scheme) -> Tensor:
+    """The scale of each row that clips nothing."""
+    if scheme.symmetric:
+        return rows.abs().amax(1) / largest_level(scheme)
+    span = rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0)
+    return span / (scheme.codes - 1)
+
+
+def _zero_points(rows: Tensor, scheme: Scheme) -> Tensor:
+    """uint8 [rows]: the code of 0, the same whatever share of the range is kept."""
+    if rows.shape[1] == 0:
+        return torch.zeros(rows.shape[0], dtype=torch.uint8)
+    low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+    share = -low / (high - low).clamp(min=MIN_SCALE)
+    codes: Tensor = (share * (scheme.codes - 1)).round()
+    return codes.to(torch.uint8)
 
 
 def _searched(pieces: _Pieces) -> Tensor:
@@ -130,13 +150,12 @@ def _search(pieces: _Pieces) -> Tensor:
     rows, scheme = pieces.rows, pieces.scheme
     if rows.shape[1] == 0:
         return torch.full((rows.shape[0],), MIN_SCALE)
-    top = largest_level(scheme)
-    largest = rows.abs().amax(1)
+    widest = _widest(rows, scheme)
 
     def scale_of(ratio: Tensor) -> Tensor:
-        return safe_scale(largest * ratio / top, scheme)
+        return safe_scale(widest * ratio, scheme)
 
-    ratio = torch.ones_like(largest)
+    ratio = torch.ones_like(widest)
     error = pieces.error(scale_of(ratio))
     for offsets in (_COARSE, _FINE):
         center = ratio if offsets is _FINE else torch.ones_like(ratio)

@@ -168,7 +168,7 @@ def _soft(weight: Tensor, codes: Codes) -> Soft:
     start = codes.codes.reshape(rows.shape).float()
     u = rows / codes.spread()
     toward = torch.where(u >= start, start + 0.25, start - 0.25)
-    low, high = neighbours(toward, codes.scheme, codes.levels)
+    low, high = neighbours(toward, codes.scheme, codes.levels, codes.zero_point)
     h = torch.where(start >= high, _SURE, 1 - _SURE)
     nearer = ((u - low) / (high - low).clamp(min=1e-6)).clamp(0.02, 0.98)
     h = 0.5 * (h + nearer)

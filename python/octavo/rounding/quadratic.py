@@ -76,18 +76,24 @@ class Problem:
 
     @classmethod
     def of(
-        cls, wanted: Tensor, moments: Tensor, scheme: Scheme, levels: Tensor | None = None
+        cls,
+        wanted: Tensor,
+        moments: Tensor,
+        scheme: Scheme,
+        levels: Tensor | None = None,
+        zero_point: Tensor | None = None,
     ) -> Problem:
         """The problem for second moments [G, K, K]; they get a hundredth of their mean diagonal."""
         h = moments.double().clone()
         diagonal = h.diagonal(dim1=1, dim2=2)
         mean = diagonal.mean(1, keepdim=True)
         diagonal += torch.where(mean > 0, _DAMPING * mean, torch.ones_like(mean))
-        return cls(wanted.float(), h.float(), Snap(scheme, levels))
+        return cls(wanted.float(), h.float(), Snap(scheme, levels, zero_point))
 
-    def snap(self, u: Tensor) -> Tensor:
-        """Nearest levels of [G, R, k] in units of the scale."""
-        return self.snapped(u.reshape(-1, u.shape[2])).view(u.shape)
+    def snap(self, u: Tensor, column: Tensor | int | None = None) -> Tensor:
+        """Nearest levels of [G, R, K], or of [G, R, 1] of one column, in units of the scale."""
+        columns = slice(None) if column is None else slice(int(column), int(column) + 1)
+        return self.snapped(u.reshape(-1, u.shape[2]), columns=columns).view(u.shape)
 
     def errors(self, real: Tensor) -> Tensor:
         """[G, R]: the quadratic error of each row."""
@@ -114,7 +120,8 @@ class Problem:
             stop = min(start + _BLOCK, columns)
             errors = torch.empty(groups, rows, stop - start)
             for j in range(start, stop):
-                codes[:, :, j : j + 1] = self.snap(w[:, :, j : j + 1] / s[:, :, j : j + 1])
+                u = w[:, :, j : j + 1] / s[:, :, j : j + 1]
+                codes[:, :, j : j + 1] = self.snap(u, order[j])
                 error = w[:, :, j] - codes[:, :, j] * s[:, :, j]
                 error /= upper[:, j, j, None]
                 w[:, :, j:stop] -= error[:, :, None] * upper[:, None, j, j:stop]
@@ -138,7 +145,7 @@ class Problem:
             for j in range(start, stop):
                 at = s[:, :, j]
                 best = codes[:, :, j] - local[:, :, j - start] / (diagonal[:, j, None] * at)
-                new = self.snap(best[:, :, None])[:, :, 0]
+                new = self.snap(best[:, :, None], j)[:, :, 0]
                 step = (new - codes[:, :, j]) * at
                 codes[:, :, j] = new
                 local += step[:, :, None] * self.h[:, None, j, start:stop]

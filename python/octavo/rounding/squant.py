@@ -42,7 +42,7 @@ def squant(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
         scheme: of its weight.
     """
     plain = nearest(weight, module._parameters.get("bias"), scheme)
-    if weight.numel() == 0:
+    if weight.numel() == 0 or weight.dim() == 2:
         return plain
     groups = int(getattr(module, "groups", 1))
     taps = math.prod(weight.shape[2:])

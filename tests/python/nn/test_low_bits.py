@@ -12,6 +12,7 @@ from torch import nn
 
 import octavo
 from conftest import FULL
+from octavo import safetensors_file
 from octavo.grids import GRIDS
 from octavo.nn.layer import QLayer
 from octavo.report import resident_bytes
@@ -49,14 +50,18 @@ def words() -> Words:
     return Words().eval()
 
 
-ALL = list(itertools.product(GRIDS, range(2, 9), FORMS))
+AFFINE = {f"{name}, affine": {**form, "symmetric": False} for name, form in FORMS.items()}
+ALL = [
+    *itertools.product(GRIDS, range(2, 9), FORMS.items()),
+    *itertools.product(["linear"], range(2, 8), AFFINE.items()),
+]
 # A ninth of them in the short size: every grid, width and form several times.
 SOME = ALL if FULL else ALL[::9]
 
 
-@pytest.mark.parametrize(("grid", "bits", "name"), SOME)
-def test_saved_loaded_copied_and_equal_on_every_isa(grid, bits, name, tmp_path):
-    model, form = words(), FORMS[name]
+@pytest.mark.parametrize(("grid", "bits", "named"), SOME)
+def test_saved_loaded_copied_and_equal_on_every_isa(grid, bits, named, tmp_path):
+    model, (_, form) = words(), named
     data = X if form.get("activations") == 8 else None
     small = octavo.quantize(model, bits, data, grid=grid, progress=False, **form)
     octavo.save(small, tmp_path / "m.safetensors")
@@ -89,10 +94,15 @@ def test_saved_loaded_copied_and_equal_on_every_isa(grid, bits, name, tmp_path):
             assert layer.weight_packed().shape[1] == -(-codes[0].numel() * bits // 8)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("grid", ["linear", "kmeans"])
 @pytest.mark.parametrize("bits", [2, 4, 6])
-def test_weight_only_is_the_float_model_of_the_levels(bits, grid):
-    small = octavo.quantize(words(), bits, grid=grid, activations="float", progress=False)
+def test_weight_only_is_the_float_model_of_the_levels(bits, grid, symmetric):
+    if grid != "linear" and not symmetric:
+        pytest.skip("tables have no zero points")
+    small = octavo.quantize(
+        words(), bits, grid=grid, symmetric=symmetric, activations="float", progress=False
+    )
     real = octavo.dequantize(small)
     assert type(real.table) is nn.Embedding and type(real.wide) is nn.Linear
     with torch.no_grad():
@@ -231,3 +241,91 @@ def test_resident_bits_of_grouped_layers():
         other.load_state_dict({k: v for k, v in state.items() if "scale" not in k})
     other.load_state_dict(state)
     assert torch.equal(other[0].weight, layer.weight)
+
+
+def shifted() -> Words:
+    """Weights whose ranges do not lie around 0."""
+    model = words()
+    with torch.no_grad():
+        model.wide.weight.abs_()
+        model.head.weight.sub_(0.1)
+        model.table.weight.abs_().neg_()
+    return model
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "squant", "hqq", "gptq", "adaround", "qdrop"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_zero_points_fit_weights_of_one_sign(bits, rounding):
+    """A sign less is as good as a bit more, whatever rounds."""
+    errors = {}
+    for symmetric in (True, False):
+        small = octavo.quantize(
+            shifted(), bits, [X], activations="float", rounding=rounding, group_size=32,
+            symmetric=symmetric, progress=False,
+        )  # fmt: skip
+        for name in ("wide", "table"):
+            layer, weight = small.get_submodule(name), shifted().get_submodule(name).weight
+            errors[name, symmetric] = float(F.mse_loss(layer.weight, weight.detach()))
+            zero = layer.weight_zero_point
+            assert (zero is None) == symmetric and layer.symmetric == symmetric
+            if zero is not None:
+                assert zero.dtype is torch.uint8 and zero.shape == layer.weight_scale.shape
+                assert bool((zero == (0 if name == "wide" else 2**bits - 1)).all())
+                shown = (
+                    layer.codes()
+                    + 2 ** (bits - 1)
+                    - zero.repeat_interleave(32, 1)[:, : layer.codes().shape[1]].to(torch.int16)
+                )
+                assert torch.equal(shown.to(torch.int8), layer.level_values())
+    if rounding in ("nearest", "squant", "hqq"):  # The others aim at outputs, not at weights.
+        assert all(errors[name, False] < 0.75 * errors[name, True] for name in ("wide", "table"))
+
+
+def test_zero_points_where_they_can_be():
+    torch.manual_seed(0)
+    small = octavo.quantize(
+        shifted(), {"*": 4, "head": 8, "conv": 4}, [X], symmetric=False, progress=False
+    )
+    assert not small.wide.symmetric and not small.table.symmetric
+    assert small.head.symmetric and small.conv.symmetric
+    assert "symmetric=False" in repr(small.wide) and "symmetric" not in repr(small.head)
+    report = octavo.report(small)
+    assert any("8 bits keep symmetric weights: 'conv', 'head'" in note for note in report.notes)
+    per = {row.layer.name: row.layer.granularity for row in report.rows}
+    assert per["wide"] == "group of 32, affine" and per["conv"] == "channel"
+    with torch.no_grad():
+        assert F.cosine_similarity(shifted()(X).flatten(), small(X).flatten(), 0) > 0.95
+
+
+def test_bad_zero_points(tmp_path):
+    for kwargs, error, text in (
+        ({"symmetric": 1}, TypeError, "symmetric must be True or False, got 1"),
+        ({"symmetric": False, "grid": "nf"}, ValueError, "symmetric must be True with grid='nf'"),
+        ({"symmetric": False, "qat": True}, ValueError, "symmetric must be True with qat=True"),
+    ):
+        with pytest.raises(error, match=text):
+            octavo.quantize(words(), 4, **kwargs)
+    small = octavo.quantize(words(), 4, symmetric=False, group_size=32, progress=False)
+    state = small.state_dict()
+    rows, columns = state["wide.weight_zero_point"].shape
+    for bad, text in (
+        (torch.full((rows, columns), 16, dtype=torch.uint8), r"expected 0\.\.15, got 16"),
+        (torch.zeros(rows, columns + 1, dtype=torch.uint8), "expected uint8 of shape"),
+        (torch.zeros(rows, columns), "expected uint8 of shape"),
+    ):
+        twin = copy.deepcopy(small)
+        with pytest.raises(RuntimeError, match=f"wide.weight_zero_point: {text}"):
+            twin.load_state_dict({**state, "wide.weight_zero_point": bad})
+        assert torch.equal(twin(X), small(X))
+    del state["wide.weight_zero_point"]
+    with pytest.raises(RuntimeError, match='Missing key.*"wide.weight_zero_point"'):
+        copy.deepcopy(small).load_state_dict(state)
+    path = tmp_path / "m.safetensors"
+    octavo.save(small, path)
+    tensors, metadata = safetensors_file.read(path)
+    metadata = {key: value for key, value in metadata.items() if key != "sha256"}
+    for bad in (torch.full((rows, columns), 16, dtype=torch.uint8), torch.zeros(rows, columns)):
+        changed = {**tensors, "wide.weight_zero_point": bad}
+        safetensors_file.write(tmp_path / "bad.safetensors", changed, metadata)
+        with pytest.raises(octavo.CheckpointError, match="wide.weight_zero_point"):
+            octavo.load(tmp_path / "bad.safetensors", Words())
