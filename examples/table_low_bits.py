@@ -51,6 +51,7 @@ class Result:
 
 FLOAT = {"resnet20": 91.73, "mobilenet probe": 83.35, "stories260k": 1.4986, "minilm": 1.0}
 WEIGHT_ONLY = {"activations": "float", "group_size": 32}
+DYNAMIC = {"activations": "dynamic", "group_size": 64}
 AFFINE = {"symmetric": False}
 
 ROWS = (
@@ -65,6 +66,7 @@ ROWS = (
     Row("mobilenet probe average 4 fast", "mobilenet probe", 4.0, 76.0, 1024, {"effort": "fast"}),
     Row("mobilenet probe W4 fast", "mobilenet probe", 4, 10.0, 1024, {"effort": "fast"}),
     Row("minilm W8 dynamic", "minilm", 8, 0.995, 0),
+    Row("minilm W4 g64 affine dynamic", "minilm", 4, 0.97, 256, DYNAMIC | AFFINE),
     Row("stories260k W8 g32", "stories260k", 8, 1.500, 0, WEIGHT_ONLY),
     Row("stories260k W4 g32", "stories260k", 4, 1.565, 128, WEIGHT_ONLY),
     Row("stories260k W3 g32", "stories260k", 3, 1.85, 128, WEIGHT_ONLY),
