@@ -40,7 +40,7 @@ def quantize(
     *,
     grid: str = "linear",
     activations: str | int | None = None,
-    group_size: int | None = None,
+    group_size: int | str | None = None,
     symmetric: bool = True,
     rounding: str | None = None,
     ranges: str | None = None,
@@ -82,7 +82,7 @@ def quantize(
         group_size: inputs that share a weight scale, a multiple of 16 from 16 to 256, in layers
             without a kernel (Linear, Embedding); such layers run outside of regions. Default: 128,
             64 or 32 for 2 to 4 bits in such layers outside of regions, else one scale for each
-            output channel.
+            output channel. "tensor": one scale for each whole weight.
         symmetric: False gives each weight scale a zero point, which fits weights whose range does
             not lie around 0: layers without a kernel, 2 to 7 bits, linear grid; such layers run
             outside of regions. Others stay symmetric.

@@ -419,7 +419,13 @@ def check_choices(
     if ranges is not None:
         _one_of("ranges", ranges, tuple(RULES))
     _one_of("effort", effort, ("fast", "balanced", "best"))
-    if group_size is not None:
+    if group_size == "tensor":
+        if qat:
+            raise ValueError(
+                "quantize: group_size must be an integer or None with qat=True, got 'tensor'. "
+                "Scales of output channels are trained."
+            )
+    elif group_size is not None:
         size = _index("group_size", group_size)
         if not 16 <= size <= 256 or size % 16:
             raise ValueError(

@@ -35,7 +35,7 @@ def decide(
     activations: Activations = "dynamic",
     activation_bits: int | Mapping[Any, int] = 8,
     grid: str = "linear",
-    group_size: int | None = None,
+    group_size: int | str | None = None,
     symmetric: bool = True,
     exclude: tuple[object, ...] | None = None,
     only: tuple[object, ...] | None = None,
@@ -57,7 +57,7 @@ def decide(
         training: for a trainee.
         normed: layers whose scale a BatchNorm will change after training.
         grid: as for `octavo.quantize`, like all that follow.
-        group_size: inputs that share a scale.
+        group_size: inputs that share a scale; "tensor": all of a weight.
         symmetric: whether weights have no zero points.
         exclude: patterns to leave out.
         only: patterns to keep to.
@@ -84,7 +84,9 @@ def decide(
                 schemes[site.name] = None
                 reasons[site.name] = "training: sparse gradients and max_norm change few rows only"
     groups = {} if group_size else _default_groups(found, schemes, normed)
-    if group_size:
+    if group_size == "tensor":
+        schemes = {name: s and replace(s, per_tensor=True) for name, s in schemes.items()}
+    elif group_size:
         schemes, ungrouped = _with_groups(found, schemes, int(group_size), normed)
         notes += ungrouped
     if not symmetric:

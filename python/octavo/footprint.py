@@ -49,7 +49,7 @@ def footprint(
     bits: Any = 8,
     activations: str | int | None = None,
     grid: str = "linear",
-    group_size: int | None = None,
+    group_size: int | str | None = None,
     symmetric: bool = True,
 ) -> Footprint:
     """What `octavo.quantize` would make of ``model`` with these arguments, in bytes.

@@ -50,13 +50,11 @@ class Plan:
                 lines.append(f"{name}  {site.type}  float: {site.reason}")
                 continue
             scheme = site.scheme
-            per = f"groups of {scheme.group_size}" if scheme.group_size else "per channel"
-            per += "" if scheme.symmetric else ", affine"
             bits = f" {site.activation_bits} bits" if site.activations == "static" else ""
             where = f"  region {site.region}" if site.region else ""
             why = f"  ({site.reason})" if site.reason else ""
             lines.append(
-                f"{name}  {site.type}  {scheme.bits} bits {scheme.grid} {per}, "
+                f"{name}  {site.type}  {scheme.bits} bits {scheme.grid} per {scheme.granularity}, "
                 f"activations {site.activations}{bits}{where}{why}"
             )
         for flow in self.flows:

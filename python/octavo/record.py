@@ -12,7 +12,6 @@ from octavo.measure import bytes_of, sqnr
 from octavo.nn.registry import canonical_weight
 from octavo.plan import Plan
 from octavo.rounding.codes import Codes
-from octavo.scheme import Scheme
 
 __all__ = ["LayerRecord", "Record", "attach", "layer_records", "record_of"]
 
@@ -80,11 +79,6 @@ def record_of(model: nn.Module) -> Record | None:
     return model.__dict__.get(_ATTRIBUTE)
 
 
-def _granularity(scheme: Scheme) -> str:
-    size = scheme.group_size
-    return (f"group of {size}" if size else "channel") + ("" if scheme.symmetric else ", affine")
-
-
 def layer_records(
     model: nn.Module,
     plan: Plan,
@@ -112,7 +106,7 @@ def layer_records(
                 site.type,
                 site.scheme.bits,
                 site.scheme.grid,
-                _granularity(site.scheme),
+                site.scheme.granularity,
                 site.activations,
                 site.region,
                 site.reason,

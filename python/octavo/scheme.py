@@ -16,13 +16,15 @@ class Scheme:
 
     ``group_size`` 0 means one scale per output channel; else a multiple of 16 in 16..256, the last
     group of a row may be shorter, and scales are bfloat16 numbers. Without ``symmetric`` each scale
-    has a zero point z in 0 .. 2^bits - 1, and codes stand for -z .. 2^bits - 1 - z.
+    has a zero point z in 0 .. 2^bits - 1, and codes stand for -z .. 2^bits - 1 - z. With
+    ``per_tensor`` all output channels have one and the same scale.
     """
 
     bits: int = 8
     grid: str = "linear"
     group_size: int = 0
     symmetric: bool = True
+    per_tensor: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -37,6 +39,17 @@ class Scheme:
                 "Scheme: symmetric must be True for 8 bits and for level tables, got False for "
                 f"{self.bits} bits, {self.grid!r}."
             )
+
+        if self.per_tensor and self.group_size:
+            raise ValueError(
+                f"Scheme: group_size must be 0 with per_tensor, got {self.group_size}."
+            )
+
+    @property
+    def granularity(self) -> str:
+        """What has a scale of its own, in words."""
+        per = f"group of {self.group_size}" if self.group_size else "channel"
+        return ("tensor" if self.per_tensor else per) + ("" if self.symmetric else ", affine")
 
     @property
     def codes(self) -> int:

@@ -56,6 +56,8 @@ def learned(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments)
 
 def _best_scale(problem: Problem, start: Tensor, scheme: Scheme) -> Tensor:
     """[G, R, 1 or K]: of some scales the one whose plainly rounded row costs least."""
+    if scheme.per_tensor:
+        return start
     best, lowest = start, torch.full(problem.wanted.shape[:2], torch.inf)
     for ratio in _RATIOS:
         scale = safe_scale(start * ratio, scheme)

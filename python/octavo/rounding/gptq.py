@@ -35,9 +35,10 @@ def solve(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments) -
         return nearest(weight, module._parameters.get("bias"), scheme)
     problem = layer.problem
     best: tuple[Tensor, Tensor, Tensor] | None = None
-    for ratio in _RATIOS if weight.numel() <= _COSTLY else (1.0,):
+    several = weight.numel() <= _COSTLY and not scheme.per_tensor
+    for ratio in _RATIOS if several else (1.0,):
         first = safe_scale(layer.start * ratio, scheme)
-        codes, scale = problem.solve(first, scheme.group_size)
+        codes, scale = problem.solve(first, scheme.group_size, not scheme.per_tensor)
         error = problem.errors(codes * scale)
         if best is None:
             best = codes, scale, error

@@ -46,17 +46,22 @@ def hqq(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
     unit, snap = start[:, None].clone(), Snap(scheme, plain.levels, plain.zero_point)
     if plain.levels is not None:
         unit *= plain.levels.float().abs().max() / scheme.qmax
+
+    def shared(sums: Tensor) -> Tensor:
+        """Sums over what has one scale, from sums over rows."""
+        return sums.sum().expand_as(sums) if scheme.per_tensor else sums
+
     scale, beta = start.clone(), _BETA
     best, lowest = start, torch.full_like(start, torch.inf)
     for _ in range(_ROUNDS):
         levels = snap(rows * (1.0 / scale)[:, None], groups)
         off = (rows - levels * scale[:, None]) / unit
-        error = off.abs().pow(_P).mean(1)
+        error = shared(off.abs().pow(_P).mean(1))
         best = torch.where(error < lowest, scale, best)
         lowest = torch.minimum(error, lowest)
         kept = off.abs() - off.abs().clamp(min=1e-8).pow(_P - 1) / beta
         aimed = rows - off.sign() * kept.clamp(min=0) * unit
-        fitted = (aimed * levels).sum(1) / levels.square().sum(1).clamp(min=1)
+        fitted = shared((aimed * levels).sum(1)) / shared(levels.square().sum(1)).clamp(min=1)
         scale = safe_scale(torch.where(fitted > MIN_SCALE, fitted, scale), scheme)
         beta *= _GROWTH
     levels = snap(rows * (1.0 / best)[:, None], groups).view(weight.shape[0], -1)

@@ -29,9 +29,10 @@ def nearest(
     """Codes of a weight, each the nearest level times the scale of its output channel or group.
 
     The scale is ratio * max|w| / largest level with the ratio in 0.20 .. 1.00 (steps of 0.01,
-    coarse to fine, 1.00 always among them) that minimises sum |w - Q(w)|^2.4 over the channel or
-    group. A channel of zeros gets the smallest safe scale. With zero points it is the range of the
-    weights, 0 included, that is divided by 2^bits - 1, and the zero point is where 0 lies in it.
+    coarse to fine, 1.00 always among them) that minimises sum |w - Q(w)|^2.4 over the channel, the
+    group or, per tensor, the whole weight. A channel of zeros gets the smallest safe scale. With
+    zero points it is the range of the weights, 0 included, that is divided by 2^bits - 1, and the
+    zero point is where 0 lies in it.
 
     Args:
         weight: float [O, ...], finite.
@@ -107,11 +108,13 @@ class _Pieces:
         """float64 [rows]: sum |w - Q(w)|^2.4 in units of the row's largest weight."""
         u = self.rows * (1.0 / scale)[:, None]
         off = self.rows - self.snap(u, self.groups, self.first) * scale[:, None]
-        unit = self.rows.abs().amax(1).clamp(min=MIN_SCALE)
+        low, high = _ends(self.rows, self.scheme)
+        unit = torch.maximum(-low, high).clamp(min=MIN_SCALE)
         power = (off.abs_() / unit[:, None]).pow_(_EXPONENT)
         if self.importance is not None:
             power *= self.importance
-        return power.sum(1, dtype=torch.float64)
+        error = power.sum(1, dtype=torch.float64)
+        return error.sum().expand_as(error) if self.scheme.per_tensor else error
 
 
 def _initial(rows: Tensor, scheme: Scheme) -> Tensor:
@@ -120,19 +123,27 @@ def _initial(rows: Tensor, scheme: Scheme) -> Tensor:
     return safe_scale(_widest(rows, scheme), scheme)
 
 
+def _ends(rows: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """The range of what shares each row's scale, 0 included."""
+    low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+    if scheme.per_tensor:
+        low, high = low.amin().expand_as(low), high.amax().expand_as(high)
+    return low, high
+
+
 def _widest(rows: Tensor, scheme: Scheme) -> Tensor:
     """The scale of each row that clips nothing."""
+    low, high = _ends(rows, scheme)
     if scheme.symmetric:
-        return rows.abs().amax(1) / largest_level(scheme)
-    span = rows.amax(1).clamp(min=0) - rows.amin(1).clamp(max=0)
-    return span / (scheme.codes - 1)
+        return torch.maximum(-low, high) / largest_level(scheme)
+    return (high - low) / (scheme.codes - 1)
 
 
 def _zero_points(rows: Tensor, scheme: Scheme) -> Tensor:
     """uint8 [rows]: the code of 0, the same whatever share of the range is kept."""
-    if rows.shape[1] == 0:
+    if rows.numel() == 0:
         return torch.zeros(rows.shape[0], dtype=torch.uint8)
-    low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
+    low, high = _ends(rows, scheme)
     share = -low / (high - low).clamp(min=MIN_SCALE)
     codes: Tensor = (share * (scheme.codes - 1)).round()
     return codes.to(torch.uint8)
@@ -142,6 +153,8 @@ def _searched(pieces: _Pieces) -> Tensor:
     """float32 [rows]: the best scale of each row."""
     size = max(1, pieces.rows.shape[1])
     step = max(1, _CHUNK // size // pieces.groups) * pieces.groups
+    if pieces.scheme.per_tensor:
+        step = max(1, pieces.rows.shape[0])
     parts = [pieces.part(s, step) for s in range(0, pieces.rows.shape[0], step)]
     return torch.cat([_search(part) for part in parts]) if parts else torch.zeros(0)
 

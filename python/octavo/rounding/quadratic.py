@@ -175,13 +175,14 @@ class Problem:
             scale[:, :, part] = new
         return scale
 
-    def solve(self, scale: Tensor, size: int = 0, sweeps: int = _SWEEPS) -> tuple[Tensor, Tensor]:
+    def solve(self, scale: Tensor, size: int = 0, fits: bool = True) -> tuple[Tensor, Tensor]:
         """Codes [G, R, K] and their scale, from the scale [G, R, 1] or [G, R, K].
 
-        size: inputs that share a scale, 0 where a row has one.
+        size: inputs that share a scale, 0 where a row has one. fits: whether scales may move.
         """
         codes = self.pass_errors_on(scale)
-        for _ in range(sweeps):
-            scale = self.fitted_scale(codes, scale, size)
+        for _ in range(_SWEEPS):
+            if fits:
+                scale = self.fitted_scale(codes, scale, size)
             codes = self.descend(codes, scale)
         return codes, scale

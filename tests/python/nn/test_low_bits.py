@@ -51,7 +51,12 @@ def words() -> Words:
 
 
 AFFINE = {f"{name}, affine": {**form, "symmetric": False} for name, form in FORMS.items()}
+TENSOR = {
+    "per tensor, dynamic": {"group_size": "tensor"},
+    "per tensor, static": {"group_size": "tensor", "activations": 8},
+}
 ALL = [
+    *itertools.product(GRIDS, range(2, 9), TENSOR.items()),
     *itertools.product(GRIDS, range(2, 9), FORMS.items()),
     *itertools.product(["linear"], range(2, 8), AFFINE.items()),
 ]
@@ -196,6 +201,50 @@ def test_embedding_with_max_norm_stays_float():
     assert type(small[0]) is nn.Embedding
     (row,) = [row for row in octavo.report(small).rows if row.layer.name == "0"]
     assert "max_norm" in row.layer.reason
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "squant", "hqq", "gptq", "adaround", "qdrop"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_one_scale_for_a_whole_weight(rounding, symmetric):
+    small = octavo.quantize(
+        words(), 6, [X], rounding=rounding, group_size="tensor", symmetric=symmetric, progress=False
+    )
+    report = octavo.report(small)
+    per = {row.layer.name: row.layer.granularity for row in report.rows}
+    assert per["conv"] == "tensor" and per["wide"] == ("tensor" if symmetric else "tensor, affine")
+    for name in ("table", "conv", "wide", "head"):
+        layer = small.get_submodule(name)
+        scale = layer.weight_scale
+        assert scale.shape[0] == len(layer.weight) and bool((scale == scale.flatten()[0]).all())
+        assert layer.group_size == 0
+        zero = layer.weight_zero_point
+        assert zero is None or bool((zero == zero.flatten()[0]).all())
+    # Stretches that regions can run still do, unless zero points keep layers out.
+    assert (small.wide.packed, small.conv.packed) == (not symmetric, False)
+    with torch.no_grad():
+        y = words()(X)
+        assert F.mse_loss(small(X), y) < 0.01 * y.square().mean()
+
+
+def test_one_scale_for_a_whole_weight_is_the_best_one():
+    """Against a search over all scales with the same measure."""
+    torch.manual_seed(0)
+    layer = nn.Linear(40, 30)
+    with torch.no_grad():
+        layer.weight[3] *= 4
+    small = octavo.quantize(
+        layer, 4, group_size="tensor", rounding="nearest", activations="float", progress=False
+    )
+    w, found = layer.weight.detach(), float(small.weight_scale[0])
+
+    def error(scale):
+        return float(((w / scale).round().clamp(-8, 7) * scale - w).abs().pow(2.4).sum())
+
+    widest = float(w.abs().max()) / 7
+    best = min(error(widest * ratio / 100) for ratio in range(20, 101))
+    assert error(found) <= best * (1 + 1e-5)
+    with pytest.raises(ValueError, match="group_size must be an integer or None with qat=True"):
+        octavo.quantize(layer, 4, group_size="tensor", qat=True)
 
 
 @pytest.mark.parametrize("size", [0, -1, 24, 8, 272])
