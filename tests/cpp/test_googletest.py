@@ -29,11 +29,12 @@ def test_cpp_tests_pass() -> None:
         missing("GoogleTest is not installed (Debian: libgtest-dev)")
     assert configured.returncode == 0, configured.stderr
     jobs = str(os.cpu_count() or 1)
-    build = ["cmake", "--build", str(tree), "--target", "cpp_tests", "--parallel", jobs]
+    names = ("cpp_tests", "thread_tests")
+    build = ["cmake", "--build", str(tree), "--parallel", jobs, "--target", *names]
     built = subprocess.run(build, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout[-4000:]
-    ran = subprocess.run(
-        [str(tree / "cpp_tests"), "--gtest_brief=1"], capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-1000:]
-    assert "[  PASSED  ]" in ran.stdout
+    for name in names:
+        command = [str(tree / name), "--gtest_brief=1"]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-1000:]
+        assert "[  PASSED  ]" in ran.stdout
