@@ -435,11 +435,10 @@ def check_choices(
     if not isinstance(symmetric, bool):
         got = describe(symmetric)
         raise TypeError(f"quantize: symmetric must be True or False, got {got}. Say which.")
-    if not symmetric and (grid != "linear" or qat):
-        where = "with qat=True" if qat else f"with grid={grid!r}"
+    if not symmetric and grid != "linear":
         raise ValueError(
-            f"quantize: symmetric must be True {where}, got False. Zero points shift the codes of "
-            "the linear grid, after training."
+            f"quantize: symmetric must be True with grid={grid!r}, got False. Zero points shift "
+            "the codes of the linear grid."
         )
     _check_drop(evaluate, max_drop)
     if not isinstance(qat, bool):

@@ -90,7 +90,7 @@ def decide(
         schemes, ungrouped = _with_groups(found, schemes, int(group_size), normed)
         notes += ungrouped
     if not symmetric:
-        schemes, without_zero_points = _with_zero_points(found, schemes)
+        schemes, without_zero_points = _with_zero_points(found, schemes, normed)
         notes += without_zero_points
     decided = plan(found, schemes, activations, activation_bits, reasons=reasons, groups=groups)
     return Decision(decided, tuple(notes))
@@ -188,7 +188,7 @@ def _with_groups(
 
 
 def _with_zero_points(
-    found: Capture, schemes: Mapping[str, Scheme | None]
+    found: Capture, schemes: Mapping[str, Scheme | None], normed: frozenset[str]
 ) -> tuple[dict[str, Scheme | None], list[str]]:
     """The schemes with zero points, and a note on layers that cannot have them."""
     affine, without = dict(schemes), list[str]()
@@ -196,14 +196,15 @@ def _with_zero_points(
         scheme = schemes.get(site.name)
         if scheme is None or site.reason:
             continue
-        if site.features and scheme.bits < 8:
+        if site.features and scheme.bits < 8 and site.name not in normed:
             affine[site.name] = replace(scheme, symmetric=False)
         else:
             without.append(repr(site.name))
     if not without:
         return affine, []
     names = _first_few(without)
-    return affine, [f"convolutions and layers of 8 bits keep symmetric weights: {names}"]
+    which = "convolutions, layers of 8 bits and layers before a trained BatchNorm"
+    return affine, [f"{which} keep symmetric weights: {names}"]
 
 
 def _first_few(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -130,8 +131,8 @@ def qparams_of(trainee: nn.Module, plan: Plan) -> dict[str, QParams]:
     return found
 
 
-def _weights(trainee: nn.Module, plan: Plan) -> dict[str, tuple[Tensor, Tensor, Tensor | None]]:
-    """int8 levels of each layer in canonical order, their scale, and the tables they are from."""
+def _weights(trainee: nn.Module, plan: Plan) -> dict[str, Codes]:
+    """The integers of each layer as it was trained, before what a BatchNorm does to them."""
     found = {}
     for site in plan.sites:
         if site.scheme is None:
@@ -139,7 +140,8 @@ def _weights(trainee: nn.Module, plan: Plan) -> dict[str, tuple[Tensor, Tensor, 
         module = trainee.get_submodule(site.name)
         quantizer, weight = module.weight_quantizer, module.weight
         assert isinstance(quantizer, FakeQuantizeWeight) and isinstance(weight, Tensor)
-        found[site.name] = *quantizer.codes(weight), quantizer.levels
+        values, scale, zero_point = quantizer.codes(weight)
+        found[site.name] = Codes(values, scale, None, site.scheme, quantizer.levels, zero_point)
     return found
 
 
@@ -157,22 +159,16 @@ def _plain(trainee: nn.Module) -> nn.Module:
     return plain.eval()
 
 
-def _codes(
-    plain: nn.Module,
-    site: SitePlan,
-    integers: tuple[Tensor, Tensor, Tensor | None],
-    factor: Tensor | None,
-) -> Codes:
+def _codes(plain: nn.Module, site: SitePlan, trained: Codes, factor: Tensor | None) -> Codes:
     """A layer's integers: the BatchNorm behind it has gone into its bias, and here its scale."""
-    assert site.scheme is not None
-    values, scale, levels = integers
+    scale = trained.scale
     if factor is not None:
         scale = (scale.double() * factor).float()
         # A channel that the BatchNorm silences: the smallest scale there is says the same.
         scale = torch.where(scale.abs() < _TINY, torch.full_like(scale, _TINY), scale)
     bias = plain.get_submodule(site.name)._parameters.get("bias")
     kept = None if bias is None else bias.detach().float()
-    return Codes(values, scale, kept, site.scheme, levels)
+    return replace(trained, scale=scale, bias=kept)
 
 
 def _notes(trainee: nn.Module) -> tuple[str, ...]:

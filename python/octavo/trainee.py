@@ -169,6 +169,7 @@ class _Builder:
             axis=quantized.channel_axis(module),
             what=f"layer {site.name!r}",
             levels=start.levels,
+            zero_point=start.zero_point,
         )
         source: FakeQuantize | FakeQuantizeDynamic | None = self.sources.get(site.name)
         seen = self.params.get(f"site:{site.name}")

@@ -236,8 +236,8 @@ class Words(nn.Module):
         return self.fc2(self.bn(self.fc1(self.words(x))).relu())
 
 
-@pytest.mark.parametrize("method", ["ste", "lsq", "dorefa"])
-@pytest.mark.parametrize("grid", ["linear", "nf"])
+@pytest.mark.parametrize("method", ["ste", "lsq", "lsq+", "dorefa"])
+@pytest.mark.parametrize("grid", ["linear", "affine", "nf"])
 @pytest.mark.parametrize(
     ("group_size", "activations"),
     [(32, "float"), (None, "float"), (32, "static"), (32, "dynamic"), (None, "dynamic")],
@@ -247,9 +247,10 @@ def test_weights_of_groups_and_look_ups(
 ) -> None:
     """Only static activations need data; scales of groups are bfloat16."""
     model, x = Words(), torch.randint(0, 50, (32,))
+    affine, grid = grid == "affine", "linear" if grid == "affine" else grid
     trainee = octavo.quantize(
         model, 4, data=x if activations == "static" else None, qat=True, grid=grid, method=method,
-        group_size=group_size, activations=8 if activations == "static" else activations,
+        symmetric=not affine, group_size=group_size, activations=8 if activations == "static" else activations,
         progress=False,
     )  # fmt: skip
     target, losses = torch.randint(0, 8, (32,)), []
@@ -267,6 +268,10 @@ def test_weights_of_groups_and_look_ups(
     assert (frozen.words.group_size, frozen.fc2.group_size) == (group_size or 32, group_size or 0)
     folded = not isinstance(frozen.bn, nn.BatchNorm1d)
     assert frozen.fc1.group_size == (0 if folded else group_size or 32)
+    assert frozen.words.symmetric == frozen.fc2.symmetric == (not affine)
+    if affine and method == "lsq+":
+        zero = trainee.fc2.weight_quantizer.zero_point
+        assert zero.requires_grad and bool((zero != zero.round()).any())  # It is trained.
     for name in ("words", "fc2"):
         layer = getattr(trainee, name)
         assert torch.equal(getattr(frozen, name).weight, layer.weight_quantizer(layer.weight))

@@ -31,9 +31,9 @@ class Mixer(nn.Module):
         return self.fc2(F.gelu(self.fc1(self.norm(y)))).mean(-2)
 
 
-def trained(bits: int = 4, steps: int = 5) -> nn.Module:
+def trained(bits: int = 4, steps: int = 5, **kwargs: object) -> nn.Module:
     torch.manual_seed(0)
-    trainee = octavo.quantize(Mixer(), bits, qat=True, progress=False)
+    trainee = octavo.quantize(Mixer(), bits, qat=True, progress=False, **kwargs)
     optimizer = torch.optim.SGD(trainee.parameters(), 0.1)
     x, target = torch.randn(16, 3, 8, 8), torch.arange(16) % 5
     losses = []
@@ -147,8 +147,9 @@ def test_compile(backend: str) -> None:
         assert (a - b).norm() <= 0.02 * b.norm() + 1e-6
 
 
-def test_autocast_copies_pickles_and_files(tmp_path: Path) -> None:
-    trainee = trained().train()
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_autocast_copies_pickles_and_files(symmetric: bool, tmp_path: Path) -> None:
+    trainee = trained(symmetric=symmetric).train()
     x = torch.randn(4, 3, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         y = trainee(x)

@@ -274,7 +274,9 @@ class FakeQuantizeWeight(nn.Module):
         axis: dimension of the output channels.
         scale: float32 [O], or [O, groups], of which bfloat16 numbers are used; a Parameter where
             steps are trained, else a buffer that each training step forms anew: ratio * largest
-            magnitude / largest level.
+            magnitude / largest level, or ratio * range / (2^bits - 1) with zero points.
+        zero_point: float32 of the same shape, None where the scheme is symmetric; a Parameter with
+            "lsq+", kept still with "lsq", else formed anew like the scale.
         ratio: float32 of the same shape, where the clip that was best at the start lies.
         levels: int8 [tables, 2^bits] of a grid that is no line; they keep still.
     """
@@ -283,6 +285,7 @@ class FakeQuantizeWeight(nn.Module):
     ratio: Tensor
     start: Tensor
     levels: Tensor | None
+    zero_point: Tensor | None
 
     def __init__(
         self,
@@ -294,13 +297,19 @@ class FakeQuantizeWeight(nn.Module):
         axis: int,
         what: str,
         levels: Tensor | None = None,
+        zero_point: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("levels", levels)
-        self._top = largest_level(scheme)
+        zero_point = None if zero_point is None else zero_point.float().view_as(scale)
+        self._top = largest_level(scheme) if scheme.symmetric else scheme.codes - 1
         self.scheme, self.axis, self.what = scheme, axis, what
         self.is_frozen = False
         self.method = method if method in ("lsq", "lsq+", "dorefa") else "ste"
+        if method == "lsq+" and zero_point is not None:
+            self.zero_point = nn.Parameter(zero_point)
+        else:
+            self.register_buffer("zero_point", zero_point)
         if self.method in _LEARNED:
             self.scale = nn.Parameter(scale.clone())
             self.register_buffer("start", scale.clone())
@@ -308,24 +317,30 @@ class FakeQuantizeWeight(nn.Module):
         self.register_buffer("scale", scale.clone())
         ratio = torch.ones_like(scale)
         if self.method == "ste":
-            largest = self._largest(weight)
-            ratio = torch.where(largest > 0, scale * self._top / largest, ratio).clamp(0.01, 1.0)
+            widest = self._widest(*self._ends(weight))
+            ratio = torch.where(widest > 0, scale / widest, ratio).clamp(0.01, 1.0)
         self.register_buffer("ratio", ratio)
         self._refresh(self._shaped(weight.detach()))
 
-    def _largest(self, weight: Tensor) -> Tensor:
-        """float32 [O] or [O, groups]: the largest magnitude of each channel or group."""
+    def _ends(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 [O] or [O, groups]: the range of each channel or group."""
         if self.scheme.group_size:
-            rows = weight.detach().movedim(self.axis, 0).flatten(1).float().abs()
+            rows = weight.detach().movedim(self.axis, 0).flatten(1).float()
             size = self.scheme.group_size
-            padded = functional.pad(rows, (0, -rows.shape[1] % size))
-            return padded.view(rows.shape[0], -1, size).amax(2)
+            padded = functional.pad(rows, (0, -rows.shape[1] % size)).view(rows.shape[0], -1, size)
+            return padded.amin(2), padded.amax(2)
         if weight.is_cpu:  # In one pass, without a copy.
-            ends, bad = ops.minmax_per_channel(weight.detach(), self.axis)
-            largest = torch.maximum(-ends[0], ends[1])
-            return torch.where(bad == 0, largest, torch.inf)
-        others = [d for d in range(weight.dim()) if d != self.axis]
-        return weight.detach().abs().amax(others).float() if others else weight.detach().abs()
+            (low, high), bad = ops.minmax_per_channel(weight.detach(), self.axis)
+            return low, torch.where(bad == 0, high, torch.inf)
+        rows = weight.detach().movedim(self.axis, 0).float()
+        rows = rows.flatten(1) if rows.dim() > 1 else rows[:, None]
+        return rows.amin(1), rows.amax(1)
+
+    def _widest(self, low: Tensor, high: Tensor) -> Tensor:
+        """The scale that clips nothing of a range."""
+        if self.scheme.symmetric:
+            return torch.maximum(-low, high) / self._top
+        return (high.clamp(min=0) - low.clamp(max=0)) / (self.scheme.codes - 1)
 
     def _shaped(self, weight: Tensor) -> Tensor:
         """DoReFa's tanh; its division by the maximum is undone by the scale and left out."""
@@ -333,7 +348,9 @@ class FakeQuantizeWeight(nn.Module):
 
     @torch.no_grad()
     def _refresh(self, weight: Tensor) -> Tensor:
-        scale = (self._largest(weight) * self.ratio / self._top).clamp_min(MIN_SCALE)
+        low, high = self._ends(weight)
+        widest = self._widest(low, high)
+        scale = (widest * self.ratio).clamp_min(MIN_SCALE)
         if not torch.compiler.is_compiling() and not bool(torch.isfinite(scale).all()):
             raise ValueError(
                 f"training: the weight of {self.what} must be finite, got NaN or infinite values. "
@@ -341,6 +358,9 @@ class FakeQuantizeWeight(nn.Module):
             )
         scale = self._storable(scale)
         self.scale.copy_(scale)
+        if self.zero_point is not None:
+            zero = (-low.clamp(max=0) / widest.clamp_min(MIN_SCALE)).round()
+            self.zero_point.copy_(zero.clamp(0, self.scheme.codes - 1))
         return scale
 
     def _storable(self, scale: Tensor) -> Tensor:
@@ -375,22 +395,33 @@ class FakeQuantizeWeight(nn.Module):
             return ops.fake_quantize_levels(
                 weight, self.levels, scale, group_size=size, learned=learned, grad_scale=grad_scale
             )
+        zero = self.zero_point
         ends: dict[str, Any] = {"qmin": self.scheme.qmin, "qmax": self.scheme.qmax}
+        if zero is not None:
+            ends = {"qmin": 0, "qmax": self.scheme.codes - 1}
         if learned:
+            if zero is not None:
+                zero = zero.detach() if self.is_frozen else _kept_finite(zero)
             return ops.fake_quantize_learned(
-                weight, scale, axis=axis, group_size=size, grad_scale=grad_scale, **ends
+                weight, scale, zero, axis=axis, group_size=size, grad_scale=grad_scale, **ends
             )
-        return ops.fake_quantize(weight, scale, axis=axis, group_size=size, **ends)
+        # Not the buffer: the next step moves it before the backward pass of this one may come.
+        zero = None if zero is None else zero.clone()
+        return ops.fake_quantize(weight, scale, zero, axis=axis, group_size=size, **ends)
 
     @torch.no_grad()
-    def codes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """int8 levels of ``weight`` with output channels first, and their float32 scale."""
+    def codes(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """int8 levels of ``weight`` with output channels first, float32 scale, zero points."""
         scale = self._storable(self.scale.detach()).abs().clamp_min(MIN_SCALE)
         rows = self._shaped(weight.detach()).float().movedim(self.axis, 0).contiguous()
         flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
         steps = spread(1.0 / scale, self.scheme.group_size, flat.shape[1])
-        values = Snap(self.scheme, self.levels)(flat * steps)
-        return values.to(torch.int8).view(rows.shape), scale
+        zero = self.zero_point
+        if zero is not None:
+            zero = zero.detach().round().clamp(0, self.scheme.codes - 1).to(torch.uint8)
+            zero = zero.view(len(rows), -1)
+        values = Snap(self.scheme, self.levels, zero)(flat * steps)
+        return values.to(torch.int8).view(rows.shape), scale, zero
 
     def has_moved(self) -> bool | None:
         """Whether a trained step differs from its start; None where nothing is trained."""
