@@ -34,7 +34,6 @@ TABLE_CHANNELS = 64
 """Consecutive output channels that share one table of levels."""
 
 _LARGEST = 127
-_ALL = slice(None)
 _RATIOS = (2**-0.25, 2**-0.5, 2**-1)
 
 
@@ -236,7 +235,8 @@ class Snap:
     def __init__(
         self, scheme: Scheme, levels: Tensor | None = None, zero_point: Tensor | None = None
     ) -> None:
-        self._scheme, self._zero_point = scheme, zero_point
+        self._scheme = scheme
+        self._low = None if zero_point is None else -zero_point.float()
         self._bounds = scheme.qmin, scheme.qmax
         self._nearest: Tensor | None = None
         if levels is not None:
@@ -249,15 +249,15 @@ class Snap:
             self._nearest = table.gather(1, at).flatten()
 
     def __call__(
-        self, u: Tensor, rows: int = 1, first: int = 0, columns: Tensor | slice = _ALL
+        self, u: Tensor, rows: int = 1, first: int = 0, column: int | None = None
     ) -> Tensor:
         """float32 of the shape of ``u`` [n * rows, K].
 
         rows: rows of ``u`` that belong to one output channel, a group of inputs each. first: the
-        channel of the first row. columns: which inputs ``u`` holds, where ``rows`` is 1.
+        channel of the first row. column: the input that ``u`` [n, 1] is of; None: of all.
         """
-        if self._zero_point is not None:
-            low = -self._zero_of(len(u), rows, first, columns)[:, : u.shape[1]]
+        if self._low is not None:
+            low = self._lowest(self._low[first : first + len(u) // rows], u.shape[1], rows, column)
             return u.maximum(low).minimum(low + (self._scheme.codes - 1)).round_()
         if self._nearest is None:
             return u.clamp(*self._bounds).round_()
@@ -268,19 +268,20 @@ class Snap:
 
     def ends(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """The smallest and largest level of the weights [rows, columns], or of all: linear grid."""
-        if self._zero_point is None:
+        if self._low is None:
             return torch.tensor(float(self._bounds[0])), torch.tensor(float(self._bounds[1]))
-        low = -self._zero_of(rows, 1, 0, slice(columns))
+        low = self._lowest(self._low[:rows], columns)
         return low, low + (self._scheme.codes - 1)
 
-    def _zero_of(self, count: int, rows: int, first: int, columns: Tensor | slice) -> Tensor:
-        """float32 [count, columns] or [count, 1]: the zero points of some weights."""
-        assert self._zero_point is not None
-        zero = self._zero_point.float()
-        own = zero[first : first + count // rows]
-        if rows > 1 or zero.shape[1] == 1:
-            return own.reshape(-1, 1)
-        return own.repeat_interleave(self._scheme.group_size, 1)[:, columns]
+    def _lowest(
+        self, low: Tensor, columns: int, rows: int = 1, column: int | None = None
+    ) -> Tensor:
+        """The smallest level of each weight, from those of groups [O, groups]."""
+        if rows > 1 or low.shape[1] == 1:
+            return low.reshape(-1, 1)
+        if column is not None:
+            return low[:, column // self._scheme.group_size, None]
+        return low.repeat_interleave(self._scheme.group_size, 1)[:, :columns]
 
 
 def snap(u: Tensor, scheme: Scheme, levels: Tensor | None = None) -> Tensor:

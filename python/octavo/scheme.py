@@ -39,7 +39,6 @@ class Scheme:
                 "Scheme: symmetric must be True for 8 bits and for level tables, got False for "
                 f"{self.bits} bits, {self.grid!r}."
             )
-
         if self.per_tensor and self.group_size:
             raise ValueError(
                 f"Scheme: group_size must be 0 with per_tensor, got {self.group_size}."

@@ -90,10 +90,9 @@ class Problem:
         diagonal += torch.where(mean > 0, _DAMPING * mean, torch.ones_like(mean))
         return cls(wanted.float(), h.float(), Snap(scheme, levels, zero_point))
 
-    def snap(self, u: Tensor, column: Tensor | int | None = None) -> Tensor:
+    def snap(self, u: Tensor, column: int | None = None) -> Tensor:
         """Nearest levels of [G, R, K], or of [G, R, 1] of one column, in units of the scale."""
-        columns = slice(None) if column is None else slice(int(column), int(column) + 1)
-        return self.snapped(u.reshape(-1, u.shape[2]), columns=columns).view(u.shape)
+        return self.snapped(u.reshape(-1, u.shape[2]), column=column).view(u.shape)
 
     def errors(self, real: Tensor) -> Tensor:
         """[G, R]: the quadratic error of each row."""
@@ -121,7 +120,7 @@ class Problem:
             errors = torch.empty(groups, rows, stop - start)
             for j in range(start, stop):
                 u = w[:, :, j : j + 1] / s[:, :, j : j + 1]
-                codes[:, :, j : j + 1] = self.snap(u, order[j])
+                codes[:, :, j : j + 1] = self.snap(u, int(order[j]))
                 error = w[:, :, j] - codes[:, :, j] * s[:, :, j]
                 error /= upper[:, j, j, None]
                 w[:, :, j:stop] -= error[:, :, None] * upper[:, None, j, j:stop]
