@@ -215,8 +215,6 @@ class QLayer(nn.Module):
         return values_of(self._signed(found.codes), self.bits, self.levels, zero_point)
 
     def _spread_zero(self, zero_point: Tensor | None) -> Tensor | None:
-        if zero_point is None:
-            return None
         return spread_zero_point(zero_point, self.group_size, self.weight_shape[1])
 
     def _signed(self, codes: Tensor) -> Tensor:
