@@ -55,17 +55,44 @@ void range_f32(const float* x, int64_t count, float* min, float* max) {
   }
 }
 
+// Widens `ends` by 32 * `steps` values if all of them are finite; false otherwise.
+inline bool add_finite(const float* x, int64_t steps, Extrema& ends) {
+  Extrema next = ends;
+  const __m256 zero = _mm256_setzero_ps();
+  __m256 sum[4] = {zero, zero, zero, zero};
+  for (int64_t i = 0; i < steps; ++i, x += 32) {
+    for (int k = 0; k < 4; ++k) {
+      const __m256 v = _mm256_loadu_ps(x + 8 * k);
+      next.lo[k] = _mm256_min_ps(v, next.lo[k]);
+      next.hi[k] = _mm256_max_ps(v, next.hi[k]);
+      // 0 times a finite value is 0, times any other NaN.
+      sum[k] = _mm256_fmadd_ps(v, zero, sum[k]);
+    }
+  }
+  const __m256 all = _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3]));
+  if (_mm256_movemask_ps(_mm256_cmp_ps(all, all, _CMP_UNORD_Q)) != 0) return false;
+  ends = next;
+  return true;
+}
+
 void minmax_f32(const float* x, int64_t count, float* min, float* max, int64_t* non_finite) {
-  constexpr float kInfinity = __builtin_inff();
+  const __m256 infinity = _mm256_set1_ps(__builtin_inff());
   Extrema e(*min, *max);
   int64_t good = 0;
   int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    for (int k = 0; k < 4; ++k) {
-      const __m256 v = _mm256_loadu_ps(x + i + 8 * k);
+  constexpr int64_t kSteps = 128;  // of 32 values, after which it is asked whether all were finite
+  while (i + 32 <= count) {
+    const int64_t whole = (count - i) / 32, steps = whole < kSteps ? whole : kSteps;
+    if (add_finite(x + i, steps, e)) {
+      i += 32 * steps;
+      good += 32 * steps;
+      continue;
+    }
+    for (const int64_t end = i + 32 * steps; i < end; i += 8) {
+      const __m256 v = _mm256_loadu_ps(x + i);
       const __m256 use = finite(v);
-      e.lo[k] = _mm256_min_ps(_mm256_blendv_ps(_mm256_set1_ps(kInfinity), v, use), e.lo[k]);
-      e.hi[k] = _mm256_max_ps(_mm256_blendv_ps(_mm256_set1_ps(-kInfinity), v, use), e.hi[k]);
+      e.lo[0] = _mm256_min_ps(_mm256_blendv_ps(infinity, v, use), e.lo[0]);
+      e.hi[0] = _mm256_max_ps(_mm256_blendv_ps(-infinity, v, use), e.hi[0]);
       good += __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(use)));
     }
   }
