@@ -12,7 +12,7 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kZero = 0, kOne = 1;
+constexpr int64_t kOne = 1;
 
 // Values 0, step, 2 * step ... in the order of indices, whatever the strides.
 std::vector<float> sample_of(const Tensor& x, FloatType type) {
@@ -34,11 +34,13 @@ std::vector<float> sample_of(const Tensor& x, FloatType type) {
   return sample;
 }
 
-/// Moves `state` in place where `update`, and fake-quantizes x by it: y, its mask (empty unless
-/// `masked`), scale, zero point, and how many values are not finite.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> observe_fake_quantize_op(
-    const Tensor& x, Tensor state, int64_t qmin, int64_t qmax, double momentum,
-    std::optional<int64_t> axis, bool symmetric, bool mse, bool update, bool relu, bool masked) {
+/// Moves `state` in place where `update`, and fake-quantizes x by it: y, scale, zero point, and how
+/// many values are not finite. The mask goes to `mask` unless that is null.
+std::tuple<Tensor, Tensor, Tensor, Tensor> observed(const Tensor& x, Tensor& state, int64_t qmin,
+                                                    int64_t qmax, double momentum,
+                                                    std::optional<int64_t> axis, bool symmetric,
+                                                    bool mse, bool update, bool relu,
+                                                    std::optional<Tensor>* mask) {
   const FloatType type = checked_values("observe_fake_quantize: x", x);
   check_tensor("observe_fake_quantize: state", state, ScalarType::Float);
   check_range("observe_fake_quantize: qmax", qmax, -127, 255);
@@ -95,16 +97,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> observe_fake_quantize_op(
                         scale.const_data_ptr<float>(),
                         zero_point.const_data_ptr<float>()};
   Tensor y = empty_as(s.source);
-  Tensor mask = masked ? empty_mask(steps) : empty_strided(&kZero, &kOne, 1, ScalarType::Byte);
+  if (mask != nullptr) *mask = empty_mask(steps);
   fake_quantize(type, s.source.const_data_ptr(), steps, y.mutable_data_ptr(),
-                masked ? mask.mutable_data_ptr<uint8_t>() : nullptr);
-  return {y, mask, scale, zero_point, non_finite};
+                mask != nullptr ? (*mask)->mutable_data_ptr<uint8_t>() : nullptr);
+  return {y, scale, zero_point, non_finite};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> observe_fake_quantize_op(
+    const Tensor& x, Tensor state, int64_t qmin, int64_t qmax, double momentum,
+    std::optional<int64_t> axis, bool symmetric, bool mse, bool update, bool relu) {
+  return observed(x, state, qmin, qmax, momentum, axis, symmetric, mse, update, relu, nullptr);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> observe_fake_quantize_masked_op(
+    const Tensor& x, Tensor state, int64_t qmin, int64_t qmax, double momentum,
+    std::optional<int64_t> axis, bool symmetric, bool mse, bool update, bool relu) {
+  std::optional<Tensor> mask;
+  auto [y, scale, zero_point, non_finite] =
+      observed(x, state, qmin, qmax, momentum, axis, symmetric, mse, update, relu, &mask);
+  return {y, scale, zero_point, non_finite, *mask};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(octavo, CPU, m) {
   m.impl("observe_fake_quantize", TORCH_BOX(&observe_fake_quantize_op));
+  m.impl("observe_fake_quantize_masked", TORCH_BOX(&observe_fake_quantize_masked_op));
 }
 
 }  // namespace octavo

@@ -157,10 +157,10 @@ def training_sample(name: str, x: torch.Tensor, i: int, g: torch.Generator) -> t
         return x, levels, scale, axis, group, i % 2 == 0
     if name == "fake_quantize_levels_backward":
         return dy, x, levels, scale, axis, group, i % 2 == 0, 0.5, i % 4 == 0
-    assert name == "observe_fake_quantize"
+    assert name in {"observe_fake_quantize", "observe_fake_quantize_masked"}
     axis = None if group else axis
     state = torch.zeros(2) if axis is None else torch.zeros(2, x.shape[axis])
-    return x, state, 0, 7, 0.1, axis, False, axis is None and i % 2 == 0, True, i % 4 == 0, True
+    return x, state, 0, 7, 0.1, axis, False, axis is None and i % 2 == 0, True, i % 4 == 0
 
 
 def schemas() -> list[str]:

@@ -121,8 +121,7 @@ def _apply(x: Tensor, state: Tensor, options: _Options) -> Observed:
         return Observed(*_plain(x, state, *options))
     if x.requires_grad and torch.is_grad_enabled():
         return Observed(*_Observe.apply(x, state, options))  # type: ignore[no-untyped-call]
-    y, _, scale, zero_point, bad = torch.ops.octavo.observe_fake_quantize(x, state, *options, False)
-    return Observed(y, scale, zero_point, bad)
+    return Observed(*torch.ops.octavo.observe_fake_quantize(x, state, *options))
 
 
 class _Observe(torch.autograd.Function):
@@ -132,8 +131,8 @@ class _Observe(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, state: Tensor, options: _Options
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        y, mask, scale, zero_point, bad = torch.ops.octavo.observe_fake_quantize(
-            x, state, *options, True
+        y, scale, zero_point, bad, mask = torch.ops.octavo.observe_fake_quantize_masked(
+            x, state, *options
         )
         ctx.save_for_backward(mask)
         ctx.strides = y.stride()
@@ -191,7 +190,7 @@ def _plain(  # noqa: PLR0917 (the operator's own order)
 
 
 @register_fake("octavo::observe_fake_quantize")
-def _(  # noqa: PLR0917 (the operator's own order)
+def _empty(  # noqa: PLR0917 (the operator's own order)
     x: Tensor,
     state: Tensor,
     qmin: int,
@@ -202,11 +201,13 @@ def _(  # noqa: PLR0917 (the operator's own order)
     mse: bool,
     update: bool,
     relu: bool,
-    masked: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channels = 1 if axis is None else x.shape[axis]
     scale, zero_point = state.new_empty(channels), state.new_empty(channels)
-    shape = memory_order.mask_shape(x, axis, 0) if masked else (0,)
-    mask = x.new_empty(shape, dtype=torch.uint8)
-    bad = state.new_empty(1, dtype=torch.int64)
-    return empty_result(x, 0), mask, scale, zero_point, bad
+    return empty_result(x, 0), scale, zero_point, state.new_empty(1, dtype=torch.int64)
+
+
+@register_fake("octavo::observe_fake_quantize_masked")
+def _(x: Tensor, state: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    mask = x.new_empty(memory_order.mask_shape(x, options[3], 0), dtype=torch.uint8)
+    return *_empty(x, state, *options), mask

@@ -49,10 +49,8 @@ def test_opcheck(full: bool) -> None:
             y, mask = OPS.fake_quantize_masked(x, scale, None, -8, 7, axis, group, False)
             check(OPS.fake_quantize_backward.default, (dy, mask, list(y.stride())))
             state = torch.zeros(2) if axis is None else torch.zeros(2, x.shape[axis])
-            check(
-                OPS.observe_fake_quantize.default,
-                (x, state, 0, 7, 0.1, axis, False, False, True, True, True),
-            )
+            for observe in (OPS.observe_fake_quantize, OPS.observe_fake_quantize_masked):
+                check(observe.default, (x, state, 0, 7, 0.1, axis, False, False, True, True))
         alpha = torch.tensor([2.0])
         check(OPS.fake_quantize_watched.default, (x, alpha, None, 0, 15, True))
         check(OPS.fake_quantize_clipped.default, (x, alpha, 4))
