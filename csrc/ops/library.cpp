@@ -85,9 +85,8 @@ STABLE_TORCH_LIBRARY(octavo, m) {
       "Tensor)");
   m.def(
       "observe_fake_quantize_masked(Tensor x, Tensor(a!) state, int qmin, int qmax, float "
-      "momentum, "
-      "int? axis, bool symmetric, bool mse, bool update, bool relu) -> (Tensor, Tensor, Tensor, "
-      "Tensor, Tensor)");
+      "momentum, int? axis, bool symmetric, bool mse, bool update, bool relu) -> (Tensor, Tensor, "
+      "Tensor, Tensor, Tensor)");
   m.def("region_constants(Tensor[] panels, str program) -> Tensor");
   m.def("run_region(Tensor[] inputs, Tensor[] panels, Tensor constants, str program) -> Tensor[]");
 }
