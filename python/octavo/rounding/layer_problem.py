@@ -57,6 +57,9 @@ class LayerProblem:
         wanted = grouped
         if moments.count >= _TRUSTED * grouped.shape[2]:
             wanted = _least_squares(grouped.double(), xx, xy)
+        # The Fisher information of the layer's own outputs. That of the network's, by squared
+        # gradients of its log-probabilities, needs a backward pass and is no better: k-means levels
+        # of stories260k in groups of 32 at 3 bits 1.725 (1.724) nats, at 4 bits 1.540 (1.540).
         power = xx[0].diagonal() if groups == 1 and scheme != Scheme(scheme.bits) else None
         if power is not None:
             power = power + _PULL * power.mean()
