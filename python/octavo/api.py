@@ -29,6 +29,7 @@ from octavo.scheme import QParams
 from octavo.search import Search
 from octavo.smooth import smooth
 from octavo.trainee import make_trainee
+from octavo.traits import is_depthwise
 
 __all__ = ["dequantize", "quantize"]
 
@@ -92,8 +93,9 @@ def quantize(
         ranges: "huber" (default: squared error that giant values count in linearly), "mse",
             "minmax" or "percentile".
         effort: "fast" rounds plainly and takes ranges as they are. "balanced" searches codes of few
-            bits, and with data corrects biases, equalizes channel ranges in networks with
-            depthwise convolutions and moves activation outliers behind normalisations into weights.
+            bits (of all widths in networks with depthwise convolutions), and with data corrects
+            biases, equalizes channel ranges in networks with depthwise convolutions and moves
+            activation outliers behind normalisations into weights.
             "best" learns the rounding of few bits block by block, which takes longer.
         exclude: names, globs or classes of layers to leave out.
         only: names, globs or classes of layers to keep to.
@@ -185,7 +187,9 @@ def quantize(
             notes.add_all(calibration.notes)
         if qat:
             rounding = "nearest"  # For the report: training decides.
-        how = METHODS[rounding or _chosen_rounding(decided, batches, effort, bool(divided), notes)]
+        # With data it is known whether channels were far enough apart to matter.
+        sensitive = bool(divided) if batches is not None else _any_depthwise(work, decided)
+        how = METHODS[rounding or _chosen_rounding(decided, batches, effort, sensitive, notes)]
         rounded = round_model(
             work, decided, how, qparams=params, data=batches, flows=flows, progress=progress
         )
@@ -262,6 +266,10 @@ def _chosen_rounding(
     if name != "nearest":
         notes.add(f"rounding {name!r} chosen for {why}")
     return name
+
+
+def _any_depthwise(model: nn.Module, decided: Plan) -> bool:
+    return any(is_depthwise(model.get_submodule(s.name)) for s in decided.sites if s.scheme)
 
 
 def _zero_channels(codes: Mapping[str, Codes]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from octavo.batches import Batches
 from octavo.flow import Flow, Step, run
 from octavo.plan import Plan, RegionPlan
 from octavo.replay import replayed
+from octavo.traits import is_depthwise
 
 __all__ = ["Equalized", "equalize"]
 
@@ -92,7 +93,7 @@ def equalize(model: nn.Module, plan: Plan, data: object) -> Equalized:
         group
         for plan_of in plan.flows
         for region in plan_of.regions
-        if any(_is_depthwise(model.get_submodule(name)) for name in region.layers)
+        if any(is_depthwise(model.get_submodule(name)) for name in region.layers)
         for group in _groups(plan_of.flow, region)
         if free.issuperset(group.writers) and free.issuperset(group.readers)
     ]
@@ -200,10 +201,6 @@ def _free_layers(model: nn.Module, plan: Plan) -> set[str]:
         and isinstance(model.get_submodule(name), (nn.Linear, nn.Conv1d, nn.Conv2d))
         and owners[id(model.get_submodule(name).weight)] == 1
     }
-
-
-def _is_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, (nn.Conv1d, nn.Conv2d)) and 1 < layer.groups == layer.in_channels
 
 
 def _axis(layer: nn.Module, x: Tensor) -> int:

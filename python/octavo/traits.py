@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from octavo.batches import Batches, Call
 from octavo.nn.registry import float_reasons
 
-__all__ = ["Left", "Traits", "traits"]
+__all__ = ["Left", "Traits", "is_depthwise", "traits"]
 
 Family = Literal["convolutional", "recurrent", "transformer", "embedding", "linear", "none"]
 KINDS = ("convolution", "depthwise", "linear", "embedding", "recurrent")
@@ -128,10 +128,14 @@ def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
     )
 
 
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether it is a convolution that reads each channel alone."""
+    return isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels
+
+
 def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.modules.conv._ConvNd):
-        narrow = module.groups > 1 and module.in_channels == module.groups
-        return "depthwise" if narrow else "convolution"
+        return "depthwise" if is_depthwise(module) else "convolution"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):

@@ -96,7 +96,10 @@ def test_the_choice_is_said_and_kept():
     assert "rounding 'squant' chosen for 4 bits, no data, effort 'balanced'" in notes
     notes = octavo.report(octavo.quantize(model, {"*": 8, "head": 3}, X, progress=False)).notes
     assert "rounding 'gptq' chosen for 3 bits, data, effort 'balanced'" in notes
-    assert not any("rounding" in n for n in octavo.report(octavo.quantize(model, 8)).notes)
+    notes = octavo.report(octavo.quantize(model, 8, progress=False)).notes
+    assert "rounding 'squant' chosen for a network with depthwise convolutions" in notes
+    plain = octavo.quantize(nn.Conv2d(3, 8, 3).eval(), 8, progress=False)
+    assert not any("rounding" in n for n in octavo.report(plain).notes)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_choice(widths, data, effort, name):
 def test_choice_for_depthwise_convolutions():
     assert choose([8], True, "balanced", depthwise=True)[0] == "gptq"
     assert choose([8], True, "fast", depthwise=True)[0] == "nearest"
-    assert choose([8], False, "balanced", depthwise=True)[0] == "nearest"
+    assert choose([8], False, "balanced", depthwise=True)[0] == "squant"
 
 
 def test_methods_that_need_data_say_so():
