@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from octavo.flow import Flow, Ref, Step, evaluate, refs
 from octavo.functions import BINARY, CLAMPS, LAYOUT, UNARY, operation
+from octavo.layouts import map_of, numbered, slice_params, slices_as
 from octavo.trace import prune, returns_its_input
 
 __all__ = ["clamp_of", "recognise"]
@@ -544,7 +545,7 @@ class _Recogniser:
         left, right, top, bottom = [*spatial, 0, 0][:4]
         return self._as(step, "pad", [x], pad=[top, left, bottom, right], mode=mode, value=0.0)
 
-    # ---- layout changes: found by trying them on numbered elements
+    # ---- layout changes
 
     def _layout_calls(self, step: Step) -> Step | None:
         literal = True
@@ -601,7 +602,7 @@ class _Recogniser:
     ) -> Step | None:
         """literal: the sizes are written out, so other image sizes need not work."""
         shape = self.shapes[x]
-        result = _map_of(_numbered((2, *shape[1:])), attempt)
+        result = map_of(numbered((2, *shape[1:])), attempt)
         if result is None:
             return None
         kind, params = result
@@ -611,86 +612,16 @@ class _Recogniser:
         other = [3, *shape[1:]]
         for axis in () if literal else free:
             other[axis] += axis
-        if _map_of(_numbered(tuple(other)), attempt) != result:
+        if map_of(numbered(tuple(other)), attempt) != result:
             return None
         if kind == "slice":
-            cuts = _slice_params(step, len(shape))
-            if cuts is None or not _slices_as(attempt, cuts, _numbered(tuple(other))):
+            cuts = slice_params(step, len(shape))
+            if cuts is None or not slices_as(attempt, cuts, numbered(tuple(other))):
                 return None
             params = cuts
         if kind == "to_rows" and len(shape) != 4:
             return None
         return self._as(step, kind, [x], **params)
-
-
-def _numbered(shape: tuple[int, ...]) -> Tensor:
-    return torch.arange(math.prod(shape), dtype=torch.float64).view(shape)
-
-
-def _map_of(x: Tensor, attempt: Callable[[Tensor], Tensor]) -> tuple[str, _Params] | None:
-    """The layout step that `attempt` amounts to on elements that are numbered; None if none."""
-    try:
-        y = attempt(x)
-    except (RuntimeError, IndexError, ValueError, TypeError):
-        return None
-    if y.shape == x.shape and torch.equal(x, y):
-        return "identity", {}
-    if (
-        x.dim() in (3, 4)
-        and y.dim() == 2
-        and y.shape[0] == x.shape[0]
-        and torch.equal(y, x.flatten(1))
-    ):
-        return "flatten", {}
-    if x.dim() == 2 and y.dim() == 4 and y.shape[0] == x.shape[0] and torch.equal(y.flatten(1), x):
-        return "unflatten", {"size": list(y.shape[1:])}
-    if x.dim() == 4 and y.dim() == 4:
-        if y.shape == x.permute(0, 2, 3, 1).shape and torch.equal(y, x.permute(0, 2, 3, 1)):
-            return "to_rows", {}
-        if y.shape == x.permute(0, 3, 1, 2).shape and torch.equal(y, x.permute(0, 3, 1, 2)):
-            return "to_image", {}
-    if x.dim() in (3, 4) and y.dim() == x.dim() and y.numel() and y.shape[0] == x.shape[0]:
-        if y.shape[2:] == x.shape[2:]:
-            index = (y[0].flatten(1)[:, 0] / math.prod(x.shape[2:])).long()
-            if (
-                int(index.min()) >= 0
-                and int(index.max()) < x.shape[1]
-                and torch.equal(y, x[:, index])
-            ):
-                return "gather_channels", {"index": index.tolist()}
-        elif x.dim() == 4 and y.shape[1] == x.shape[1]:
-            return "slice", {}
-    return None
-
-
-def _slice_params(step: Step, ndim: int) -> _Params | None:
-    if operation(step.function) != "getitem" or len(step.args) != 2:
-        return None
-    index = step.args[1] if isinstance(step.args[1], tuple) else (step.args[1],)
-    if index.count(Ellipsis) == 1:
-        at = index.index(Ellipsis)
-        index = index[:at] + (slice(None),) * (ndim - len(index) + 1) + index[at + 1 :]
-    index = index + (slice(None),) * (ndim - len(index))
-    if any(i != slice(None) for i in index[:2]):
-        return None
-    params = {}
-    for name, part in zip("hw", index[2:], strict=True):
-        if not isinstance(part, slice) or any(True for _ in refs(part)):
-            return None
-        start, stop, stride = (
-            part.start or 0,
-            -1 if part.stop is None else part.stop,
-            part.step or 1,
-        )
-        if start < 0 or stride < 1 or (part.stop is not None and stop < 0):
-            return None
-        params[name] = [start, stop, stride]
-    return params
-
-
-def _slices_as(attempt: Callable[[Tensor], Tensor], params: _Params, x: Tensor) -> bool:
-    h, w = (slice(a, None if b < 0 else b, c) for a, b, c in (params["h"], params["w"]))
-    return torch.equal(attempt(x), x[:, :, h, w])
 
 
 def _dims_of(given: Mapping[str, Any], ndim: int) -> list[int]:
