@@ -1,7 +1,7 @@
-// Micro-kernels of integer products of one ISA, and the plain structs that cross from the driver
-// (conv.cpp) to them. A dense job is one panel of weight columns times a grid of output pixels; the
-// kernel cuts the grid into tiles of its own shape. One thread, no allocation; reads stay within
-// kSlack of activation buffers.
+// Micro-kernels of integer products of one ISA, and the plain structs that cross from the drivers
+// (product_dense.cpp, product_depthwise.cpp, linear_dynamic.cpp) to them. A dense job is one panel
+// of weight columns times a grid of output pixels; the kernel cuts the grid into tiles of its own
+// shape. One thread, no allocation; reads stay within kSlack of activation buffers.
 #pragma once
 
 #include "types.h"

@@ -183,7 +183,6 @@ void unpack_bits(const uint8_t* in, int64_t channels, int64_t per_channel, int32
                  int8_t* codes);
 
 // ---- conv.cpp (dense, grouped, depthwise, 1-D and linear: all are convolutions)
-// -----------------------
 
 /// Output size of a convolution or pooling along one axis (floor mode).
 int64_t conv_out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad_total,

@@ -1,6 +1,6 @@
 // Where every weight lies inside a panel: the one description of the memory orders, used by
-// pack.cpp (writes them), conv.cpp (finds panels and runs) and tests. Tiles know their own order by
-// heart.
+// pack.cpp (writes them), product_*.cpp (find panels and runs) and tests. Tiles know their own
+// order by heart.
 //
 // A dense panel holds `blocks` dense products. Each block's columns (output channels) are cut into
 // panels of `nr` columns, the last one narrower (a multiple of n_unit). Inside a panel, K is cut

@@ -1,5 +1,5 @@
 // Operator linear_dynamic: a layer on its own, its input quantized row by row. Checks, allocates,
-// calls kernels/conv.cpp.
+// calls kernels/linear_dynamic.cpp.
 #include "checks.h"
 #include "kernels.h"
 

@@ -1,7 +1,7 @@
 // Dense products by AMX tiles: 16 pixels x 16 columns a tile, 64 of K a step. Filled into the row
-// amx_int8 by table.cpp; called by conv.cpp. tile.h wraps the instructions. A block is the pixels x
-// columns whose sums are in tile registers at one time; the AVX-512 epilogue of one block runs
-// between the K steps of the next.
+// amx_int8 by table.cpp; called by product_dense.cpp. tile.h wraps the instructions. A block is the
+// pixels x columns whose sums are in tile registers at one time; the AVX-512 epilogue of one block
+// runs between the K steps of the next.
 #include <immintrin.h>
 
 #include "../../kernel_table.h"

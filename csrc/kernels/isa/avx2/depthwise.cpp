@@ -1,6 +1,6 @@
 // Depthwise convolutions on AVX2: rows are interleaved as pairs of 16-bit values (rows 0 and 2,
 // rows 1 and 3) and multiplied by vpmaddwd, exact for all codes. Filled into the row by table.cpp;
-// called by conv.cpp.
+// called by product_depthwise.cpp.
 #include "ymm_depthwise.h"
 
 namespace octavo::avx2 {

@@ -1,7 +1,7 @@
 // Depthwise convolutions by vpdpbusd: four kernel rows are interleaved byte by byte into dwords
 // (four taps of one channel), a stretch of an image row at a time, then every kernel column is one
-// dot product per 16 channels. Filled into the row by table.cpp; called by conv.cpp. Weight order:
-// panel.h, depthwise_offset.
+// dot product per 16 channels. Filled into the row by table.cpp; called by product_depthwise.cpp.
+// Weight order: panel.h, depthwise_offset.
 #include <immintrin.h>
 
 #include "../../kernel_table.h"

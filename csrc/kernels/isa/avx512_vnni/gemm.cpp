@@ -1,6 +1,6 @@
 // Dense products by vpdpbusd on 512-bit registers: tiles of up to 14 pixels x 32 channels (28
 // accumulators, 2 weight vectors, 1 activation), epilogue in registers. Filled into the row by
-// table.cpp; called by conv.cpp. Panels: kVnni.
+// table.cpp; called by product_dense.cpp. Panels: kVnni.
 #include <immintrin.h>
 
 #include "../../kernel_table.h"

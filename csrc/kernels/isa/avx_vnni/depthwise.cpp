@@ -1,5 +1,5 @@
 // Depthwise convolutions by the VEX form of vpdpbusd: four rows interleaved into dwords, 32
-// channels at a time. Filled into the row by table.cpp; called by conv.cpp.
+// channels at a time. Filled into the row by table.cpp; called by product_depthwise.cpp.
 #include "../avx2/ymm_depthwise.h"
 
 namespace octavo::avx_vnni {

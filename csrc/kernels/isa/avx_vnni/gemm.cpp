@@ -1,5 +1,5 @@
 // Dense products by the VEX form of vpdpbusd on 256-bit registers (CPUs without AVX-512). Filled
-// into the row by table.cpp; called by conv.cpp.
+// into the row by table.cpp; called by product_dense.cpp.
 #include "../avx2/ymm_gemm.h"
 #include "vnni_dot.h"
 

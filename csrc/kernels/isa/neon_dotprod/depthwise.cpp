@@ -1,6 +1,6 @@
 // Depthwise convolutions by widening multiply-adds: 16 channels of one pixel at a time, 8 x 8 bits
-// to 16, then to 32. Filled into the row neon_dotprod by table.cpp; called by conv.cpp. Panels:
-// kNeon, [tap][64 channels].
+// to 16, then to 32. Filled into the row neon_dotprod by table.cpp; called by
+// product_depthwise.cpp. Panels: kNeon, [tap][64 channels].
 #include "../../kernel_table.h"
 #include "codes.h"
 

@@ -1,6 +1,6 @@
 // Dense products by sdot: tiles of 4 pixels x 16 columns. Filled into the row neon_dotprod by
-// table.cpp; called by conv.cpp. sdot takes s8 on both sides, so activations are flipped to s8 by
-// XOR 128 and every sum begins with 128 times its weights' column sum, which is exact.
+// table.cpp; called by product_dense.cpp. sdot takes s8 on both sides, so activations are flipped
+// to s8 by XOR 128 and every sum begins with 128 times its weights' column sum, which is exact.
 #include "../../kernel_table.h"
 #include "codes.h"
 

@@ -1,5 +1,6 @@
 // Depthwise convolutions in plain loops: the specification. Panels are [chunk of 64
-// channels][kernel_h][kernel_w][64]. Filled into the scalar row by table.cpp; called by conv.cpp.
+// channels][kernel_h][kernel_w][64]. Filled into the scalar row by table.cpp; called by
+// product_depthwise.cpp.
 #include "../../kernel_table.h"
 
 namespace octavo::scalar {

@@ -1,5 +1,5 @@
 // Dense products in plain loops: the specification that every other ISA equals bit for bit. Filled
-// into the scalar row by table.cpp; called by conv.cpp.
+// into the scalar row by table.cpp; called by product_dense.cpp.
 #include "../../kernel_table.h"
 
 namespace octavo::scalar {

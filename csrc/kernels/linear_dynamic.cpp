@@ -1,0 +1,138 @@
+// Linear layers whose rows are quantized as they come, by the thread that multiplies them. Called
+// by ops/.
+#include <cmath>
+
+#include "dispatch.h"
+#include "kernel_table.h"
+#include "product.h"
+#include "scratch.h"
+
+namespace octavo {
+namespace {
+
+/// Rows of dynamic linear layers quantized at a time.
+constexpr int64_t kRowsBytes = 640 << 10;
+
+enum ScratchUse { kRows, kRowParams, kScratchUses };
+
+uint8_t* scratch(ScratchUse use, int64_t bytes) {
+  thread_local Scratch memory[kScratchUses];
+  return memory[use].get(bytes);
+}
+
+/// A block of quantized rows in the calling thread's scratch.
+struct QuantizedRows {
+  uint8_t* codes;
+  int64_t pitch;
+  float* scale;
+  int32_t* zero_point;
+};
+
+QuantizedRows quantize_rows(const float* x, int64_t rows, int64_t k, int64_t ldx) {
+  const ElementTable& table = active_table().element;
+  QuantizedRows q;
+  // A pitch of a multiple of 1 KiB would put the rows of a tile into few sets of L1.
+  q.pitch = round_up(k, 64);
+  if (q.pitch % 1024 == 0) q.pitch += 64;
+  q.codes = scratch(kRows, rows * q.pitch);
+  q.scale = reinterpret_cast<float*>(scratch(kRowParams, rows * 8));
+  q.zero_point = reinterpret_cast<int32_t*>(q.scale + rows);
+  for (int64_t i = 0; i < rows; ++i) {
+    float min = 0.0f, max = 0.0f;  // every range holds 0
+    table.range_f32(x + i * ldx, k, &min, &max);
+    const QuantParams p = params_of_range(min, max, 255);
+    const auto zero = static_cast<float>(p.zero_point);
+    const QuantizeRule rule{1.0f / p.scale, -zero, 255.0f - zero, p.zero_point};
+    table.quantize_f32_u8(x + i * ldx, k, rule, q.codes + i * q.pitch);
+    q.scale[i] = p.scale;
+    q.zero_point[i] = p.zero_point;
+  }
+  return q;
+}
+
+void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int64_t index,
+                   float* y, int64_t ldy) {
+  const PanelGeometry& p = panel.geometry;
+  const int64_t nr = kPanelUnits[panel.header.layout].nr;
+  const int64_t channel = index * nr;
+  const int64_t no_offset = 0;
+  GemmJob job{};
+  job.a = q.codes;
+  job.a_pixel_pitch = q.pitch;
+  job.a_row_pitch = rows * q.pitch;
+  job.h = 1;
+  job.w = rows;
+  job.run_offset = &no_offset;
+  job.runs = 1;
+  job.run_bytes = p.run_bytes;
+  job.b = panel.weights + panel_start(panel.layout, p, 0, index);
+  job.width = panel_width(panel.layout, p, index);
+  job.n = smaller(nr, p.block_out - channel);
+  job.colsum = panel.colsum + channel;
+  job.scale = panel.scale + channel;
+  job.offset = panel.bias + channel;
+  job.row_scale = q.scale;
+  job.row_zero = q.zero_point;
+  job.out_f32 = y + channel;
+  job.f32_pixel_pitch = ldy;
+  job.f32_row_pitch = rows * ldy;
+  job.gap_code = -1;
+  const GemmTable& table = active_table().gemm;
+  prepare_weights(job, panel, table, rows, p.run_bytes);
+  table.gemm_u8s8_rows(job);
+}
+
+void long_rows(const float* x, int64_t m, int64_t k, int64_t ldx, const Panel& panel, float* y,
+               int64_t ldy) {
+  parallel_for(0, m, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const QuantizedRows q = quantize_rows(x + i * ldx, 1, k, ldx);
+      Image row;
+      row.data = q.codes;
+      row.n = row.h = row.w = 1;
+      row.c = k;
+      for (int64_t o = 0; o < panel.header.out_channels; ++o) {
+        const int64_t sum = long_sum(row, ConvGeometry{}, panel, 0, 0, 0, o) -
+                            int64_t{q.zero_point[0]} * panel.colsum[o];
+        y[i * ldy + o] =
+            std::fmaf(static_cast<float>(sum), q.scale[0] * panel.scale[o], panel.bias[o]);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const void* panel, float* y,
+                    int64_t ldy) {
+  const Panel p(panel);
+  const int64_t columns = p.geometry.panels;
+  if (m * p.header.out_channels == 0) return;
+  const int64_t macs = m * k * p.header.out_channels;
+  add_integer_macs(macs);
+  if (k > kLongestSum) {
+    long_rows(x, m, k, ldx, p, y, ldy);
+    return;
+  }
+  // Rows are quantized by the thread that multiplies them: once where threads split rows, once a
+  // thread where they split panels (few rows: a small part of the product).
+  const int64_t threads = max_threads();
+  int64_t bands = larger(1, ceil_div(m * (k + 64), kRowsBytes));
+  if (threads > 1 && macs > kDenseGrain && bands < threads && m >= 28 * threads) bands = threads;
+  bands = smaller(bands, m);
+  const int64_t items = bands * columns;
+  parallel_for(0, items, grain_of(items, macs, kDenseGrain), [&](int64_t begin, int64_t end) {
+    int64_t held = -1;
+    QuantizedRows q{};
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t band = i / columns, first = m * band / bands, last = m * (band + 1) / bands;
+      if (band != held) {
+        q = quantize_rows(x + first * ldx, last - first, k, ldx);
+        held = band;
+      }
+      multiply_rows(q, last - first, p, i % columns, y + first * ldy, ldy);
+    }
+  });
+}
+
+}  // namespace octavo
