@@ -264,7 +264,9 @@ def lowbit_case(source: Source) -> None:
         x = torch.randn(3, max(0, min(k, 200)), generator=source.generator)
         ops.linear_lowbit_static(x, packed, n, source.real(), source.integer(), source.integer())
     else:
-        indices = torch.randint(-1, max(0, min(n, 200)) + 1, (r.choice((0, 1, 3)),))
+        indices = torch.randint(
+            -1, max(0, min(n, 200)) + 1, (r.choice((0, 1, 3)),), generator=source.generator
+        )
         ops.embedding_lowbit(indices, packed, k)
 
 
@@ -278,7 +280,9 @@ def case(source: Source) -> None:
     elif which == 1:
         x = source.tensor(f32, (1, 2, 3, 4))
         scale = (
-            torch.rand(r.choice((*x.shape, 3))) if x.layout is torch.strided else source.tensor(f32)
+            torch.rand(r.choice((*x.shape, 3)), generator=source.generator)
+            if x.layout is torch.strided
+            else source.tensor(f32)
         )
         ops.quantize_per_channel(x, scale, r.randint(-5, 5), source.integer(), source.integer())
     elif which == 2:
@@ -298,8 +302,12 @@ def case(source: Source) -> None:
         ops.unpack_bits(source.tensor(torch.uint8), shape, source.integer())
     elif which == 8:
         codes = source.tensor(torch.int8, (1, 2, 3, 4))
-        scale = torch.rand(codes.shape[0] if r.random() < 0.8 else 3)
-        bias = None if r.random() < 0.5 else torch.rand(codes.shape[0] if r.random() < 0.8 else 2)
+        scale = torch.rand(codes.shape[0] if r.random() < 0.8 else 3, generator=source.generator)
+        bias = (
+            None
+            if r.random() < 0.5
+            else torch.rand(codes.shape[0] if r.random() < 0.8 else 2, generator=source.generator)
+        )
         ops.pack_weight(
             codes, scale, bias, r.choice((1, 1, 2, 0, -1, 3, 2**40)), r.choice((8, 4, 0, 9, 2))
         )
