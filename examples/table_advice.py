@@ -106,46 +106,48 @@ NETWORKS = {
 class Row:
     """What came of one call.
 
-    said, found: bytes in memory; file_said, file_found: of the tensors in the file.
-    noise: dB, None where the outputs are equal. float_ms, ms: fastest call, None if not timed.
+    found: bytes in memory; file_found: of the tensors in the file. noise: dB, None where the outputs
+    are equal. float_ms, ms: fastest call, None if not timed.
     """
 
-    call: str
-    said: int
     found: int
-    file_said: int | None
     file_found: int
     noise: float | None
     float_ms: float | None = None
     ms: float | None = None
 
 
+class Asked:
+    """Asks about one model, and runs calls as text, each once whoever is told it."""
+
+    def __init__(self, network: Network, rounds: int = 0, count: int = 1) -> None:
+        """rounds: timed calls on ``count`` samples."""
+        self.model = network.build()
+        self._network, self._rounds, self._count = network, rounds, count
+        self._rows: dict[str, Row] = {}
+
+    def ask(self, target: str, with_data: bool) -> tuple[octavo.Advice, Row]:
+        """The advice, and what comes of it."""
+        count = self._count
+        data = [self._network.batch(count), self._network.batch(count + 1)] if with_data else None
+        advice = octavo.advise(self.model, target, data)
+        if advice.call not in self._rows:
+            self._rows[advice.call] = _measure(
+                self._network, self.model, advice.call, data, self._rounds, count
+            )
+        return advice, self._rows[advice.call]
+
+
 @torch.no_grad()
-def measure(
-    network: Network,
-    model: nn.Module,
-    target: str,
-    with_data: bool,
-    rounds: int = 0,
-    count: int = 1,
+def _measure(
+    network: Network, model: nn.Module, call: str, data: Any, rounds: int, count: int
 ) -> Row:
-    """Asks, runs the call as text, and compares. rounds: timed calls on ``count`` samples."""
-    data = [network.batch(count), network.batch(count + 1)] if with_data else None
-    advice = octavo.advise(model, target, data)
-    names = {"octavo": octavo, "model": model, "data": data}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        small = eval(advice.call, names)  # The call as it is printed.
+        small = eval(call, {"octavo": octavo, "model": model, "data": data})
     x = network.batch(count)
     noise = sqnr(_output(model, x), _output(small, x))
-    row = Row(
-        advice.call,
-        advice.size.bytes,
-        resident_bytes(small),
-        advice.size.file_bytes,
-        stored_bytes(small),
-        noise,
-    )
+    row = Row(resident_bytes(small), stored_bytes(small), noise)
     if not rounds:
         return row
     best = {"float": float("inf"), "small": float("inf")}
@@ -179,20 +181,21 @@ def main() -> int:
     )
     failed = False
     for name in args.models:
-        network = NETWORKS[name]
-        model = network.build()
+        asked = Asked(NETWORKS[name], 12 if args.time else 0, args.batch)
         for target in args.targets:
             for with_data in {"with": (True,), "without": (False,), "both": (False, True)}[
                 args.data
             ]:
-                row = measure(network, model, target, with_data, 12 if args.time else 0, args.batch)
-                failed |= row.said != row.found or row.file_said != row.file_found
+                advice, row = asked.ask(target, with_data)
+                said = advice.size
+                failed |= said.bytes != row.found or said.file_bytes != row.file_found
                 noise = "exact" if row.noise is None else f"{row.noise:.1f} dB"
                 times = f"  {row.float_ms:.2f} ms float, {row.ms:.2f} ms" if row.ms else ""
                 times += f" ({row.float_ms / row.ms:.2f} times)" if row.ms else ""
-                print(f"{name}, {target}, {'data' if with_data else 'no data'}: {row.call}")
+                print(f"{name}, {target}, {'data' if with_data else 'no data'}: {advice.call}")
                 print(
-                    f"    {row.said:,} bytes said, {row.found:,} found; {noise}{times}", flush=True
+                    f"    {said.bytes:,} bytes said, {row.found:,} found; {noise}{times}",
+                    flush=True,
                 )
     return int(failed)
 

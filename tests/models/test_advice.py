@@ -48,14 +48,14 @@ def need(*packages: str) -> None:
 
 
 def check(table: Any, name: str, model: Any, batch: Any, targets: tuple[str, ...]) -> None:
-    network = table.Network("", lambda: model, batch)
+    asked = table.Asked(table.Network("", lambda: model, batch))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for target in targets:
         for with_data in (False, True):
-            row = table.measure(network, model, target, with_data)
-            print(name, target, with_data, row)
-            assert row.call.startswith("octavo.quantize(model, ")
-            assert row.said == row.found and row.file_said == row.file_found
+            advice, row = asked.ask(target, with_data)
+            print(name, target, with_data, advice.call, row)
+            assert advice.call.startswith("octavo.quantize(model, ")
+            assert (advice.size.bytes, advice.size.file_bytes) == (row.found, row.file_found)
             assert row.noise is None or row.noise > 3, row
             assert row.file_found < 0.6 * sum(t.nbytes for t in before.values()), row
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
