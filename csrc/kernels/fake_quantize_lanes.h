@@ -175,18 +175,23 @@ bool watched(const void* from, int64_t count, const FakeRule& rule, void* to, bo
                 : watched_as<L, T, false>(x, count, rule, y);
 }
 
-/// Rows that one set of sixteen rules serves before the next. With 64 columns or more the rules are
-/// loaded anew for every row: hardware does not foresee strides of more than two cache lines (64
-/// columns of 6.4 M values: 0.29 to 0.40 ns a value in tiles, with or without prefetching, 0.24
-/// without; 32 columns of 0.2 M values: 0.098 in tiles, 0.137 without).
-inline int64_t rows_of_tile(int64_t columns) { return columns >= 64 ? 1 : 4096 / columns; }
+/// Rows that one set of sixteen rules serves before the next. With 64 columns or more, of values
+/// that come from memory, the rules are loaded anew for every row: hardware does not foresee
+/// strides of more than two cache lines (64 columns of 6.4 M values: 0.29 to 0.40 ns a value in
+/// tiles, with or without prefetching, 0.24 without; 0.2 M values: 32 columns 0.098 in tiles, 0.137
+/// without, 64 columns 0.100 and 0.120).
+inline int64_t rows_of_tile(int64_t rows, int64_t columns) {
+  constexpr int64_t kTile = 4096, kCached = int64_t{1} << 18;
+  const bool from_memory = columns >= 64 && rows * columns > kCached;
+  return from_memory || columns > kTile ? 1 : kTile / columns;
+}
 
 /// Calls f(row, c, count, rules) for blocks of up to sixteen columns of every row, rows ascending
 /// for each column; g(c, count) before and h(c, count) after the rows of a tile.
 template <class L, class F, class Before, class After>
 inline void for_column_blocks(int64_t rows, int64_t columns, const FakeColumns& rules, F&& f,
                               Before&& before, After&& after) {
-  const int64_t tile = rows_of_tile(columns);
+  const int64_t tile = rows_of_tile(rows, columns);
   for (int64_t first = 0; first < rows; first += tile) {
     const int64_t last = rows - first < tile ? rows : first + tile;
     for (int64_t c = 0; c < columns; c += 16) {
