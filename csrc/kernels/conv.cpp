@@ -5,7 +5,6 @@
 
 #include "kernels.h"
 #include "product.h"
-#include "scratch.h"
 
 namespace octavo {
 namespace {

@@ -5,20 +5,12 @@
 #include "dispatch.h"
 #include "kernel_table.h"
 #include "product.h"
-#include "scratch.h"
 
 namespace octavo {
 namespace {
 
 /// Rows of dynamic linear layers quantized at a time.
 constexpr int64_t kRowsBytes = 640 << 10;
-
-enum ScratchUse { kRows, kRowParams, kScratchUses };
-
-uint8_t* scratch(ScratchUse use, int64_t bytes) {
-  thread_local Scratch memory[kScratchUses];
-  return memory[use].get(bytes);
-}
 
 /// A block of quantized rows in the calling thread's scratch.
 struct QuantizedRows {
@@ -34,8 +26,9 @@ QuantizedRows quantize_rows(const float* x, int64_t rows, int64_t k, int64_t ldx
   // A pitch of a multiple of 1 KiB would put the rows of a tile into few sets of L1.
   q.pitch = round_up(k, 64);
   if (q.pitch % 1024 == 0) q.pitch += 64;
-  q.codes = scratch(kRows, rows * q.pitch);
-  q.scale = reinterpret_cast<float*>(scratch(kRowParams, rows * 8));
+  thread_local Scratch codes, params;
+  q.codes = codes.get(rows * q.pitch);
+  q.scale = reinterpret_cast<float*>(params.get(rows * 8));
   q.zero_point = reinterpret_cast<int32_t*>(q.scale + rows);
   for (int64_t i = 0; i < rows; ++i) {
     float min = 0.0f, max = 0.0f;  // every range holds 0

@@ -8,6 +8,7 @@
 #include "kernels.h"
 #include "panel.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace octavo {
 
@@ -84,6 +85,50 @@ inline int64_t band_count(int64_t units, int64_t unit_bytes, int64_t columns, in
 
 inline int64_t grain_of(int64_t items, int64_t macs, int64_t grain) {
   return macs <= 0 ? items : larger(1, smaller(items, items * grain / macs));
+}
+
+/// Sends a dense or depthwise job to codes: output pixel (y, x) of image n, `channel` and what
+/// follows.
+template <class Job>
+void aim(Job& job, const Sink& sink, int64_t channel, int64_t n, int64_t y, int64_t x) {
+  const Image& out = *sink.u8;
+  job.out = out.data + n * out.image_pitch + y * out.row_pitch + x * out.pixel_pitch + channel;
+  job.out_row_pitch = out.row_pitch;
+  job.out_pixel_pitch = out.pixel_pitch;
+  if (sink.residual == nullptr) return;
+  const Image& r = *sink.residual;
+  job.residual = r.data + n * r.image_pitch + y * r.row_pitch + x * r.pixel_pitch + channel;
+  job.residual_row_pitch = r.row_pitch;
+  job.residual_pixel_pitch = r.pixel_pitch;
+}
+
+/// Runs a job whose first float result goes to `to`: in place where channels are contiguous, else
+/// through a row of scratch. a_step: from the input of an output row to that of the next.
+template <class Job>
+void run_floats(Job job, void (*kernel)(const Job&), const FloatImage& out, float* to,
+                int64_t channels, int64_t a_step) {
+  if (out.stride_c == 1) {
+    job.out_f32 = to;
+    job.f32_row_pitch = out.stride_h;
+    job.f32_pixel_pitch = out.stride_w;
+    kernel(job);
+    return;
+  }
+  thread_local Scratch memory;
+  auto* row =
+      reinterpret_cast<float*>(memory.get(job.w * channels * static_cast<int64_t>(sizeof(float))));
+  const int64_t rows = job.h;
+  job.h = 1;
+  job.out_f32 = row;
+  job.f32_row_pitch = job.w * channels;
+  job.f32_pixel_pitch = channels;
+  for (int64_t i = 0; i < rows; ++i, to += out.stride_h, job.a += a_step) {
+    kernel(job);
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t j = 0; j < job.w; ++j)
+        to[c * out.stride_c + j * out.stride_w] = row[j * channels + c];
+    }
+  }
 }
 
 void run_dense(const Image& in, const ConvGeometry& g, const Panel& panel, const Epilogue& e,

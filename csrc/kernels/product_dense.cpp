@@ -6,20 +6,12 @@
 #include "dispatch.h"
 #include "kernel_table.h"
 #include "product.h"
-#include "scratch.h"
 
 namespace octavo {
 namespace {
 
 /// Pixels of a job that pay for splitting its panel first, where the ISA has that.
 constexpr int64_t kSplitPixels = 16;
-
-enum ScratchUse { kGather, kFloats, kScratchUses };
-
-uint8_t* scratch(ScratchUse use, int64_t bytes) {
-  thread_local Scratch memory[kScratchUses];
-  return memory[use].get(bytes);
-}
 
 /// Kernel rows [first, last) of output row y that do not lie wholly in the halo.
 struct KernelRows {
@@ -56,7 +48,6 @@ struct Dense {
   void send(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x) const;
   void gathered(GemmJob& job, int64_t channel, int64_t block, int64_t n, int64_t y,
                 int64_t x) const;
-  void send_floats(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x) const;
 };
 
 /// Chooses how a pixel's activations are cut into runs that follow the panel's order.
@@ -179,7 +170,8 @@ void Dense::gathered(GemmJob& job, int64_t channel, int64_t block, int64_t n, in
                      int64_t x) const {
   const PanelGeometry& p = panel.geometry;
   const int64_t pixel_bytes = p.runs * p.run_bytes;
-  uint8_t* copy = scratch(kGather, job.w * pixel_bytes);
+  thread_local Scratch memory;
+  uint8_t* copy = memory.get(job.w * pixel_bytes);
   const uint8_t* source = first_tap(in, g, n) + block * p.block_in + y * job.a_row_pitch;
   for (int64_t i = 0; i < job.w; ++i) {
     for (int64_t r = 0; r < p.runs; ++r) {
@@ -204,52 +196,19 @@ void Dense::gathered(GemmJob& job, int64_t channel, int64_t block, int64_t n, in
 /// Adds the destination, output pixel (y, x) of image n, and calls the tile.
 void Dense::send(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x) const {
   if (sink.f32 != nullptr) {
-    send_floats(job, channel, n, y, x);
+    const FloatImage& out = *sink.f32;
+    float* to =
+        out.data + n * out.stride_n + y * out.stride_h + x * out.stride_w + channel * out.stride_c;
+    run_floats(job, table.gemm_u8s8_f32, out, to, job.n, job.a_row_pitch);
     return;
   }
+  aim(job, sink, channel, n, y, x);
   const Image& out = *sink.u8;
-  job.out = out.data + n * out.image_pitch + y * out.row_pitch + x * out.pixel_pitch + channel;
-  job.out_row_pitch = out.row_pitch;
-  job.out_pixel_pitch = out.pixel_pitch;
   if (out.halo > 0 && job.w == size.w) {
     // The code that the halo holds now (or garbage, if its producer fills it later).
     job.gap_code = out.data[n * out.image_pitch - out.row_pitch - out.pixel_pitch];
   }
-  if (sink.residual != nullptr) {
-    const Image& r = *sink.residual;
-    job.residual = r.data + n * r.image_pitch + y * r.row_pitch + x * r.pixel_pitch + channel;
-    job.residual_row_pitch = r.row_pitch;
-    job.residual_pixel_pitch = r.pixel_pitch;
-  }
   table.gemm_u8s8_u8(job);
-}
-
-/// Float results: in place where channels are contiguous, else through a row of scratch.
-void Dense::send_floats(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x) const {
-  const FloatImage& out = *sink.f32;
-  float* to =
-      out.data + n * out.stride_n + y * out.stride_h + x * out.stride_w + channel * out.stride_c;
-  if (out.stride_c == 1) {
-    job.out_f32 = to;
-    job.f32_row_pitch = out.stride_h;
-    job.f32_pixel_pitch = out.stride_w;
-    table.gemm_u8s8_f32(job);
-    return;
-  }
-  auto* row = reinterpret_cast<float*>(
-      scratch(kFloats, job.w * job.n * static_cast<int64_t>(sizeof(float))));
-  GemmJob one = job;
-  one.h = 1;
-  one.out_f32 = row;
-  one.f32_row_pitch = job.w * job.n;
-  one.f32_pixel_pitch = job.n;
-  for (int64_t i = 0; i < job.h; ++i, to += out.stride_h, one.a += job.a_row_pitch) {
-    table.gemm_u8s8_f32(one);
-    for (int64_t c = 0; c < job.n; ++c) {
-      for (int64_t j = 0; j < job.w; ++j)
-        to[c * out.stride_c + j * out.stride_w] = row[j * job.n + c];
-    }
-  }
 }
 
 bool flat(const Image& i) {

@@ -3,17 +3,9 @@
 #include "dispatch.h"
 #include "kernel_table.h"
 #include "product.h"
-#include "scratch.h"
 
 namespace octavo {
 namespace {
-
-enum ScratchUse { kTaps, kFloats, kScratchUses };
-
-uint8_t* scratch(ScratchUse use, int64_t bytes) {
-  thread_local Scratch memory[kScratchUses];
-  return memory[use].get(bytes);
-}
 
 void depthwise_item(const Image& in, const ConvGeometry& g, const Panel& panel, const Epilogue& e,
                     const Sink& sink, const Size& size, int64_t channel, int64_t first,
@@ -38,50 +30,19 @@ void depthwise_item(const Image& in, const ConvGeometry& g, const Panel& panel, 
   job.lo = e.lo;
   job.hi = e.hi;
   job.residual_scale = e.residual_scale;
-  job.scratch = scratch(kTaps, depthwise_scratch(g.kernel_h, g.kernel_w, g.dilation_w));
+  thread_local Scratch memory;
+  job.scratch = memory.get(depthwise_scratch(g.kernel_h, g.kernel_w, g.dilation_w));
   for (int64_t row = first; row < last;) {
     const int64_t n = row / size.h, y = row % size.h;
     job.h = smaller(size.h - y, last - row);
     job.a = first_tap(in, g, n) + y * g.stride_h * in.row_pitch + channel;
-    if (sink.f32 == nullptr) {
-      const Image& out = *sink.u8;
-      job.out = out.data + n * out.image_pitch + y * out.row_pitch + channel;
-      job.out_row_pitch = out.row_pitch;
-      job.out_pixel_pitch = out.pixel_pitch;
-      if (sink.residual != nullptr) {
-        const Image& r = *sink.residual;
-        job.residual = r.data + n * r.image_pitch + y * r.row_pitch + channel;
-        job.residual_row_pitch = r.row_pitch;
-        job.residual_pixel_pitch = r.pixel_pitch;
-      }
-      table.depthwise_u8s8_u8(job);
-    } else {
+    if (sink.f32 != nullptr) {
       const FloatImage& out = *sink.f32;
       float* to = out.data + n * out.stride_n + y * out.stride_h + channel * out.stride_c;
-      if (out.stride_c == 1) {
-        job.out_f32 = to;
-        job.f32_row_pitch = out.stride_h;
-        job.f32_pixel_pitch = out.stride_w;
-        table.depthwise_u8s8_f32(job);
-      } else {
-        auto* floats = reinterpret_cast<float*>(
-            scratch(kFloats, size.w * job.channels * static_cast<int64_t>(sizeof(float))));
-        DepthwiseJob one = job;
-        one.h = 1;
-        one.out_f32 = floats;
-        one.f32_row_pitch = size.w * job.channels;
-        one.f32_pixel_pitch = job.channels;
-        for (int64_t i = 0; i < job.h; ++i) {
-          table.depthwise_u8s8_f32(one);
-          for (int64_t c = 0; c < job.channels; ++c) {
-            for (int64_t x = 0; x < size.w; ++x) {
-              to[c * out.stride_c + x * out.stride_w] = floats[x * job.channels + c];
-            }
-          }
-          to += out.stride_h;
-          one.a += g.stride_h * in.row_pitch;
-        }
-      }
+      run_floats(job, table.depthwise_u8s8_f32, out, to, job.channels, g.stride_h * in.row_pitch);
+    } else {
+      aim(job, sink, channel, n, y, 0);
+      table.depthwise_u8s8_u8(job);
     }
     row += job.h;
   }
