@@ -83,8 +83,13 @@ def observe_fake_quantize(
     try:
         plain = x.is_cpu and x.dtype is not torch.float64 and not state.requires_grad
         if plain and rule in _RULES and 0 <= momentum <= 1:
-            options = (qmin, qmax, momentum, axis, symmetric, rule == "mse", update, relu)
-            return _apply(x, state, options)
+            mse = rule == "mse"
+            if x.requires_grad and torch.is_grad_enabled():
+                options = (qmin, qmax, momentum, axis, symmetric, mse, update, relu)
+                return _apply(x, state, options)
+            return Observed._make(
+                _observe(x, state, qmin, qmax, momentum, axis, symmetric, mse, update, relu)
+            )
     except (AttributeError, RuntimeError, TypeError, ValueError) as refused:
         error = refused
     where = "observe_fake_quantize"
@@ -112,6 +117,8 @@ def observe_fake_quantize(
 
 _RULES = ("minmax", "mse")
 
+_observe = torch.ops.octavo.observe_fake_quantize.default
+
 _Options = tuple[int, int, float, "int | None", bool, bool, bool, bool]
 """qmin, qmax, momentum, axis, symmetric, mse, update, relu."""
 
@@ -121,7 +128,7 @@ def _apply(x: Tensor, state: Tensor, options: _Options) -> Observed:
         return Observed(*_plain(x, state, *options))
     if x.requires_grad and torch.is_grad_enabled():
         return Observed(*_Observe.apply(x, state, options))  # type: ignore[no-untyped-call]
-    return Observed(*torch.ops.octavo.observe_fake_quantize(x, state, *options))
+    return Observed(*_observe(x, state, *options))
 
 
 class _Observe(torch.autograd.Function):
