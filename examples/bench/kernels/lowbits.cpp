@@ -165,18 +165,22 @@ class Product {
 
 using Products = std::vector<std::unique_ptr<Product>>;
 
-Products products(int64_t m, int64_t k, int64_t n) {
+/// What grows as codes become narrower: nothing, or n, so that all weights take as many bytes.
+enum class Same { kShape, kBytes };
+
+Products products(int64_t m, int64_t k, int64_t n, Same same = Same::kShape) {
   Products all;
   all.push_back(std::make_unique<Product>(8, LowbitKind::kSymmetric, m, k, n));
   for (const int32_t bits : {4, 3, 2}) {
-    all.push_back(std::make_unique<Product>(bits, LowbitKind::kSymmetric, m, k, n));
-    all.push_back(std::make_unique<Product>(bits, LowbitKind::kLevels, m, k, n));
+    const int64_t columns = same == Same::kBytes ? n * 8 / bits / 64 * 64 : n;
+    all.push_back(std::make_unique<Product>(bits, LowbitKind::kSymmetric, m, k, columns));
+    all.push_back(std::make_unique<Product>(bits, LowbitKind::kLevels, m, k, columns));
   }
   return all;
 }
 
-void vector_table(const char* where, int64_t k, int64_t n, int rounds) {
-  Products all = products(1, k, n);
+void vector_table(const char* where, int64_t k, int64_t n, Same same, int rounds) {
+  Products all = products(1, k, n, same);
   const Read read = widest_read();
   for (int r = 0; r < rounds; ++r) {
     for (auto& p : all) {
@@ -184,14 +188,15 @@ void vector_table(const char* where, int64_t k, int64_t n, int rounds) {
       p->time_reads(read);
     }
   }
-  std::printf("\nweights in %s: k %ld n %ld\n", where, static_cast<long>(k), static_cast<long>(n));
+  std::printf("\nweights in %s: k %ld n %ld%s\n", where, static_cast<long>(k), static_cast<long>(n),
+              same == Same::kBytes ? ", of fewer bits as many bytes" : "");
   std::printf("%-9s %9s %8s %8s %9s %8s %7s %10s\n", "bits", "us", "GMAC/s", "GB/s", "limit us",
               "GB/s", "ratio", "to 8 bits");
   for (auto& p : all) {
     std::printf("%-9s %9.1f %8.1f %8.1f %9.1f %8.1f %7.2f %10.2f\n", p->name().c_str(),
                 p->best * 1e6, p->macs() / p->best * 1e-9, p->bytes() / p->best * 1e-9,
                 p->limit * 1e6, p->bytes() / p->limit * 1e-9, p->best / p->limit,
-                p->best / all[0]->best);
+                p->best / p->macs() / (all[0]->best / all[0]->macs()));
   }
   std::fflush(stdout);
 }
@@ -243,9 +248,9 @@ int main(int argc, char** argv) {
     const auto wanted = [&](const char* part) {
       return only == nullptr || std::strcmp(only, part) == 0;
     };
-    if (wanted("L2")) octavo::vector_table("L2", 768, 768, 4 * rounds);
-    if (wanted("L3")) octavo::vector_table("L3", 4096, 4096, rounds);
-    if (wanted("memory")) octavo::vector_table("memory", 8192, 28672, 1);
+    if (wanted("L2")) octavo::vector_table("L2", 768, 768, octavo::Same::kShape, 4 * rounds);
+    if (wanted("L3")) octavo::vector_table("L3", 4096, 4096, octavo::Same::kShape, rounds);
+    if (wanted("memory")) octavo::vector_table("memory", 8192, 24576, octavo::Same::kBytes, 3);
     if (wanted("rows")) octavo::row_table(4096, 1024, rounds);
   }
   return 0;

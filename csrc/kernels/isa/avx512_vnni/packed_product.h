@@ -171,8 +171,7 @@ struct Shuffled {
 /// instructions that use the vector, and two loads a cycle then bound one row's products: 3 bits
 /// took 3 to 5 % longer so.
 template <bool kOnce, int V>
-OCTAVO_INLINE void load_plane(__m512i (&p)[V][3], int i, const uint8_t* codes, int64_t step,
-                              const uint8_t* ahead) {
+OCTAVO_INLINE void load_plane(__m512i (&p)[V][3], int i, const uint8_t* codes, int64_t step) {
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
     const uint8_t* at = codes + i * step + 64 * v;
@@ -181,8 +180,14 @@ OCTAVO_INLINE void load_plane(__m512i (&p)[V][3], int i, const uint8_t* codes, i
     } else {
       p[v][i] = load(at);
     }
-    _mm_prefetch(ahead + i * step + 64 * v, _MM_HINT_T0);
   }
+}
+
+/// Asks for the lines of one plane.
+template <int V>
+OCTAVO_INLINE void ask_plane(const uint8_t* at) {
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) _mm_prefetch(at + 64 * v, _MM_HINT_T0);
 }
 
 /// The quad that is taken as number `i`: of three planes those of A and C first, so that no more
@@ -199,9 +204,14 @@ OCTAVO_INLINE void multiply_unit(__m512i (&sum)[M][Codec::kClasses][V], const Co
                                  const uint8_t* ahead, const int8_t* const (&a)[M]) {
   if constexpr (I < quads_of(Codec::kStored)) {
     constexpr int Q = quad_at(Codec::kStored, I);
-    if constexpr (I == 0 && Codec::kStored == 3) load_plane<M == 1>(p, 2, codes, step, ahead);
-    if constexpr (I == 0) load_plane<M == 1>(p, 0, codes, step, ahead);
-    if constexpr (I == 3 && Codec::kStored == 3) load_plane<M == 1>(p, 1, codes, step, ahead);
+    // Lines are asked for in their own order, not in that of the planes: so weights of 3 bits in
+    // memory take 10 % less.
+    if constexpr (I % 2 == 0 && I / 2 < planes_of(Codec::kStored)) {
+      ask_plane<V>(ahead + I / 2 * step);
+    }
+    if constexpr (I == 0 && Codec::kStored == 3) load_plane<M == 1>(p, 2, codes, step);
+    if constexpr (I == 0) load_plane<M == 1>(p, 0, codes, step);
+    if constexpr (I == 3 && Codec::kStored == 3) load_plane<M == 1>(p, 1, codes, step);
     __m512i u[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) u[v] = codec.template quad<Q>(p[v]);
