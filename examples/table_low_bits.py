@@ -69,6 +69,7 @@ ROWS = (
     Row("mobilenet probe W8 without data", "mobilenet probe", 8, 83.1, 0),
     Row("mobilenet probe W6 without data", "mobilenet probe", 6, 75.5, 0),
     Row("mobilenet probe W4 balanced", "mobilenet probe", 4, 80.5),
+    Row("mobilenet probe W4 best", "mobilenet probe", 4, 81.5, 1024, BEST),
     Row("mobilenet probe average 4 fast", "mobilenet probe", 4.0, 76.0, 1024, {"effort": "fast"}),
     Row("mobilenet probe W4 fast", "mobilenet probe", 4, 10.0, 1024, {"effort": "fast"}),
     Row("minilm W8 dynamic", "minilm", 8, 0.995, 0),

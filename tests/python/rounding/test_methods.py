@@ -16,7 +16,9 @@ X = torch.randn(96, 3, 10, 10, generator=torch.Generator().manual_seed(1)).cumsu
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning in a tenth of the steps."""
-    monkeypatch.setattr(importlib.import_module("octavo.rounding.qdrop"), "_STEPS", 60)
+    module = importlib.import_module("octavo.rounding.qdrop")
+    monkeypatch.setattr(module._Rounded, "steps", 60)
+    monkeypatch.setattr(module._Scaled, "steps", 30)
 
 
 class Network(nn.Module):
