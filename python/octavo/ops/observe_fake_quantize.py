@@ -88,7 +88,7 @@ def observe_fake_quantize(
                 options = (qmin, qmax, momentum, axis, symmetric, mse, update, relu)
                 return _apply(x, state, options)
             return Observed._make(
-                _observe(x, state, qmin, qmax, momentum, axis, symmetric, mse, update, relu)
+                _operator(x, state, qmin, qmax, momentum, axis, symmetric, mse, update, relu)
             )
     except (AttributeError, RuntimeError, TypeError, ValueError) as refused:
         error = refused
@@ -117,7 +117,7 @@ def observe_fake_quantize(
 
 _RULES = ("minmax", "mse")
 
-_observe = torch.ops.octavo.observe_fake_quantize.default
+_operator = torch.ops.octavo.observe_fake_quantize.default
 
 _Options = tuple[int, int, float, "int | None", bool, bool, bool, bool]
 """qmin, qmax, momentum, axis, symmetric, mse, update, relu."""
@@ -128,7 +128,7 @@ def _apply(x: Tensor, state: Tensor, options: _Options) -> Observed:
         return Observed(*_plain(x, state, *options))
     if x.requires_grad and torch.is_grad_enabled():
         return Observed(*_Observe.apply(x, state, options))  # type: ignore[no-untyped-call]
-    return Observed(*_observe(x, state, *options))
+    return Observed(*_operator(x, state, *options))
 
 
 class _Observe(torch.autograd.Function):

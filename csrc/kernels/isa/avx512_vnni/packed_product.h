@@ -205,7 +205,7 @@ OCTAVO_INLINE void multiply_unit(__m512i (&sum)[M][Codec::kClasses][V], const Co
   if constexpr (I < quads_of(Codec::kStored)) {
     constexpr int Q = quad_at(Codec::kStored, I);
     // Lines are asked for in their own order, not in that of the planes: so weights of 3 bits in
-    // memory take 10 % less.
+    // memory take 5 % less, of level tables 12 %.
     if constexpr (I % 2 == 0 && I / 2 < planes_of(Codec::kStored)) {
       ask_plane<V>(ahead + I / 2 * step);
     }
