@@ -87,7 +87,7 @@ def observe_fake_quantize(
             if x.requires_grad and torch.is_grad_enabled():
                 options = (qmin, qmax, momentum, axis, symmetric, mse, update, relu)
                 return _apply(x, state, options)
-            return Observed._make(
+            return Observed._make(  # Not by `_apply`: options packed and unpacked are 0.4 us.
                 _operator(x, state, qmin, qmax, momentum, axis, symmetric, mse, update, relu)
             )
     except (AttributeError, RuntimeError, TypeError, ValueError) as refused:

@@ -48,20 +48,25 @@ def qdrop(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     codes = _gptq_in_block(runs, pause)
     if pause.block is None or len(pause.layers) < 2:
         return codes  # For a layer alone GPTQ minimises the same error, and better.
-    data = _Samples.of(pause)
-    if data is None:
+    kind = _kind(runs, codes)
+    data = _Samples.of(pause) if kind is not None else None
+    if kind is None or data is None:
         return codes
-    kind: type[_Layer] = _Rounded
-    if any(is_depthwise(runs.model.get_submodule(name)) for name in pause.layers):
-        if any(code.scheme.bits < _SCALED_BITS for code in codes.values()):
-            return codes
-        kind = _Scaled
+    before = _error(runs, pause, codes, data, {})
     with torch.enable_grad():
-        learned, params = _learned(runs, pause, codes, data, kind)
-    if _error(runs, pause, learned, data, params) >= _error(runs, pause, codes, data, {}):
+        learned, params = _learned(runs, pause, codes, before, data, kind)
+    if _error(runs, pause, learned, data, params) >= before:
         return codes
     runs.qparams |= params
     return learned
+
+
+def _kind(runs: Lockstep, codes: dict[str, Codes]) -> type[_Layer] | None:
+    """What is learned of a block's layers; None: nothing."""
+    if not any(is_depthwise(runs.model.get_submodule(name)) for name in codes):
+        return _Rounded
+    few = any(code.scheme.bits < _SCALED_BITS for code in codes.values())
+    return None if few else _Scaled
 
 
 # ---- the start -----------------------------------------------------------------------------------
@@ -285,10 +290,18 @@ class _Step:
         return dataclasses.replace(self.params, scale=float(scale))
 
 
-def _learned(
-    runs: Lockstep, pause: Pause, start: dict[str, Codes], data: _Samples, kind: type[_Layer]
+def _learned(  # noqa: PLR0917 (all of a block)
+    runs: Lockstep,
+    pause: Pause,
+    start: dict[str, Codes],
+    before: float,
+    data: _Samples,
+    kind: type[_Layer],
 ) -> tuple[dict[str, Codes], dict[str, QParams]]:
-    """Codes of the block's layers, and parameters of values that nothing but the block reads."""
+    """Codes of the block's layers, and parameters of values that nothing but the block reads.
+
+    ``before`` is the error of ``start``.
+    """
     block = pause.block
     assert block is not None
     layers = {name: kind(runs.weights[name], start[name]) for name in pause.layers}
@@ -316,8 +329,7 @@ def _learned(
             stored = _through(x, fake_quantize(x.detach(), runs.qparams[key]))
         return torch.where(torch.rand(x.shape, generator=generator) < _DROP, x, stored)
 
-    with torch.no_grad():
-        unit = max(_error(runs, pause, start, data, {}) / len(data.held), 1e-12)
+    unit = max(before / len(data.held), 1e-12)
     weights = sum(own.codes.codes.numel() for own in layers.values())
     for step in range(kind.steps):
         draw = torch.randint(len(data.learn), (_SAMPLES,), generator=generator)
