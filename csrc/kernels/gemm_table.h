@@ -11,10 +11,10 @@ namespace octavo {
 /// One panel times a grid of h x w output pixels ("rows" of the product).
 ///
 /// Output pixel (y, x) takes, for run r, `run_bytes` activations from a + y * a_row_pitch + x *
-/// a_pixel_pitch + run_offset[r]; run r of the panel begins at b + r * run_bytes * width. run_bytes
-/// is padded to the layout's k_unit; weights there are zero, activations are whatever memory holds.
-/// runs may be 0 (everything in the halo). Arrays of channel parameters have n entries and no
-/// padding.
+/// a_pixel_pitch + run_offset[r]; run r of the panel begins at panel_offset(r * run_bytes, 0) from
+/// b. run_bytes is padded to the layout's k_unit; weights there are zero, activations are whatever
+/// memory holds. runs may be 0 (everything in the halo). Arrays of channel parameters have n
+/// entries and no padding.
 struct GemmJob {
   const uint8_t* a;
   int64_t a_row_pitch, a_pixel_pitch;  // bytes
@@ -25,14 +25,15 @@ struct GemmJob {
 
   const int8_t* b;
   int64_t width;  // columns of the panel in memory
+  int64_t depth;  // codes of a column in memory: of all the panel's runs
   int64_t n;      // columns that exist, 1 <= n <= width
 
   bool narrow;  // all weights lie in -64..63
 
   // Null, or what GemmTable::split_panel made of the panel that b points into: all its runs,
-  // split_k codes a column, of which the job's begin with run first_run.
+  // of which the job's begin with run first_run.
   uint8_t* split;
-  int64_t split_k, first_run;
+  int64_t first_run;
 
   const int32_t* start;  // gemm_u8s8_u8, gemm_u8s8_f32: types.h, Epilogue
   const float* scale;

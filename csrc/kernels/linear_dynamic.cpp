@@ -60,6 +60,7 @@ void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int
   job.run_bytes = p.run_bytes;
   job.b = panel.weights + panel_start(panel.layout, p, 0, index);
   job.width = panel_width(panel.layout, p, index);
+  job.depth = p.run_bytes;
   job.n = smaller(nr, p.block_out - channel);
   job.colsum = panel.colsum + channel;
   job.scale = panel.scale + channel;
@@ -71,7 +72,7 @@ void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int
   job.f32_row_pitch = rows * ldy;
   job.gap_code = -1;
   const GemmTable& table = active_table().gemm;
-  prepare_weights(job, panel, table, rows, p.run_bytes);
+  prepare_weights(job, panel, table, rows);
   table.gemm_u8s8_rows(job);
 }
 

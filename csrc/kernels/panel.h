@@ -10,12 +10,12 @@
 //   block 0: [panel 0: run 0 | run 1 | ...][panel 1: run 0 | run 1 | ...] ...   block 1: ...
 //
 // One block: a run is a kernel row (kernel_w * in_channels codes). More blocks: a run is one kernel
-// position (block_in codes). Run r of a panel of `width` columns begins at r * run_bytes * width,
-// in every layout.
+// position (block_in codes).
 //
 //   kScalar  [k][width]
 //   kVnni    [k / 4][width][4]
-//   kAmx     [k / 64][width / 16][16 quads][16 columns][4]: tiles of 1 KiB
+//   kAmx     [width / 16][k / 64][16 quads][16 columns][4]: tiles of 1 KiB, each column of tiles
+//            in one piece, so that whoever streams them reads memory in order
 //   kNeon    [k / 4][width][4]
 #pragma once
 
@@ -46,13 +46,14 @@ constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit -
 /// Channels of one depthwise chunk: panels are padded to full chunks.
 inline constexpr int64_t kDepthwiseChunk = 64;
 
-/// Byte of (k, n) in a panel of `width` columns; n < width.
-constexpr int64_t panel_offset(PanelLayout layout, int64_t width, int64_t k, int64_t n) {
+/// Byte of (k, n) in a panel of `width` columns and `depth` codes a column; n < width.
+constexpr int64_t panel_offset(PanelLayout layout, int64_t width, int64_t depth, int64_t k,
+                               int64_t n) {
   switch (layout) {
     case PanelLayout::kScalar:
       return k * width + n;
     case PanelLayout::kAmx:
-      return (k / 64 * (width / 16) + n / 16) * 1024 + (k % 64 / 4 * 16 + n % 16) * 4 + k % 4;
+      return (n / 16 * (depth / 64) + k / 64) * 1024 + (k % 64 / 4 * 16 + n % 16) * 4 + k % 4;
     default:
       return (k / 4 * width + n) * 4 + k % 4;
   }

@@ -146,7 +146,6 @@ int64_t long_sum(const Image& in, const ConvGeometry& g, const Panel& panel, int
 
 /// Says how wide weights are and splits the panel of a job whose b points to its first run, if that
 /// helps and `pixels` are enough.
-void prepare_weights(GemmJob& job, const Panel& panel, const GemmTable& table, int64_t pixels,
-                     int64_t k);
+void prepare_weights(GemmJob& job, const Panel& panel, const GemmTable& table, int64_t pixels);
 
 }  // namespace octavo

@@ -44,6 +44,11 @@ struct Dense {
   void run_item(int64_t units, int64_t bands, int64_t item) const;
 
  private:
+  /// Bytes from a panel's start to the weights of the first kernel row of `k`.
+  int64_t run_start(const GemmJob& job, const KernelRows& k) const {
+    return panel_offset(panel.layout, job.width, job.depth, k.first * runs_per_row * job.run_bytes,
+                        0);
+  }
   void rows(GemmJob& job, int64_t channel, int64_t n, int64_t y0, int64_t y1) const;
   void send(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x) const;
   void gathered(GemmJob& job, int64_t channel, int64_t block, int64_t n, int64_t y,
@@ -93,6 +98,7 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
   job.run_bytes = gather || runs_per_row == 1 || panel.header.blocks > 1 ? p.run_bytes : p.block_in;
   job.b = panel.weights + panel_start(panel.layout, p, block, index);
   job.width = panel_width(panel.layout, p, index);
+  job.depth = p.runs * p.run_bytes;
   job.n = smaller(nr, p.block_out - index * nr);
   job.start = e.start + channel;
   job.scale = e.scale + channel;
@@ -104,7 +110,7 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
   // a of pixel (0, 0) is set by rows(); channels of the block begin here.
   const int64_t in_channel = block * p.block_in;
   const int64_t pixels = (last - first) * (size.n * size.h == 1 ? 1 : size.w);
-  prepare_weights(job, panel, table, pixels, p.runs * p.run_bytes);
+  prepare_weights(job, panel, table, pixels);
 
   if (size.n * size.h == 1) {
     job.h = 1;
@@ -120,7 +126,7 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
       const KernelRows k = inner_rows(g, in.h, 0);
       job.first_run = k.first * runs_per_row;
       job.run_offset += job.first_run;
-      job.b += k.first * runs_per_row * job.run_bytes * job.width;
+      job.b += run_start(job, k);
       job.runs = (k.last - k.first) * runs_per_row;
     }
     send(job, channel, 0, 0, first);
@@ -158,7 +164,7 @@ void Dense::rows(GemmJob& job, int64_t channel, int64_t n, int64_t y0, int64_t y
     job.first_run = k.first * runs_per_row;
     job.run_offset = run_offset.data() + job.first_run;
     job.runs = (k.last - k.first) * runs_per_row;
-    job.b = b + k.first * runs_per_row * job.run_bytes * job.width;
+    job.b = b + run_start(job, k);
     send(job, channel, n, y, 0);
     y = end;
   }
@@ -236,14 +242,12 @@ FloatImage flattened(const FloatImage& i) {
 
 }  // namespace
 
-void prepare_weights(GemmJob& job, const Panel& panel, const GemmTable& table, int64_t pixels,
-                     int64_t k) {
+void prepare_weights(GemmJob& job, const Panel& panel, const GemmTable& table, int64_t pixels) {
   job.narrow = panel.header.bits <= 7;
   if (table.split_panel == nullptr || job.narrow || pixels < kSplitPixels) return;
   thread_local Scratch memory;
-  job.split = memory.get(table.split_bytes(job.width, k));
-  job.split_k = k;
-  table.split_panel(job.b, job.width, k, job.split);
+  job.split = memory.get(table.split_bytes(job.width, job.depth));
+  table.split_panel(job.b, job.width, job.depth, job.split);
 }
 
 void run_dense(const Image& in, const ConvGeometry& g, const Panel& panel, const Epilogue& e,

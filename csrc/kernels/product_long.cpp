@@ -21,7 +21,7 @@ int8_t weight_at(const Panel& panel, int64_t o, int64_t i, int64_t t) {
   const int64_t place = h.blocks == 1 ? t % h.kernel_w * p.block_in + i : i;
   return panel.weights[panel_start(panel.layout, p, o / p.block_out, index) +
                        panel_offset(panel.layout, panel_width(panel.layout, p, index),
-                                    run * p.run_bytes + place, column % nr)];
+                                    p.runs * p.run_bytes, run * p.run_bytes + place, column % nr)];
 }
 
 float clamp(float v, float lo, float hi) {

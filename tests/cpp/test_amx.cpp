@@ -40,7 +40,7 @@ TEST(AmxEmulation, MultipliesUnsignedBySignedModulo2To32) {
     for (int row = 0; row < k; ++row) {
       for (int column = 0; column < 16; ++column) {
         b[row][column] = static_cast<int8_t>(random.code());
-        packed[panel_offset(PanelLayout::kAmx, 16, row, column)] = b[row][column];
+        packed[panel_offset(PanelLayout::kAmx, 16, 64, row, column)] = b[row][column];
       }
     }
     int32_t start[16];
@@ -49,7 +49,8 @@ TEST(AmxEmulation, MultipliesUnsignedBySignedModulo2To32) {
     std::memset(&result, 0x5a, sizeof result);
 
     tile_configure(config_of(rows, k, columns));
-    tile_load_row<0>(start);
+    tile_zero<0>();
+    tile_load<0>(start, 0);
     tile_load<4>(a, sizeof a[0]);
     tile_load<6>(packed, 64);
     tile_multiply<0, 4, 6>();

@@ -78,14 +78,14 @@ class Case {
     const int64_t width = round_up(s_.columns, units.n_unit);
     const int64_t run_bytes = round_up(s_.run_codes, units.k_unit);
     const int64_t first_run = split ? 1 : 0, all_runs = s_.runs + first_run;
-    const int64_t bytes = all_runs * run_bytes * width;
+    const int64_t depth = all_runs * run_bytes, bytes = depth * width;
     Guarded<int8_t> panel(round_up(bytes, 64) + 64);
     std::fill_n(panel.data(), panel.size(), int8_t{0});
     int8_t* b = panel.data() + (64 - reinterpret_cast<uintptr_t>(panel.data()) % 64) % 64;
     for (int64_t r = 0; r < s_.runs; ++r) {
       for (int64_t k = 0; k < s_.run_codes; ++k) {
         for (int64_t c = 0; c < s_.columns; ++c) {
-          b[panel_offset(table.layout, width, (r + first_run) * run_bytes + k, c)] =
+          b[panel_offset(table.layout, width, depth, (r + first_run) * run_bytes + k, c)] =
               codes_[(r * s_.run_codes + k) * s_.columns + c];
         }
       }
@@ -99,8 +99,9 @@ class Case {
     job.run_offset = offsets_.data();
     job.runs = s_.runs;
     job.run_bytes = run_bytes;
-    job.b = b + first_run * run_bytes * width;
+    job.b = b + panel_offset(table.layout, width, depth, first_run * run_bytes, 0);
     job.width = width;
+    job.depth = depth;
     job.n = s_.columns;
     job.narrow = s_.narrow;
     job.start = start_.data();
@@ -112,10 +113,9 @@ class Case {
     std::vector<uint8_t> memory;
     if (split) {
       job.first_run = first_run;
-      job.split_k = all_runs * run_bytes;
-      memory.resize(table.split_bytes(width, job.split_k) + 64);
+      memory.resize(table.split_bytes(width, depth) + 64);
       job.split = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-      table.split_panel(b, width, job.split_k, job.split);
+      table.split_panel(b, width, depth, job.split);
     }
 
     Results results;

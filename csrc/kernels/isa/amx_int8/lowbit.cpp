@@ -56,10 +56,10 @@ OCTAVO_INLINE void store_columns(int64_t tiles, TilePiece* pieces) {
 }
 
 template <int J = 0>
-OCTAVO_INLINE void clear(const int32_t* zeros) {
+OCTAVO_INLINE void clear() {
   if constexpr (J < 4) {
-    tile_load_row<J>(zeros);
-    clear<J + 1>(zeros);
+    tile_zero<J>();
+    clear<J + 1>();
   }
 }
 
@@ -93,7 +93,6 @@ void finish_rows(const GroupJob& job, int64_t row, int64_t rows, const float* f)
 }
 
 void gemm_u8s8_groups(const GroupJob& job) {
-  alignas(64) static constexpr int32_t kZeros[16] = {};
   const LowbitPanel& panel = job.panel;
   const int64_t tiles = panel.width / 16, step = panel.width * 4;
   TilePiece pieces[4];
@@ -113,7 +112,7 @@ void gemm_u8s8_groups(const GroupJob& job) {
         configure(shape);
         configured = shape;
       }
-      clear(kZeros);
+      clear();
       const int8_t* b = job.b + g * job.b_step;
       int64_t k = 0;
       for (; k + 64 <= codes; k += 64, b += 16 * step) {

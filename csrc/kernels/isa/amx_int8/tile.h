@@ -67,10 +67,10 @@ void tile_load(const void* memory, int64_t stride) {
   }
 }
 
-/// Every row of the tile becomes the 16 values at `row`.
 template <int T>
-void tile_load_row(const int32_t* row) {
-  tile_load<T>(row, 0);
+void tile_zero() {
+  require(tiles.config.palette == 1 && tiles.config.rows[T] != 0);
+  __builtin_memset(tiles.data[T], 0, sizeof tiles.data[T]);
 }
 
 template <int T>
@@ -124,13 +124,9 @@ inline __attribute__((always_inline)) void tile_load(const void* memory, int64_t
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(memory), "r"(stride), "i"(T));
 }
 
-/// Every row of the tile becomes the 16 values at `row`.
 template <int T>
-inline __attribute__((always_inline)) void tile_load_row(const int32_t* row) {
-  using Row = const int32_t[16];
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2"
-                   :
-                   : "r"(row), "r"(int64_t{0}), "i"(T), "m"(*reinterpret_cast<Row*>(row)));
+inline __attribute__((always_inline)) void tile_zero() {
+  __asm__ volatile("tilezero %%tmm%c0" : : "i"(T));
 }
 
 template <int T>

@@ -24,7 +24,7 @@ struct SplitDot : YmmBytes {
   }
   /// The job's runs of a group of 16 columns, and where the rests' activations lie.
   static void place_weights(const GemmJob& job, Place& place) {
-    const SplitGroup g = split_group(job.split, job.split_k / 4, place.column / 16);
+    const SplitGroup g = split_group(job.split, job.depth / 4, place.column / 16);
     const int64_t quads = job.run_bytes / 4, begin = job.first_run * quads;
     place.b = g.main + begin * 64;
     place.b_step = 64;

@@ -1,0 +1,170 @@
+// Sums in memory become results, 64 at a time. Included by gemm.cpp and few_pixels.h.
+#pragma once
+
+#include "work.h"
+
+namespace octavo::OCTAVO_AMX {
+namespace {
+
+/// Four vectors of 16 codes in [.., 255] become 64 bytes in order; negative ones become 0.
+OCTAVO_INLINE __m512i pack_codes(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i packed =
+      _mm512_packus_epi16(_mm512_packs_epi32(v0, v1), _mm512_packs_epi32(v2, v3));
+  return _mm512_permutexvar_epi32(order, packed);
+}
+
+/// Stores NT vectors' worth of columns of each of 4 / NT pixels.
+template <int NT, bool kWhole>
+OCTAVO_INLINE void store_codes(__m512i codes, uint8_t* const (&out)[4 / NT], uint64_t mask) {
+  if constexpr (NT == 4) {
+    if constexpr (kWhole) {
+      _mm512_storeu_si512(out[0], codes);
+    } else {
+      _mm512_mask_storeu_epi8(out[0], mask, codes);
+    }
+  } else if constexpr (NT == 2) {
+    const __m256i part[2] = {_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64(codes, 1)};
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
+      if constexpr (kWhole) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[p]), part[p]);
+      } else {
+        _mm256_mask_storeu_epi8(out[p], static_cast<__mmask32>(mask), part[p]);
+      }
+    }
+  } else {
+    const __m128i part[4] = {_mm512_castsi512_si128(codes), _mm512_extracti32x4_epi32(codes, 1),
+                             _mm512_extracti32x4_epi32(codes, 2),
+                             _mm512_extracti32x4_epi32(codes, 3)};
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      if constexpr (kWhole) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out[p]), part[p]);
+      } else {
+        _mm_mask_storeu_epi8(out[p], static_cast<__mmask16>(mask), part[p]);
+      }
+    }
+  }
+}
+
+/// maxps and minps return their second operand where one is NaN or both are zero: lo for a NaN, as
+/// the specification.
+OCTAVO_INLINE __m512 clamp(__m512 v, __m512 lo, __m512 hi) {
+  return _mm512_min_ps(_mm512_max_ps(v, lo), hi);
+}
+
+OCTAVO_INLINE __m512 value_f32(const Work& work, __m512i sum, int64_t column) {
+  const __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(work.scale + column),
+                                   _mm512_load_ps(work.offset + column));
+  return clamp(v, _mm512_set1_ps(work.job->lo), _mm512_set1_ps(work.job->hi));
+}
+
+OCTAVO_INLINE __m512 value_rows(const Work& work, __m512i sum, int64_t x, int64_t column) {
+  const __m512i zero = _mm512_set1_epi32(work.job->row_zero[x]);
+  const __m512 scale = _mm512_set1_ps(work.job->row_scale[x]);
+  sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, _mm512_load_si512(work.colsum + column)));
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum),
+                         _mm512_mul_ps(scale, _mm512_load_ps(work.scale + column)),
+                         _mm512_load_ps(work.offset + column));
+}
+
+/// What the results of a block are and where they go: known when a sweep is compiled.
+template <Kind kind, int columns, bool residual, bool linear, bool whole>
+struct Target {
+  static constexpr Kind kKind = kind;
+  static constexpr int NT = columns, kPixels = 4 / columns;  // of 64 results
+  static constexpr bool kResidual = residual, kLinear = linear, kWhole = whole;
+};
+
+/// Turns sums in pieces into results; parameters stay in registers.
+template <class T>
+class Finisher {
+ public:
+  OCTAVO_INLINE Finisher(const Work& work, int64_t column, int64_t out_pitch,
+                         int64_t residual_pitch)
+      : work_(work), out_pitch_(out_pitch), residual_pitch_(residual_pitch) {
+#pragma GCC unroll 4
+    for (int j = 0; j < T::NT; ++j) {
+      scale_[j] = _mm512_load_ps(work.scale + column + 16 * j);
+      start_[j] = _mm512_load_si512(work.start + column + 16 * j);
+      offset_[j] = _mm512_load_ps(work.offset + column + 16 * j);
+    }
+    hi_ = _mm512_set1_ps(work.job->hi);
+    lo_ = _mm512_set1_epi8(static_cast<char>(work.lo));
+    residual_scale_ = _mm512_set1_ps(work.job->residual_scale);
+  }
+
+  /// Pixels r .. of tile row i: 64 results.
+  OCTAVO_INLINE void part(const Block& block, const TilePiece* pieces, int64_t i, int64_t r) const {
+    const TilePiece* piece = pieces + i * T::NT;
+    uint8_t* out[T::kPixels];
+#pragma GCC unroll 4
+    for (int p = 0; p < T::kPixels; ++p) {
+      out[p] = T::kLinear ? block.line[i] + (r + p) * out_pitch_ : block.out[16 * i + r + p];
+    }
+    if constexpr (T::kKind == Kind::kU8) {
+      codes(block, piece, i, r, out);
+    } else {
+      floats(block, piece, i, r, out);
+    }
+  }
+
+ private:
+  /// The clamp to lo happens on bytes: rounding is monotone, the pack turns negative codes and NaN
+  /// (INT_MIN after the conversion) into 0, and minps(hi, v) returns v where v is NaN.
+  OCTAVO_INLINE void codes(const Block& block, const TilePiece* piece, int64_t i, int64_t r,
+                           uint8_t* const (&out)[T::kPixels]) const {
+    __m512i code[4];
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      const int p = q / T::NT, j = q % T::NT;
+      __m512 v = _mm512_cvtepi32_ps(sum(piece[j], r + p, j));
+      v = _mm512_fmadd_ps(v, scale_[j], offset_[j]);
+      if constexpr (T::kResidual) {
+        const uint8_t* residual = T::kLinear ? block.residual_line[i] + (r + p) * residual_pitch_
+                                             : block.residual[16 * i + r + p];
+        const auto* at = reinterpret_cast<const __m128i*>(residual + 16 * j);
+        const __m512 y = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at)));
+        v = _mm512_fmadd_ps(y, residual_scale_, v);
+      }
+      code[q] = _mm512_cvtps_epi32(_mm512_min_ps(hi_, v));
+    }
+    const __m512i packed = pack_codes(code[0], code[1], code[2], code[3]);
+    store_codes<T::NT, T::kWhole>(_mm512_max_epu8(packed, lo_), out, block.columns_mask);
+  }
+
+  /// Dynamic rows have no start values.
+  OCTAVO_INLINE __m512i sum(const TilePiece& piece, int64_t pixel, int j) const {
+    const __m512i products = _mm512_load_si512(piece.row[pixel]);
+    return T::kKind == Kind::kRows ? products : _mm512_add_epi32(start_[j], products);
+  }
+
+  OCTAVO_INLINE void floats(const Block& block, const TilePiece* piece, int64_t i, int64_t r,
+                            uint8_t* const (&out)[T::kPixels]) const {
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      const int p = q / T::NT, j = q % T::NT;
+      if (r + p >= work_.tile_rows) break;
+      const __m512i total = sum(piece[j], r + p, j);
+      const int64_t column = block.column + 16 * j;
+      const __m512 v = T::kKind == Kind::kF32
+                           ? value_f32(work_, total, column)
+                           : value_rows(work_, total, block.pixel[i] + r + p, column);
+      auto* to = reinterpret_cast<float*>(out[p]) + 16 * j;
+      if constexpr (T::kWhole) {
+        _mm512_storeu_ps(to, v);
+      } else {
+        _mm512_mask_storeu_ps(to, static_cast<__mmask16>(block.columns_mask >> 16 * j), v);
+      }
+    }
+  }
+
+  const Work& work_;
+  int64_t out_pitch_, residual_pitch_;
+  __m512 scale_[T::NT], offset_[T::NT], hi_, residual_scale_;
+  __m512i start_[T::NT], lo_;
+};
+
+}  // namespace
+}  // namespace octavo::OCTAVO_AMX

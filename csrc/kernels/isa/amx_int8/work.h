@@ -1,0 +1,73 @@
+// What one dense job keeps beside its GemmJob: parameters padded to a panel, and the block whose
+// sums are in tiles. Included by walk.h, finish.h, few_pixels.h and gemm.cpp.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../../kernel_table.h"
+#include "tile.h"
+
+#define OCTAVO_INLINE inline __attribute__((always_inline))
+
+namespace octavo::OCTAVO_AMX {
+namespace {
+
+constexpr int64_t kPanelColumns = 64;  // at most
+
+enum class Kind { kU8, kF32, kRows };
+
+/// The job's parameters padded to a whole panel, and where pixels that must not be stored go
+/// instead.
+struct Work {
+  const GemmJob* job;
+  int64_t tile_rows;  // pixels of a tile: 16, or fewer where the grid has no more in a line
+  int64_t steps;      // of K
+  uint8_t lo;         // gemm_u8s8_u8: the lower clamp as a code
+  alignas(64) int32_t start[64];
+  alignas(64) float scale[64];
+  alignas(64) float offset[64];
+  alignas(64) int32_t colsum[64];
+  alignas(64) uint8_t trash[256];
+  alignas(64) uint8_t zeros[64];
+};
+
+/// Sums of mt x nt tiles in registers or, after them, in pieces. Tile (i, j) is 16 pixels x 16
+/// columns and lies in register and piece i * nt + j.
+struct Block {
+  int mt = 0, nt = 0;  // 0: none
+  void (*finish)(const Work&, const Block&, const TilePiece*) = nullptr;
+  int64_t column = 0;         // first
+  uint64_t columns_mask = 0;  // of those that exist
+  int64_t pixel[4];           // of tile row i: column in the grid of the first pixel
+  uint8_t* line[4];           // its results at `column`, if its pixels have one pitch
+  const uint8_t* residual_line[4];
+  uint8_t* out[64];  // else each pixel's
+  const uint8_t* residual[64];
+};
+
+/// Copies `count` channel parameters and fills up to a panel with zeros.
+template <class T>
+OCTAVO_INLINE void pad(T* to, const T* from, int64_t count) {
+  for (int64_t c = 0; c < kPanelColumns; ++c) to[c] = c < count ? from[c] : T{};
+}
+
+template <Kind kKind>
+OCTAVO_INLINE void prepare(const GemmJob& job, Work& work) {
+  work.job = &job;
+  work.steps = job.runs * (job.run_bytes / 64);
+  pad(work.scale, job.scale, job.n);
+  pad(work.offset, job.offset, job.n);
+  if constexpr (kKind == Kind::kRows) {
+    pad(work.start, work.start, 0);
+    pad(work.colsum, job.colsum, job.n);
+  } else {
+    pad(work.start, job.start, job.n);
+  }
+  if constexpr (kKind == Kind::kU8) {
+    const float lo = job.lo < job.hi ? job.lo : job.hi;
+    work.lo = static_cast<uint8_t>(_mm_cvtss_si32(_mm_set_ss(lo > 0.0f ? lo : 0.0f)));
+  }
+}
+
+}  // namespace
+}  // namespace octavo::OCTAVO_AMX
