@@ -22,6 +22,9 @@ struct GemmJob {
 
   const int64_t* run_offset;
   int64_t runs, run_bytes;
+  // Not 0, in kAmx only: see PanelGeometry. `runs` are those of the activations, kernel rows whose
+  // run_bytes have no padding; the kernel joins them as the panel has.
+  int64_t joined_rows;
 
   const int8_t* b;
   int64_t width;  // columns of the panel in memory

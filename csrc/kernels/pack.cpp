@@ -84,9 +84,7 @@ void for_each_code(const PanelHeader& h, Visit&& visit) {
     for (int64_t i = 0; i < group_in; ++i) {
       const int64_t c = first_in + i;  // within the block
       for (int64_t t = 0; t < taps; ++t) {
-        const int64_t run = h.blocks == 1 ? t / h.kernel_w : t;
-        const int64_t place = h.blocks == 1 ? t % h.kernel_w * g.block_in + c : c;
-        visit(base + panel_offset(layout, width, g.runs * g.run_bytes, run * g.run_bytes + place,
+        visit(base + panel_offset(layout, width, g.runs * g.run_bytes, place_in_column(h, g, t, c),
                                   column % nr),
               (o * group_in + i) * taps + t);
       }

@@ -9,7 +9,8 @@
 //
 //   block 0: [panel 0: run 0 | run 1 | ...][panel 1: run 0 | run 1 | ...] ...   block 1: ...
 //
-// One block: a run is a kernel row (kernel_w * in_channels codes). More blocks: a run is one kernel
+// One block: a run is a kernel row (kernel_w * in_channels codes), or several
+// that fit into one k_unit together. More blocks: a run is one kernel
 // position (block_in codes).
 //
 //   kScalar  [k][width]
@@ -32,13 +33,14 @@ struct PanelUnits {
   int64_t k_unit;   // runs are padded to multiples of these
   int64_t merge_n;  // groups are merged into one block while it has at most so many columns,
   int64_t merge_k;  // or at most so many input channels: such padding would be multiplied anyway
+  int64_t join_k;   // kernel rows are joined to runs of at most so many codes
 };
 
 inline constexpr PanelUnits kPanelUnits[] = {
-    {16, 1, 1, 1, 1},      // kScalar
-    {64, 16, 4, 16, 4},    // kVnni
-    {64, 16, 64, 16, 64},  // kAmx
-    {64, 16, 4, 16, 4},    // kNeon
+    {16, 1, 1, 1, 1, 0},       // kScalar
+    {64, 16, 4, 16, 4, 0},     // kVnni
+    {64, 16, 64, 16, 64, 64},  // kAmx
+    {64, 16, 4, 16, 4, 0},     // kNeon
 };
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -59,10 +61,14 @@ constexpr int64_t panel_offset(PanelLayout layout, int64_t width, int64_t depth,
   }
 }
 
+/// The most runs of joined kernel rows: tiles copy them together for each pixel.
+inline constexpr int64_t kJoinedRuns = 4;
+
 /// Sizes derived from a panel's header; the same for packing, checking and multiplying.
 struct PanelGeometry {
   int64_t block_in, block_out;  // channels of one block
   int64_t runs, run_codes;      // codes of a run without padding
+  int64_t joined_rows;          // kernel rows of a run where it has several, else 0
   int64_t run_bytes;            // padded, for each column
   int64_t panels;               // of one block
   int64_t block_bytes;
@@ -127,11 +133,31 @@ inline PanelGeometry panel_geometry(const PanelHeader& h) {
   g.block_out = h.blocks > 0 ? h.out_channels / h.blocks : 0;
   g.runs = h.blocks == 1 ? h.kernel_h : h.kernel_h * h.kernel_w;
   g.run_codes = h.blocks == 1 ? h.kernel_w * g.block_in : g.block_in;
+  // Zero codes a column make no division by zero: there is nothing to join then.
+  const int64_t rows = g.run_codes == 0 ? 0 : units.join_k / g.run_codes;
+  if (h.blocks == 1 && h.kernel_h > 1 && rows > 1 && (h.kernel_h - 1) / rows < kJoinedRuns) {
+    g.joined_rows = rows;
+    g.runs = (h.kernel_h - 1) / rows + 1;
+    g.run_codes *= h.kernel_h < rows ? h.kernel_h : rows;
+  }
   g.run_bytes = round_up(g.run_codes, units.k_unit);
   g.panels = (round_up(g.block_out, units.n_unit) + units.nr - 1) / units.nr;
   g.block_bytes = round_up(g.block_out, units.n_unit) * g.runs * g.run_bytes;
   g.weight_bytes = h.blocks * g.block_bytes;
   return g;
+}
+
+/// Place of kernel position `tap` (row major) of input channel `c` of a block among the codes of a
+/// column.
+constexpr int64_t place_in_column(const PanelHeader& h, const PanelGeometry& g, int64_t tap,
+                                  int64_t c) {
+  if (h.blocks > 1) return tap * g.run_bytes + c;
+  if (g.joined_rows > 0) {
+    const int64_t row = tap / h.kernel_w;
+    return row / g.joined_rows * g.run_bytes +
+           (row % g.joined_rows * h.kernel_w + tap % h.kernel_w) * g.block_in + c;
+  }
+  return tap / h.kernel_w * g.run_bytes + tap % h.kernel_w * g.block_in + c;
 }
 
 /// Blocks that `groups` groups become in a layout.

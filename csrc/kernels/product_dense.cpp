@@ -62,10 +62,11 @@ void Dense::plan_runs() {
   const bool contiguous =
       g.kernel_w == 1 || (g.dilation_w == 1 && in.pixel_pitch == panel.header.in_channels);
   const int64_t k_unit = kPanelUnits[panel.header.layout].k_unit;
-  skip_halo = e.zero_point == 0;
+  // Tiles of 16 pixels lose more by a job for the first row and one for the last.
+  skip_halo = e.zero_point == 0 && panel.layout != PanelLayout::kAmx;
   if (row_runs && contiguous) {
     runs_per_row = 1;
-  } else if (!row_runs || p.block_in % k_unit == 0) {
+  } else if (!row_runs || (p.block_in % k_unit == 0 && p.joined_rows == 0)) {
     runs_per_row = g.kernel_w;
   } else {
     // Kernel rows are packed without gaps between pixels, activations are not: copy them together.
@@ -95,7 +96,10 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
   GemmJob job{};
   job.a_row_pitch = g.stride_h * in.row_pitch;
   job.a_pixel_pitch = g.stride_w * in.pixel_pitch;
-  job.run_bytes = gather || runs_per_row == 1 || panel.header.blocks > 1 ? p.run_bytes : p.block_in;
+  job.joined_rows = gather ? 0 : p.joined_rows;
+  job.run_bytes = job.joined_rows > 0                                      ? g.kernel_w * p.block_in
+                  : gather || runs_per_row == 1 || panel.header.blocks > 1 ? p.run_bytes
+                                                                           : p.block_in;
   job.b = panel.weights + panel_start(panel.layout, p, block, index);
   job.width = panel_width(panel.layout, p, index);
   job.depth = p.runs * p.run_bytes;
@@ -176,12 +180,14 @@ void Dense::gathered(GemmJob& job, int64_t channel, int64_t block, int64_t n, in
                      int64_t x) const {
   const PanelGeometry& p = panel.geometry;
   const int64_t pixel_bytes = p.runs * p.run_bytes;
+  const int64_t rows = larger(1, p.joined_rows);  // of a run
   thread_local Scratch memory;
   uint8_t* copy = memory.get(job.w * pixel_bytes);
   const uint8_t* source = first_tap(in, g, n) + block * p.block_in + y * job.a_row_pitch;
   for (int64_t i = 0; i < job.w; ++i) {
-    for (int64_t r = 0; r < p.runs; ++r) {
-      uint8_t* to = copy + i * pixel_bytes + r * p.run_bytes;
+    for (int64_t r = 0; r < g.kernel_h; ++r) {
+      uint8_t* to =
+          copy + i * pixel_bytes + r / rows * p.run_bytes + r % rows * g.kernel_w * p.block_in;
       const uint8_t* from =
           source + (x + i) * g.stride_w * in.pixel_pitch + r * g.dilation_h * in.row_pitch;
       for (int64_t j = 0; j < g.kernel_w; ++j) {

@@ -17,11 +17,10 @@ int8_t weight_at(const Panel& panel, int64_t o, int64_t i, int64_t t) {
   }
   const int64_t nr = kPanelUnits[h.layout].nr;
   const int64_t column = o % p.block_out, index = column / nr;
-  const int64_t run = h.blocks == 1 ? t / h.kernel_w : t;
-  const int64_t place = h.blocks == 1 ? t % h.kernel_w * p.block_in + i : i;
-  return panel.weights[panel_start(panel.layout, p, o / p.block_out, index) +
-                       panel_offset(panel.layout, panel_width(panel.layout, p, index),
-                                    p.runs * p.run_bytes, run * p.run_bytes + place, column % nr)];
+  return panel
+      .weights[panel_start(panel.layout, p, o / p.block_out, index) +
+               panel_offset(panel.layout, panel_width(panel.layout, p, index), p.runs * p.run_bytes,
+                            place_in_column(h, p, t, i), column % nr)];
 }
 
 float clamp(float v, float lo, float hi) {

@@ -4,6 +4,7 @@
 // (finish.h) runs between the products of the next, which hide it.
 #include "few_pixels.h"
 #include "finish.h"
+#include "join.h"
 #include "walk.h"
 
 namespace octavo::OCTAVO_AMX {
@@ -11,13 +12,13 @@ namespace {
 
 // ---- products ---------------------------------------------------------------------------------
 
-/// What is left to finish of the block before the one that is multiplied: some parts a K step.
+/// What is left to finish of a block of the same sweep, `parts` at a time.
 template <class T>
 class Rest {
  public:
   OCTAVO_INLINE Rest(const Finisher<T>& finisher, const Work& work, const Block& block,
-                     const TilePiece* pieces, int64_t parts_a_step)
-      : finisher_(finisher), work_(work), block_(block), pieces_(pieces), quota_(parts_a_step) {}
+                     const TilePiece* pieces, int64_t parts)
+      : finisher_(finisher), work_(work), block_(block), pieces_(pieces), quota_(parts) {}
 
   OCTAVO_INLINE void some() {
     for (int64_t k = 0; k < quota_ && i_ < block_.mt; ++k) one();
@@ -40,20 +41,23 @@ class Rest {
   int64_t quota_, i_ = 0, r_ = 0;
 };
 
-/// Before the first block of a sweep lies one of another sweep, or none.
+/// The same of a block of another sweep, if there is one: a row of tiles at a time.
 class OtherRest {
  public:
   OtherRest(const Work& work, const Block& block, const TilePiece* pieces)
       : work_(work), block_(block), pieces_(pieces) {}
-  void some() {}
+  void some() {
+    if (i_ < block_.mt) block_.finish(work_, block_, pieces_, i_++);
+  }
   void all() {
-    if (block_.mt > 0) block_.finish(work_, block_, pieces_);
+    while (i_ < block_.mt) some();
   }
 
  private:
   const Work& work_;
   const Block& block_;
   const TilePiece* pieces_;
+  int64_t i_ = 0;
 };
 
 constexpr int64_t kTileBytes = sizeof(TilePiece);
@@ -107,13 +111,18 @@ OCTAVO_INLINE void start_all(int before, TilePiece* pieces) {
   if constexpr (C + 1 < kTiles) start_all<kTiles, kBefore, C + 1>(before, pieces);
 }
 
-/// Leaves a block's sums in registers 0 .. MT * NT - 1 and meanwhile finishes the block before it.
+/// Leaves a block's sums in registers 0 .. MT * NT - 1, moves those of the block before it into
+/// pieces and meanwhile does what is left of an older one.
 template <int MT, int NT, int kBefore, class R>
 OCTAVO_INLINE void multiply(const Work& work, const Operands<MT>& operands, int before,
                             TilePiece* pieces, R rest) {
   // Four steps ahead; further lines would leave L1 again, nearer ones come too late from L3.
   constexpr int64_t kLead = 4;
   const GemmJob& job = *work.job;
+  const int64_t no_offset = 0;
+  const int64_t* run_offset = job.joined_rows > 0 ? &no_offset : job.run_offset;
+  const int64_t runs = job.joined_rows > 0 ? 1 : job.runs;
+  const int64_t run_bytes = job.joined_rows > 0 ? job.depth : job.run_bytes;
   if constexpr (kBefore < 0) store_from<MT * NT>(before, pieces);
   if (work.steps == 0) {
     start_all<MT * NT, kBefore>(before, pieces);
@@ -121,7 +130,6 @@ OCTAVO_INLINE void multiply(const Work& work, const Operands<MT>& operands, int 
     return;
   }
   const int8_t* b = operands.b;
-  const int64_t run_bytes = job.run_bytes;
   const auto prefetch = [&](const int8_t* from) __attribute__((always_inline)) {
     if (!operands.prefetch) return;
     for (int j = 0; j < NT; ++j) {
@@ -130,7 +138,7 @@ OCTAVO_INLINE void multiply(const Work& work, const Operands<MT>& operands, int 
       }
     }
   };
-  int64_t at = job.run_offset[0], end = at + run_bytes;
+  int64_t at = run_offset[0], end = at + run_bytes;
   prefetch(b);
   step<MT, NT, kBefore, true>(operands, at, b, before, pieces, rest);
   for (int64_t r = 1;; ++r) {
@@ -139,8 +147,8 @@ OCTAVO_INLINE void multiply(const Work& work, const Operands<MT>& operands, int 
       step<MT, NT, kBefore, false>(operands, at, b, before, pieces, rest);
       rest.some();
     }
-    if (r == job.runs) break;
-    at = job.run_offset[r] - 64, end = at + 64 + run_bytes;
+    if (r == runs) break;
+    at = run_offset[r] - 64, end = at + 64 + run_bytes;
     b -= kTileBytes;
   }
   rest.all();
@@ -148,15 +156,21 @@ OCTAVO_INLINE void multiply(const Work& work, const Operands<MT>& operands, int 
 
 // ---- a job ------------------------------------------------------------------------------------
 
-/// What a sweep shares with the next one.
+/// The blocks on their way, over all sweeps of a job. While block n is multiplied, the sums of n -
+/// 1 go to pieces and those of n - 2 become results: a load of what a tile has just stored would
+/// wait for all products before it, and with it whatever follows.
 struct Pipeline {
-  Block blocks[2];
-  TilePiece pieces[4];
-  int current = 0;
+  Block blocks[3];
+  TilePiece pieces[2][4];
+  int64_t n = 0;
+  JoinedPixels joined;
+
+  Block& block(int64_t i) { return blocks[(i + 3) % 3]; }
+  TilePiece* pieces_of(int64_t i) { return pieces[i & 1]; }
 };
 
 template <class T>
-void finish_block(const Work& work, const Block& block, const TilePiece* pieces) {
+void finish_row(const Work& work, const Block& block, const TilePiece* pieces, int64_t i) {
   const bool f32 = T::kKind != Kind::kU8;
   const GemmJob& job = *work.job;
   const bool column = job.w == 1;
@@ -164,7 +178,7 @@ void finish_block(const Work& work, const Block& block, const TilePiece* pieces)
                                 : (column ? job.out_row_pitch : job.out_pixel_pitch);
   const int64_t residual_pitch = column ? job.residual_row_pitch : job.residual_pixel_pitch;
   const Finisher<T> finisher(work, block.column, out_pitch, residual_pitch);
-  Rest<T>(finisher, work, block, pieces, 1).all();
+  for (int64_t r = 0; r < work.tile_rows; r += T::kPixels) finisher.part(block, pieces, i, r);
 }
 
 /// `count` blocks of MT x NT tiles, from the walk's next tile on, over the columns from `column`.
@@ -179,31 +193,46 @@ __attribute__((noinline)) void sweep(Work& work, Walk& walk, Pipeline& pipeline,
   Operands<MT> operands;
   operands.b = job.b + column * job.depth;
   operands.b_tile = 16 * job.depth;
-  operands.pitch = walk.a_pitch();
+  operands.pitch = job.joined_rows > 0 ? job.depth : walk.a_pitch();
   operands.prefetch = work.steps > kInL1;  // the first block of a sweep
   const Finisher<T> finisher(work, column, walk.out_pitch(), walk.residual_pitch());
   const int64_t parts = MT * ((work.tile_rows + T::kPixels - 1) / T::kPixels);
-  const int64_t parts_a_step =
+  const int64_t parts_a_slot =
       work.steps > 1 ? (parts + 2 * work.steps - 3) / (2 * work.steps - 2) : 0;
+  const uint8_t* joined[MT] = {};
+  int64_t tile = walk.tile();
+  const auto join_block = [&] {
+    for (int i = 0; i < MT; ++i) {
+      joined[i] =
+          pipeline.joined.copy(job, walk.a_pitch(), walk.activations(tile++), work.tile_rows);
+    }
+  };
+  if (job.joined_rows > 0) join_block();
   for (int64_t k = 0; k < count; ++k) {
-    Block& block = pipeline.blocks[pipeline.current];
-    const Block& before = pipeline.blocks[1 - pipeline.current];
+    const int64_t n = pipeline.n++;
+    Block& block = pipeline.block(n);
+    const Block &before = pipeline.block(n - 1), &older = pipeline.block(n - 2);
+    TilePiece* const pieces = pipeline.pieces_of(n - 1);
+    const TilePiece* const older_pieces = pipeline.pieces_of(n - 2);
     block.column = column;
     block.columns_mask = ~uint64_t{0} >> (64 - columns);
     block.mt = MT, block.nt = NT;
-    block.finish = finish_block<T>;
+    block.finish = finish_row<T>;
     for (int i = 0; i < MT; ++i) {
       operands.a[i] = walk.next<T::kLinear>(work, block, i, kElement);
+      if (job.joined_rows > 0) operands.a[i] = joined[i];
     }
-    TilePiece* pieces = pipeline.pieces;
+    if (job.joined_rows > 0 && k + 1 < count) join_block();
     if (k == 0) {
       multiply<MT, NT, -1>(work, operands, before.mt * before.nt, pieces,
-                           OtherRest(work, before, pieces));
+                           OtherRest(work, older, older_pieces));
+    } else if (k == 1) {
+      multiply<MT, NT, MT * NT>(work, operands, MT * NT, pieces,
+                                OtherRest(work, older, older_pieces));
     } else {
       multiply<MT, NT, MT * NT>(work, operands, MT * NT, pieces,
-                                Rest<T>(finisher, work, before, pieces, parts_a_step));
+                                Rest<T>(finisher, work, older, older_pieces, parts_a_slot));
     }
-    pipeline.current = 1 - pipeline.current;
     operands.prefetch = false;
   }
 }
@@ -266,8 +295,19 @@ void choose_target(Work& work, Walk& walk, Pipeline& pipeline, int64_t column) {
 template <Kind kKind>
 void multiply_job(const GemmJob& job) {
   if (job.h <= 0 || job.w <= 0) return;
-  if (job.h * job.w == 1) return multiply_few<kKind, 1>(job);
-  if (job.h * job.w == 2) return multiply_few<kKind, 2>(job);
+  if (job.h * job.w <= 2) {
+    JoinedPixels joined;
+    const int64_t no_offset = 0;
+    GemmJob few = job;
+    if (job.joined_rows > 0) {
+      const int64_t pitch = job.w == 2 ? job.a_pixel_pitch : job.a_row_pitch;
+      few.a = joined.copy(job, pitch, job.a, job.h * job.w);
+      few.a_pixel_pitch = few.a_row_pitch = few.run_bytes = job.depth;
+      few.run_offset = &no_offset;
+      few.runs = 1;
+    }
+    return job.h * job.w == 1 ? multiply_few<kKind, 1>(few) : multiply_few<kKind, 2>(few);
+  }
 
   Walk walk(job, kKind != Kind::kU8);
   Work work;
@@ -294,10 +334,12 @@ void multiply_job(const GemmJob& job) {
     if (shape.nt == 4) choose_target<kKind, 4>(work, walk, pipeline, column);
     column += 16 * shape.nt;
   }
-  const Block& last = pipeline.blocks[1 - pipeline.current];
-  store_from<0>(last.mt * last.nt, pipeline.pieces);
-  last.finish(work, last, pipeline.pieces);
+  const int64_t last = pipeline.n - 1;
+  store_from<0>(pipeline.block(last).mt * pipeline.block(last).nt, pipeline.pieces_of(last));
   tile_release();
+  for (int64_t n = last - 1; n <= last; ++n) {
+    OtherRest(work, pipeline.block(n), pipeline.pieces_of(n)).all();
+  }
   walk.mend_gaps(job);
 }
 

@@ -55,14 +55,20 @@ class Walk {
   /// Whether results of a tile have one pitch too.
   bool linear() const { return linear_; }
 
+  /// The next tile's number among all, and where any tile's activations begin.
+  int64_t tile() const { return line_ * tiles_in_line_ + tile_; }
+  const uint8_t* activations(int64_t tile) const {
+    const int64_t line = tile / tiles_in_line_;
+    return a_ + line * a_row_ + first_pixel(tile % tiles_in_line_) * a_pixel_;
+  }
+
   void restart() { line_ = tile_ = x_ = y_ = 0; }
 
   /// Tile row `i` of `block` becomes the next tile; returns where its activations begin. `element`
   /// is the size of a result.
   template <bool kLinear>
   const uint8_t* next(Work& work, Block& block, int i, int64_t element) {
-    const int64_t last = tiles_in_line_ - 1;
-    const int64_t first = tile_ == last && length_ >= 16 ? length_ - 16 : tile_ * 16;
+    const int64_t first = first_pixel(tile_);
     const uint8_t* a = a_ + line_ * a_row_ + first * a_pixel_;
     const int64_t offset = block.column * element;
     block.pixel[i] = first;
@@ -75,7 +81,7 @@ class Walk {
     } else {
       scatter(work, block, i, offset, tile_ * 16 - first);
     }
-    if (++tile_ > last) {
+    if (++tile_ == tiles_in_line_) {
       tile_ = 0, x_ = 0, y_ = ++line_;
     } else if (!kLinear) {
       for (x_ += 16; x_ >= period_; x_ -= period_) ++y_;
@@ -96,6 +102,10 @@ class Walk {
   }
 
  private:
+  int64_t first_pixel(int64_t tile) const {
+    return tile == tiles_in_line_ - 1 && length_ >= 16 ? length_ - 16 : tile * 16;
+  }
+
   void scatter(Work& work, Block& block, int i, int64_t offset, int64_t skip) {
     int64_t x = x_ - skip, y = y_;
     while (x < 0) x += period_, --y;

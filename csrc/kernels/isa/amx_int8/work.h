@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "../../kernel_table.h"
+#include "../../panel.h"
 #include "tile.h"
 
 #define OCTAVO_INLINE inline __attribute__((always_inline))
@@ -35,7 +36,8 @@ struct Work {
 /// columns and lies in register and piece i * nt + j.
 struct Block {
   int mt = 0, nt = 0;  // 0: none
-  void (*finish)(const Work&, const Block&, const TilePiece*) = nullptr;
+  // Tile row i.
+  void (*finish)(const Work&, const Block&, const TilePiece* pieces, int64_t i) = nullptr;
   int64_t column = 0;         // first
   uint64_t columns_mask = 0;  // of those that exist
   int64_t pixel[4];           // of tile row i: column in the grid of the first pixel
@@ -54,7 +56,7 @@ OCTAVO_INLINE void pad(T* to, const T* from, int64_t count) {
 template <Kind kKind>
 OCTAVO_INLINE void prepare(const GemmJob& job, Work& work) {
   work.job = &job;
-  work.steps = job.runs * (job.run_bytes / 64);
+  work.steps = job.joined_rows > 0 ? job.depth / 64 : job.runs * (job.run_bytes / 64);
   pad(work.scale, job.scale, job.n);
   pad(work.offset, job.offset, job.n);
   if constexpr (kKind == Kind::kRows) {
