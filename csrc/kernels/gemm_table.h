@@ -112,6 +112,9 @@ inline constexpr int64_t kDepthwiseColumns = 64;
 
 struct GemmTable {
   PanelLayout layout;
+  // Of the largest value of a region that is computed in one go, images after images: small ones
+  // stay in cache, large ones read weights less often.
+  int64_t chunk_bytes;
 
   // Null, or writes a second form of a panel of k codes a column, split_bytes() bytes, which jobs
   // of many pixels and wide weights are faster with. One thread's: jobs write there too.

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "dispatch.h"
+#include "kernel_table.h"
 #include "parallel.h"
 
 namespace octavo {
@@ -51,9 +53,9 @@ class CallPlanner {
       return call;
     }
     const int64_t unit_bytes = plan(sizes_for(1), 1, true)->largest_unit_bytes;
-    // Activations of one chunk stay in a core's second-level cache. Rows read their weights anew
-    // for every chunk, which asks for longer ones.
-    const int64_t target = int64_t{256} << (unit_is_row_ ? 12 : 10);
+    // Rows read their weights anew for every chunk, which asks for longer ones.
+    const int64_t chunk_bytes = active_table().gemm.chunk_bytes;
+    const int64_t target = unit_is_row_ ? std::max(chunk_bytes, int64_t{1} << 20) : chunk_bytes;
     int64_t chunk = std::clamp<int64_t>(target / unit_bytes, unit_is_row_ ? 64 : 1, INT64_MAX);
     chunk = std::min(chunk, units_);
     if (threads > 1) {
@@ -142,7 +144,7 @@ const CallPlan& find_plan(CachedProgram& cached, const std::vector<RegionInput>&
                           const std::vector<RegionPanel>& panels, std::vector<int64_t> gathers) {
   // Everything that a plan depends on.
   const int threads = max_threads();
-  std::vector<int64_t> key{threads};
+  std::vector<int64_t> key{threads, active_table().gemm.chunk_bytes};
   for (const RegionInput& input : inputs) {
     key.push_back(static_cast<int64_t>(input.sizes.size()));
     key.insert(key.end(), input.sizes.begin(), input.sizes.end());

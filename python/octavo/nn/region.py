@@ -478,12 +478,15 @@ def _reads(item: Region | Step) -> Iterator[str]:
 
 
 def _last_reads(flow: Flow, items: tuple[Region | Step, ...]) -> list[tuple[str, ...]]:
-    """For each item the values that nothing reads after it."""
+    """For each item the values that nothing reads after it; those within regions never exist."""
     last: dict[str, int] = {}
+    known = set(flow.parameters)
     for index, item in enumerate(items):
-        names = item.outputs if isinstance(item, Region) else _defined(item)
+        names = item.outputs if isinstance(item, Region) else tuple(_defined(item))
+        known.update(names)
         for name in (*_reads(item), *names):
-            last[name] = index
+            if name in known:
+                last[name] = index
     for name in refs(flow.output):
         last[name] = len(items)
     return [tuple(n for n, index in last.items() if index == i) for i in range(len(items))]

@@ -70,11 +70,13 @@ OCTAVO_INLINE __m512 value_rows(const Work& work, __m512i sum, int64_t x, int64_
 }
 
 /// What the results of a block are and where they go: known when a sweep is compiled.
-template <Kind kind, int columns, bool residual, bool linear, bool whole>
+template <Kind kind, int columns, bool residual, bool linear, bool plain>
 struct Target {
   static constexpr Kind kKind = kind;
   static constexpr int NT = columns, kPixels = 4 / columns;  // of 64 results
-  static constexpr bool kResidual = residual, kLinear = linear, kWhole = whole;
+  static constexpr bool kResidual = residual, kLinear = linear;
+  // All columns exist, and codes may be clamped as bytes.
+  static constexpr bool kPlain = plain;
 };
 
 /// Turns sums in pieces into results; parameters stay in registers.
@@ -92,6 +94,7 @@ class Finisher {
     }
     hi_ = _mm512_set1_ps(work.job->hi);
     lo_ = _mm512_set1_epi8(static_cast<char>(work.lo));
+    hi_code_ = _mm512_set1_epi8(static_cast<char>(work.hi));
     residual_scale_ = _mm512_set1_ps(work.job->residual_scale);
   }
 
@@ -111,8 +114,9 @@ class Finisher {
   }
 
  private:
-  /// The clamp to lo happens on bytes: rounding is monotone, the pack turns negative codes and NaN
-  /// (INT_MIN after the conversion) into 0, and minps(hi, v) returns v where v is NaN.
+  /// Clamps happen on bytes, as rounding is monotone and the pack turns negative codes and NaN
+  /// (INT_MIN after the conversion) into 0; only what may be too large for an int32 is clamped to
+  /// hi before: minps(hi, v) returns v where v is NaN.
   OCTAVO_INLINE void codes(const Block& block, const TilePiece* piece, int64_t i, int64_t r,
                            uint8_t* const (&out)[T::kPixels]) const {
     __m512i code[4];
@@ -128,10 +132,11 @@ class Finisher {
         const __m512 y = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at)));
         v = _mm512_fmadd_ps(y, residual_scale_, v);
       }
-      code[q] = _mm512_cvtps_epi32(_mm512_min_ps(hi_, v));
+      code[q] = _mm512_cvtps_epi32(T::kPlain ? v : _mm512_min_ps(hi_, v));
     }
-    const __m512i packed = pack_codes(code[0], code[1], code[2], code[3]);
-    store_codes<T::NT, T::kWhole>(_mm512_max_epu8(packed, lo_), out, block.columns_mask);
+    __m512i packed = pack_codes(code[0], code[1], code[2], code[3]);
+    if constexpr (T::kPlain) packed = _mm512_min_epu8(packed, hi_code_);
+    store_codes<T::NT, T::kPlain>(_mm512_max_epu8(packed, lo_), out, block.columns_mask);
   }
 
   /// Dynamic rows have no start values.
@@ -152,7 +157,7 @@ class Finisher {
                            ? value_f32(work_, total, column)
                            : value_rows(work_, total, block.pixel[i] + r + p, column);
       auto* to = reinterpret_cast<float*>(out[p]) + 16 * j;
-      if constexpr (T::kWhole) {
+      if constexpr (T::kPlain) {
         _mm512_storeu_ps(to, v);
       } else {
         _mm512_mask_storeu_ps(to, static_cast<__mmask16>(block.columns_mask >> 16 * j), v);
@@ -163,7 +168,7 @@ class Finisher {
   const Work& work_;
   int64_t out_pitch_, residual_pitch_;
   __m512 scale_[T::NT], offset_[T::NT], hi_, residual_scale_;
-  __m512i start_[T::NT], lo_;
+  __m512i start_[T::NT], lo_, hi_code_;
 };
 
 }  // namespace

@@ -272,8 +272,9 @@ void sweep_column(Work& work, Walk& walk, Pipeline& pipeline, int64_t column) {
 }
 
 template <Kind kKind, int NT, bool kResidual, bool kLinear>
-void choose_whole(Work& work, Walk& walk, Pipeline& pipeline, int64_t column) {
-  if (work.job->n - column >= 16 * NT) {
+void choose_plain(Work& work, Walk& walk, Pipeline& pipeline, int64_t column) {
+  const bool whole = work.job->n - column >= 16 * NT;
+  if (whole && (kKind != Kind::kU8 || work.bounded)) {
     sweep_column<Target<kKind, NT, kResidual, kLinear, true>>(work, walk, pipeline, column);
   } else {
     sweep_column<Target<kKind, NT, kResidual, kLinear, false>>(work, walk, pipeline, column);
@@ -284,11 +285,11 @@ template <Kind kKind, int NT>
 void choose_target(Work& work, Walk& walk, Pipeline& pipeline, int64_t column) {
   const bool residual = kKind == Kind::kU8 && work.job->residual != nullptr;
   if (walk.linear()) {
-    residual ? choose_whole<kKind, NT, kKind == Kind::kU8, true>(work, walk, pipeline, column)
-             : choose_whole<kKind, NT, false, true>(work, walk, pipeline, column);
+    residual ? choose_plain<kKind, NT, kKind == Kind::kU8, true>(work, walk, pipeline, column)
+             : choose_plain<kKind, NT, false, true>(work, walk, pipeline, column);
   } else {
-    residual ? choose_whole<kKind, NT, kKind == Kind::kU8, false>(work, walk, pipeline, column)
-             : choose_whole<kKind, NT, false, false>(work, walk, pipeline, column);
+    residual ? choose_plain<kKind, NT, kKind == Kind::kU8, false>(work, walk, pipeline, column)
+             : choose_plain<kKind, NT, false, false>(work, walk, pipeline, column);
   }
 }
 
@@ -351,6 +352,7 @@ void gemm_u8s8_rows(const GemmJob& job) { multiply_job<Kind::kRows>(job); }
 
 void fill_gemm(GemmTable& table) {
   table.layout = PanelLayout::kAmx;
+  table.chunk_bytes = int64_t{13} << 18;
   table.gemm_u8s8_u8 = gemm_u8s8_u8;
   table.gemm_u8s8_f32 = gemm_u8s8_f32;
   table.gemm_u8s8_rows = gemm_u8s8_rows;

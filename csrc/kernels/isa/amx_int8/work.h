@@ -23,7 +23,8 @@ struct Work {
   const GemmJob* job;
   int64_t tile_rows;  // pixels of a tile: 16, or fewer where the grid has no more in a line
   int64_t steps;      // of K
-  uint8_t lo;         // gemm_u8s8_u8: the lower clamp as a code
+  uint8_t lo, hi;     // gemm_u8s8_u8: the clamps as codes
+  bool bounded;       // every result fits into an int32 before it is clamped
   alignas(64) int32_t start[64];
   alignas(64) float scale[64];
   alignas(64) float offset[64];
@@ -53,6 +54,17 @@ OCTAVO_INLINE void pad(T* to, const T* from, int64_t count) {
   for (int64_t c = 0; c < kPanelColumns; ++c) to[c] = c < count ? from[c] : T{};
 }
 
+/// The largest magnitude of a panel's channel parameters; NaN if one is, whose bits are the
+/// largest.
+OCTAVO_INLINE float largest(const float* values) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i most = _mm512_setzero_si512();
+  for (int64_t c = 0; c < kPanelColumns; c += 16) {
+    most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_load_si512(values + c), magnitude));
+  }
+  return __builtin_bit_cast(float, _mm512_reduce_max_epu32(most));
+}
+
 template <Kind kKind>
 OCTAVO_INLINE void prepare(const GemmJob& job, Work& work) {
   work.job = &job;
@@ -66,8 +78,17 @@ OCTAVO_INLINE void prepare(const GemmJob& job, Work& work) {
     pad(work.start, job.start, job.n);
   }
   if constexpr (kKind == Kind::kU8) {
-    const float lo = job.lo < job.hi ? job.lo : job.hi;
-    work.lo = static_cast<uint8_t>(_mm_cvtss_si32(_mm_set_ss(lo > 0.0f ? lo : 0.0f)));
+    const auto code_of = [](float v) {
+      v = v > 0.0f ? v : 0.0f;
+      return static_cast<uint8_t>(_mm_cvtss_si32(_mm_set_ss(v < 255.0f ? v : 255.0f)));
+    };
+    work.lo = code_of(job.lo < job.hi ? job.lo : job.hi);
+    work.hi = code_of(job.hi);
+    const float scale = largest(work.scale), offset = largest(work.offset);
+    const float residual =
+        job.residual != nullptr ? 255.0f * __builtin_fabsf(job.residual_scale) : 0.0f;
+    // A sum is at most 2^31; false for NaN.
+    work.bounded = scale * 0x1p31f + offset + residual < 0x1p30f;
   }
 }
 

@@ -71,6 +71,7 @@ void gemm_u8s8_rows(const GemmJob& job) {
 
 void fill_gemm(GemmTable& table) {
   table.layout = PanelLayout::kScalar;
+  table.chunk_bytes = 256 << 10;
   table.gemm_u8s8_u8 = gemm_u8s8_u8;
   table.gemm_u8s8_f32 = gemm_u8s8_f32;
   table.gemm_u8s8_rows = gemm_u8s8_rows;
