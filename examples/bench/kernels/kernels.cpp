@@ -252,6 +252,30 @@ __attribute__((target("avx2"))) void maddubs_pairs(int64_t rounds) {
   }
 }
 
+/// tdpbusd on four chains of whole tiles: 16384 products each.
+void tile_products(int64_t rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+  } config;
+  alignas(64) uint8_t operands[2][1024];
+  for (int t = 0; t < 8; ++t) config.bytes[t] = 64, config.rows[t] = 16;
+  for (uint8_t& code : operands[0]) code = random_activation();
+  for (uint8_t& code : operands[1]) code = static_cast<uint8_t>(random_weight());
+  __asm__ volatile(
+      "ldtilecfg %0\n\t"
+      "tileloadd (%1,%3,1), %%tmm4\n\ttileloadd (%2,%3,1), %%tmm6"
+      :
+      : "m"(config), "r"(operands[0]), "r"(operands[1]), "r"(int64_t{64}), "m"(operands));
+  for (int64_t i = 0; i < rounds; ++i) {
+    __asm__ volatile(
+        "tdpbusd %tmm6, %tmm4, %tmm0\n\ttdpbusd %tmm6, %tmm4, %tmm1\n\t"
+        "tdpbusd %tmm6, %tmm4, %tmm2\n\ttdpbusd %tmm6, %tmm4, %tmm3");
+  }
+  __asm__ volatile("tilerelease");
+}
+
 double peak_of(void (*loop)(int64_t), double macs_a_round) {
   constexpr int64_t kRounds = 20000;
   double best = std::numeric_limits<double>::infinity();
@@ -267,6 +291,7 @@ double peak_of(void (*loop)(int64_t), double macs_a_round) {
 double peak(const std::string& isa) {
   __builtin_cpu_init();
   const bool evex = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl");
+  if (isa == "amx_int8") return peak_of(tile_products, 4 * 16384.0);
   if (isa == "avx512_vnni" && evex) return peak_of(zmm_dots, 16 * 64.0);
   if (isa == "avx_vnni" && evex) return peak_of(ymm_dots, 16 * 32.0);
   if (isa == "avx2") return peak_of(maddubs_pairs, 8 * 32.0);
