@@ -162,6 +162,28 @@ Case layer_case(int64_t n, int64_t size, int64_t in, int64_t out, int64_t kernel
   return c;
 }
 
+/// Layouts with long K steps join the kernel rows of such inputs; one or two pixels and dilated
+/// rows take ways of their own.
+TEST_P(Conv, InputsOfFewChannelsEqualTheReference) {
+  Random random(43);
+  const Case cases[] = {
+      layer_case(1, 40, 3, 64, 7, 2, 1), layer_case(2, 12, 3, 80, 3, 2, 1),
+      layer_case(1, 9, 1, 20, 5, 1, 1),  layer_case(1, 9, 2, 64, 15, 1, 1),
+      layer_case(1, 30, 1, 8, 11, 1, 1), layer_case(1, 9, 10, 64, 3, 1, 1),
+      layer_case(1, 2, 3, 64, 7, 2, 1),  layer_case(1, 3, 2, 33, 5, 2, 1),
+      layer_case(2, 2, 3, 17, 3, 2, 1),
+  };
+  for (Case c : cases) {
+    for (const int64_t dilation : {1, 2}) {
+      c.g.dilation_h = c.g.dilation_w = dilation;
+      c.g.pad_top = c.g.pad_left = c.pad_bottom = c.pad_right = dilation * (c.g.kernel_h / 2);
+      c.zero_point = dilation == 1 ? 37 : 0;
+      check(c, random, nullptr);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
 TEST_P(Conv, ShapesOfRealNetworksEqualTheReference) {
   Random random(42);
   const Case cases[] = {
