@@ -20,10 +20,9 @@ constexpr int64_t kGrain = int64_t{8} << 20;
 /// Rows taken at a time: their codes (or floats) stay in L2 while all panels pass.
 constexpr int64_t kRowsBytes = 1 << 20;
 
-/// Levels unpacked at a time stay in L1 beside the activations of a tile; what is read as it lies
-/// in memory stays in L2 while the rows pass: a panel of 4096 inputs at 8 bits. Cut as finely as
-/// levels, 128 rows took a quarter longer, because their float sums filled L1.
-constexpr int64_t kChunkBytes = 24 << 10;
+/// What is read as it lies in memory stays in L2 while the rows pass: a panel of 4096 inputs at 8
+/// bits. Cut as finely as levels (LowbitTable::chunk_bytes), 128 rows took a quarter longer,
+/// because their float sums filled L1.
 constexpr int64_t kStoredBytes = 288 << 10;
 
 /// Codes are asked for so far ahead of where they are read, in bytes. Weights of up to kCached come
@@ -190,7 +189,7 @@ void for_each_unpacked(const Weight& w, int64_t p, GroupJob& job, Multiply&& mul
   const int64_t group_bytes = w.geometry.group_codes * lowbit_width(w.header, p);
   const bool unpacks = w.geometry.stored < 8;
   const int64_t at_once =
-      unpacks ? std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, group_bytes))
+      unpacks ? std::max<int64_t>(1, table.chunk_bytes / std::max<int64_t>(1, group_bytes))
               : groups_at_once(w, job.rows, group_bytes, kStoredBytes);
   for_each_chunk(w, p, at_once, job, [&](GroupJob& chunk, int64_t g) {
     if (unpacks) {
@@ -216,10 +215,18 @@ void multiply_unpacked(const Rows& rows, const Weight& w, int64_t p, float* y, i
   job.row_zero = rows.zero_point;
   job.y = y;
   job.ldy = ldy;
-  for_each_unpacked(w, p, job, [&](GroupJob& chunk, int64_t g) {
+  const LowbitTable& table = active_table().lowbit;
+  const auto multiply = [&](GroupJob& chunk, int64_t g) {
     chunk.a = rows.codes + g * w.geometry.group_codes;
-    active_table().lowbit.gemm_u8s8_groups(chunk);
-  });
+    table.gemm_u8s8_groups(chunk);
+  };
+  if (w.geometry.stored < 8 && rows.count <= table.fused_rows &&
+      w.geometry.group_codes <= kFusedGroup) {
+    job.unpack = table.unpack_levels;
+    for_each_chunk(w, p, w.header.groups, job, multiply);
+  } else {
+    for_each_unpacked(w, p, job, multiply);
+  }
 }
 
 void multiply_floats(const float* x, int64_t rows, int64_t ldx, const Weight& w, int64_t p,

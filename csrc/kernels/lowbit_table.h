@@ -56,6 +56,8 @@ struct GroupJob {
   LowbitPanel panel;  // its words are read, its codes are not
   const int8_t* b;
   int64_t b_step;
+  // gemm_u8s8_groups, up to fused_rows: if not null, b is, and the kernel unpacks group by group.
+  void (*unpack)(const LowbitPanel& panel, int8_t* levels);
   bool first, last;
   float* acc;  // [rows][64], 64-byte aligned
   int64_t rows;
@@ -89,7 +91,12 @@ struct RowJob {
   float* y;
 };
 
+/// The longest groups, in padded codes, that kernels unpack one by one.
+inline constexpr int64_t kFusedGroup = 256;
+
 struct LowbitTable {
+  int64_t chunk_bytes;  // of levels unpacked at a time, in cache beside activations
+  int64_t fused_rows;   // up to so many rows gemm_u8s8_groups unpacks by itself; 0: never
   int64_t tile_rows;  // so many rows take each code once: a panel is streamed, not cut into chunks
   /// Most rows that go through multiply_packed*; more are multiplied with unpacked levels. The
   /// second is for level tables. 0: never.

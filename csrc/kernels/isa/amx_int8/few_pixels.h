@@ -72,7 +72,7 @@ __attribute__((noinline)) void multiply_pixels(const Work& work, const uint8_t* 
 #pragma GCC unroll 4
           for (int j = 0; j < NT; ++j) {
             const int8_t* row = b + j * 16 * job.depth + (q + phase) * 64;
-            __builtin_prefetch(row + 1024, 0, 3);
+            __builtin_prefetch(row + (NT == 1 ? 4096 : 1024), 0, 3);
 #pragma GCC unroll 2
             for (int r = 0; r < R; ++r) dot(sum[r][phase][j], codes[r], row);
           }
@@ -118,7 +118,7 @@ void multiply_few(const GemmJob& job) {
     out[1] =
         reinterpret_cast<uint8_t*>(job.out_f32 + x * job.f32_pixel_pitch + y * job.f32_row_pitch);
   }
-  if (job.width == 64) {
+  if (job.width == 64 && work.steps < kDeep) {
     multiply_pixels<kKind, R, 4>(work, a, 0, out, residual);
     return;
   }

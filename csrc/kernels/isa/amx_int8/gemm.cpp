@@ -243,13 +243,12 @@ struct Shape {
 };
 
 /// Shapes by measurement on an Intel server core: 1x4 where K is short (whole rows of 64 are stored
-/// and the weights stay in L1), 4x1 where few pixels meet weights that come from L3 (each is loaded
-/// once), else 2x2.
+/// and the weights stay in L1), 4x1 where few pixels meet weights that come from L3 (each is read
+/// once, in the order of memory), else 2x2.
 Shape choose(const Work& work, int64_t tiles, int64_t columns_left) {
-  constexpr int64_t kShort = 4, kDeep = 24;  // steps
+  constexpr int64_t kShort = 4;  // steps
+  if (columns_left < 32 || (tiles <= 4 && work.steps >= kDeep)) return {1, 4};
   if (columns_left >= 64 && (work.steps <= kShort || tiles == 1)) return {4, 1};
-  if (columns_left < 32) return {1, 4};
-  if (tiles > 2 && tiles <= 4 && work.steps >= kDeep) return {1, 4};
   return {2, 2};
 }
 

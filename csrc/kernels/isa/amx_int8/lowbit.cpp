@@ -83,6 +83,7 @@ class Rows {
         configure(shape);
         *configured = shape;
       }
+      if (job_.unpack != nullptr && g == 0) unpack(0);
       multiply(g, a, codes, step);
       a += codes;
     }
@@ -90,6 +91,14 @@ class Rows {
   }
 
  private:
+  void unpack(int64_t g) {
+    LowbitPanel one = panel_;
+    one.groups += g * panel_.group_step;
+    one.count = 1;
+    one.last_codes = g + 1 < panel_.count ? panel_.group_codes : panel_.last_codes;
+    job_.unpack(one, levels_[g & 1]);
+  }
+
   /// Adds what is left of group `g`, some rows at a time.
   class Rest {
    public:
@@ -133,9 +142,10 @@ class Rows {
   }
 
   OCTAVO_INLINE void multiply(int64_t g, const uint8_t* a, int64_t codes, int64_t step) {
+    if (job_.unpack != nullptr && g + 1 < panel_.count) unpack(g + 1);
     const int64_t slots = T * ((codes + 63) / 64);
     Rest rest(*this, g - 2, (rows_ + slots - 1) / slots);
-    const int8_t* b = job_.b + g * job_.b_step;
+    const int8_t* b = job_.unpack == nullptr ? job_.b + g * job_.b_step : levels_[g & 1];
     int64_t k = 0;
     if (codes >= 64) {
       tile_load<4>(a, job_.pitch);
@@ -182,6 +192,7 @@ class Rows {
   int64_t stored_ = 0;  // groups before it are in pieces or added
   int64_t added_ = 0;   // groups before it are in float sums
   TilePiece pieces_[2][4];
+  alignas(64) int8_t levels_[2][kFusedGroup * kLowbitColumns];
 };
 
 void finish_rows(const GroupJob& job, int64_t row, int64_t rows, const float* f) {
@@ -236,6 +247,8 @@ void gemm_u8s8_groups(const GroupJob& job) {
 
 void fill_lowbit(LowbitTable& table) {
   table.packed_rows = table.packed_rows_levels = 4;
+  table.chunk_bytes = 288 << 10;
+  table.fused_rows = 16;
   table.gemm_u8s8_groups = gemm_u8s8_groups;
 }
 

@@ -14,6 +14,7 @@ namespace octavo::OCTAVO_AMX {
 namespace {
 
 constexpr int64_t kPanelColumns = 64;  // at most
+constexpr int64_t kDeep = 24;          // steps of a panel that comes from L3, most likely
 
 enum class Kind { kU8, kF32, kRows };
 

@@ -49,24 +49,31 @@ void unpack_with(const LowbitPanel& panel, int32_t constant_zero, int8_t* levels
   const uint8_t* words = panel.groups;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
     const int64_t length = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
+    __m512i zero[kLowbitColumns / 16];
     for (int64_t column = 0; column < panel.width; column += 16) {
-      __m512i zero = bytes(constant_zero);
+      zero[column / 16] = bytes(constant_zero);
       if (panel.kind == LowbitKind::kAffine) {
         const auto* at = words + (panel.wide ? 8 : 4) * panel.width + column;
         const __m512i zeros =
             _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-        zero = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(0x01010101));
+        zero[column / 16] = _mm512_mullo_epi32(zeros, _mm512_set1_epi32(0x01010101));
       }
-      const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
-      int8_t* to = levels + column * 4;
-      for (int64_t k = 0; k < length; k += kUnit) {
+    }
+    // In the order of memory.
+    const uint8_t* codes = words + panel.width * panel.word_bytes;
+    int8_t* to = levels;
+    for (int64_t k = 0; k < length; k += kUnit) {
+      for (int64_t column = 0; column < panel.width; column += 16) {
         __m512i p[kPlanes];
 #pragma GCC unroll 4
-        for (int i = 0; i < kPlanes; ++i) p[i] = load(codes + i * step);
-        unpack_quads<0>(codec, p, zero, to, step);
-        codes += kPlanes * step;
-        to += kUnit / 4 * step;
+        for (int i = 0; i < kPlanes; ++i) {
+          p[i] = load(codes + i * step + column * 4);
+          __builtin_prefetch(codes + i * step + column * 4 + panel.ahead);
+        }
+        unpack_quads<0>(codec, p, zero[column / 16], to + column * 4, step);
       }
+      codes += kPlanes * step;
+      to += kUnit / 4 * step;
     }
     levels += length * panel.width;
   }
