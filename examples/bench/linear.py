@@ -58,7 +58,10 @@ def octavo_calls(m: int, k: int, n: int, bits: int) -> dict[str, Call]:
             levels = torch.randint(-127, 128, (-(-n // 64), 2**bits), dtype=torch.int8)
             table = ops.pack_lowbit(codes, scale, bits, group, levels=levels)
             calls["octavo levels g128"] = lambda table=table: ops.linear_lowbit(x, table, n)
-    if bits == 8:
+    if bits < 8:
+        whole = ops.pack_lowbit(codes, torch.rand(n, 1) * 0.01 + 1e-3, bits, 0)
+        calls["octavo channel"] = lambda: ops.linear_lowbit(x, whole, n)
+    else:
         signed = (codes.int() - 128).clamp(-127).to(torch.int8)
         panel = ops.pack_weight(signed, torch.rand(n) * 0.01 + 1e-3, None, 1, 8)
         calls["octavo channel"] = lambda: ops.linear_dynamic(x, panel, n)
