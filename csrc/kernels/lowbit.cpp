@@ -104,7 +104,7 @@ Rows quantize_rows(const float* x, int64_t count, int64_t ldx, const QuantParams
   // A pitch of a multiple of 1 KiB would put the rows of a tile into few sets of L1.
   rows.pitch = round_up(g.total_codes, 64);
   if (rows.pitch % 1024 == 0) rows.pitch += 64;
-  rows.codes = scratch(kCodes, count * rows.pitch);
+  rows.codes = scratch(kCodes, round_up(count, kRowUnit) * rows.pitch);
   rows.scale = reinterpret_cast<float*>(scratch(kParams, count * (8 + 4 * groups)));
   rows.zero_point = reinterpret_cast<int32_t*>(rows.scale + count);
   rows.starts = rows.zero_point + count;
@@ -152,8 +152,7 @@ int64_t groups_at_once(const Weight& w, int64_t rows, int64_t group_bytes, int64
 template <class Job, class Multiply>
 void for_each_chunk(const Weight& w, int64_t p, int64_t at_once, Job& job, Multiply&& multiply) {
   const int64_t groups = w.header.groups;
-  job.acc = reinterpret_cast<float*>(
-      scratch(kSums, groups <= at_once ? 0 : job.rows * kLowbitColumns * 4));
+  job.acc = reinterpret_cast<float*>(scratch(kSums, job.rows * kLowbitColumns * 4));
   job.bias = w.bias() + p * kLowbitColumns;
   job.y += p * kLowbitColumns;
   for (int64_t g = 0; g < groups; g += at_once) {
@@ -220,8 +219,7 @@ void multiply_unpacked(const Rows& rows, const Weight& w, int64_t p, float* y, i
     chunk.a = rows.codes + g * w.geometry.group_codes;
     table.gemm_u8s8_groups(chunk);
   };
-  if (w.geometry.stored < 8 && rows.count <= table.fused_rows &&
-      w.geometry.group_codes <= kFusedGroup) {
+  if (w.geometry.stored < 8 && table.unpacks_groups && w.geometry.group_codes <= kFusedGroup) {
     job.unpack = table.unpack_levels;
     for_each_chunk(w, p, w.header.groups, job, multiply);
   } else {

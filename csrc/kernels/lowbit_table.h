@@ -56,7 +56,7 @@ struct GroupJob {
   LowbitPanel panel;  // its words are read, its codes are not
   const int8_t* b;
   int64_t b_step;
-  // gemm_u8s8_groups, up to fused_rows: if not null, b is, and the kernel unpacks group by group.
+  // gemm_u8s8_groups that unpacks_groups: if not null, b is null and the kernel calls it.
   void (*unpack)(const LowbitPanel& panel, int8_t* levels);
   bool first, last;
   float* acc;  // [rows][64], 64-byte aligned
@@ -66,7 +66,7 @@ struct GroupJob {
   int64_t ldy;
 
   // gemm_u8s8_groups
-  const uint8_t* a;
+  const uint8_t* a;  // memory of whole kRowUnits of rows
   int64_t pitch;
   const float* row_scale;
   const int32_t* row_zero;
@@ -91,12 +91,15 @@ struct RowJob {
   float* y;
 };
 
+/// Rows of activations have memory up to a multiple of these: tiles load so many.
+inline constexpr int64_t kRowUnit = 16;
+
 /// The longest groups, in padded codes, that kernels unpack one by one.
 inline constexpr int64_t kFusedGroup = 256;
 
 struct LowbitTable {
   int64_t chunk_bytes;  // of levels unpacked at a time, in cache beside activations
-  int64_t fused_rows;   // up to so many rows gemm_u8s8_groups unpacks by itself; 0: never
+  bool unpacks_groups;  // gemm_u8s8_groups does it by itself, up to kFusedGroup
   int64_t tile_rows;  // so many rows take each code once: a panel is streamed, not cut into chunks
   /// Most rows that go through multiply_packed*; more are multiplied with unpacked levels. The
   /// second is for level tables. 0: never.

@@ -1,31 +1,26 @@
 // Products with unpacked low-bit levels by AMX tiles: 16 rows x 64 columns, a group's integer sums
-// in four tile registers, float sums in L1. Filled into the row amx_int8 by table.cpp; called by
+// in four tile registers, float sums in cache. Filled into the row amx_int8 by table.cpp; called by
 // kernels/lowbit.cpp. Few rows go through avx512_vnni's packed products.
+#include <initializer_list>
+
 #include "work.h"
 
 namespace octavo::OCTAVO_AMX {
 namespace {
 
-/// Rows of a tile and inputs of a group beyond its whole steps of 64.
-struct Shape {
-  int64_t rows, rest;
-  bool operator==(const Shape&) const = default;
-};
-
-/// Registers 0 .. 3 hold sums, 4 and 6 a whole step of activations and levels, 5 and 7 the rest.
-void configure(const Shape& shape) {
+/// Registers 0 .. 3 hold sums, 4 and 6 a whole step of activations and levels, 5 and 7 the `rest`
+/// of a group's codes. Sixteen rows always: buffers of activations have them.
+void configure(int64_t rest) {
   TileConfig config{};
   config.palette = 1;
   const auto set = [&](int tile, int64_t rows, int64_t bytes) {
     config.rows[tile] = static_cast<uint8_t>(rows);
     config.bytes[tile] = static_cast<uint16_t>(bytes);
   };
-  for (int tile = 0; tile < 4; ++tile) set(tile, shape.rows, 64);
-  set(4, shape.rows, 64);
-  set(6, 16, 64);
-  if (shape.rest > 0) {
-    set(5, shape.rows, shape.rest);
-    set(7, shape.rest / 4, 64);
+  for (const int tile : {0, 1, 2, 3, 4, 6}) set(tile, 16, 64);
+  if (rest > 0) {
+    set(5, 16, rest);
+    set(7, rest / 4, 64);
   }
   tile_configure(config);
 }
@@ -65,49 +60,64 @@ class GroupWords {
   __m512 scale_[T];
 };
 
-/// Sixteen rows times the groups of a panel of T tiles of columns. While a group is multiplied, the
-/// sums of the one before go to pieces and those of the one before that are added to float sums:
-/// what a tile has just stored cannot be loaded soon.
+/// Rows times the groups of a panel of T tiles of columns, in units of one group and sixteen rows.
+/// While a unit is multiplied, the sums of the one before go to pieces and those of the one before
+/// that are added to float sums: what a tile has just stored cannot be loaded soon.
 template <int T, bool kWide>
-class Rows {
+class Groups {
  public:
-  Rows(const GroupJob& job, int64_t row, int64_t rows, float* f)
-      : job_(job), panel_(job.panel), zero_(job.row_zero + row), rows_(rows), f_(f) {}
+  explicit Groups(const GroupJob& job) : job_(job), panel_(job.panel) {}
 
-  void run(const uint8_t* a, Shape* configured) {
-    const int64_t step = panel_.width * 4;
-    for (int64_t g = 0; g < panel_.count; ++g) {
-      const int64_t codes = g + 1 < panel_.count ? panel_.group_codes : panel_.last_codes;
-      if (const Shape shape{rows_, codes % 64}; !(shape == *configured)) {
-        drain(g);
-        configure(shape);
-        *configured = shape;
-      }
-      if (job_.unpack != nullptr && g == 0) unpack(0);
-      multiply(g, a, codes, step);
-      a += codes;
+  /// Unpacked levels: all groups of sixteen rows, then the next rows.
+  void by_rows() {
+    for (int64_t row = 0; row < job_.rows; row += 16) {
+      for (int64_t g = 0; g < panel_.count; ++g) multiply({g, row}, job_.b + g * job_.b_step);
     }
-    drain(panel_.count);
+    drain();
+  }
+
+  /// Packed levels: a group is unpacked while the one before meets all rows.
+  void by_groups() {
+    if (panel_.count > 0) unpack(0);
+    for (int64_t g = 0; g < panel_.count; ++g) {
+      for (int64_t row = 0; row < job_.rows; row += 16) {
+        if (row == 0 && g + 1 < panel_.count) unpack(g + 1);
+        multiply({g, row}, levels_[g & 1]);
+      }
+    }
+    drain();
   }
 
  private:
+  struct Unit {
+    int64_t group, row;
+  };
+
+  int64_t codes_of(int64_t g) const {
+    return g + 1 < panel_.count ? panel_.group_codes : panel_.last_codes;
+  }
+
   void unpack(int64_t g) {
     LowbitPanel one = panel_;
     one.groups += g * panel_.group_step;
     one.count = 1;
-    one.last_codes = g + 1 < panel_.count ? panel_.group_codes : panel_.last_codes;
+    one.last_codes = codes_of(g);
     job_.unpack(one, levels_[g & 1]);
   }
 
-  /// Adds what is left of group `g`, some rows at a time.
+  /// Adds what is left of unit n, some rows at a time.
   class Rest {
    public:
-    OCTAVO_INLINE Rest(const Rows& rows, int64_t g, int64_t quota)
-        : rows_(rows),
-          words_(rows.panel_, rows.panel_.groups + (g < 0 ? 0 : g) * rows.panel_.group_step),
-          pieces_(rows.pieces_[g & 1]),
-          end_(g < rows.added_ ? 0 : rows.rows_),
-          quota_(quota) {}
+    OCTAVO_INLINE Rest(const Groups& groups, int64_t n, int64_t quota)
+        : unit_(groups.units_[n & 3]),
+          words_(groups.panel_, groups.panel_.groups + unit_.group * groups.panel_.group_step),
+          pieces_(groups.pieces_[n & 1]),
+          zero_(groups.job_.row_zero + unit_.row),
+          f_(groups.job_.acc + unit_.row * kLowbitColumns),
+          quota_(quota) {
+      const int64_t left = groups.job_.rows - unit_.row;
+      end_ = n < groups.added_ ? 0 : left < 16 ? left : 16;
+    }
     OCTAVO_INLINE void some() {
       for (int64_t k = 0; k < quota_ && row_ < end_; ++k) one();
     }
@@ -117,55 +127,64 @@ class Rows {
 
    private:
     OCTAVO_INLINE void one() {
-      words_.add_row(pieces_, row_, rows_.zero_[row_], rows_.f_ + row_ * kLowbitColumns);
+      words_.add_row(pieces_, row_, zero_[row_], f_ + row_ * kLowbitColumns);
       ++row_;
     }
-    const Rows& rows_;
+    Unit unit_;
     GroupWords<T, kWide> words_;
     const TilePiece* pieces_;
+    const int32_t* zero_;
+    float* f_;
     int64_t row_ = 0, end_, quota_;
   };
 
-  /// Products of tile columns J and following; kFirst: registers give up the sums of group g - 1.
+  /// Products of tile columns J and following; kFirst: registers give up the sums of the unit
+  /// before.
   template <int A, int B, bool kFirst, int J = 0>
-  OCTAVO_INLINE void columns(int64_t g, const int8_t* b, int64_t step, Rest& rest) {
+  OCTAVO_INLINE void columns(const int8_t* b, int64_t step, Rest& rest) {
     if constexpr (J < T) {
       tile_load<B>(b + 64 * J, step);
       if constexpr (kFirst) {
-        if (g > stored_) tile_store<J>(pieces_[(g - 1) & 1][J]);
+        if (in_registers_) tile_store<J>(pieces_[(n_ - 1) & 1][J]);
         tile_zero<J>();
       }
       tile_multiply<J, A, B>();
       rest.some();
-      columns<A, B, kFirst, J + 1>(g, b, step, rest);
+      columns<A, B, kFirst, J + 1>(b, step, rest);
     }
   }
 
-  OCTAVO_INLINE void multiply(int64_t g, const uint8_t* a, int64_t codes, int64_t step) {
-    if (job_.unpack != nullptr && g + 1 < panel_.count) unpack(g + 1);
+  OCTAVO_INLINE void multiply(const Unit& unit, const int8_t* b) {
+    const int64_t codes = codes_of(unit.group), step = panel_.width * 4;
+    if (codes % 64 != rest_) {
+      drain();
+      configure(rest_ = codes % 64);
+    }
+    units_[n_ & 3] = unit;
     const int64_t slots = T * ((codes + 63) / 64);
-    Rest rest(*this, g - 2, (rows_ + slots - 1) / slots);
-    const int8_t* b = job_.unpack == nullptr ? job_.b + g * job_.b_step : levels_[g & 1];
+    Rest rest(*this, n_ - 2, (16 + slots - 1) / slots);
+    const uint8_t* a = job_.a + unit.row * job_.pitch + unit.group * panel_.group_codes;
     int64_t k = 0;
     if (codes >= 64) {
       tile_load<4>(a, job_.pitch);
-      columns<4, 6, true>(g, b, step, rest);
+      columns<4, 6, true>(b, step, rest);
       for (k = 64, b += 16 * step; k + 64 <= codes; k += 64, b += 16 * step) {
         tile_load<4>(a + k, job_.pitch);
-        columns<4, 6, false>(g, b, step, rest);
+        columns<4, 6, false>(b, step, rest);
       }
     }
     if (k < codes) {
       tile_load<5>(a + k, job_.pitch);
       if (k == 0) {
-        columns<5, 7, true>(g, b, step, rest);
+        columns<5, 7, true>(b, step, rest);
       } else {
-        columns<5, 7, false>(g, b, step, rest);
+        columns<5, 7, false>(b, step, rest);
       }
     }
     rest.all();
-    stored_ = g;
-    if (g > 1 && added_ < g - 1) added_ = g - 1;
+    in_registers_ = true;
+    if (n_ >= 2 && added_ < n_ - 1) added_ = n_ - 1;
+    ++n_;
   }
 
   template <int J = 0>
@@ -176,21 +195,19 @@ class Rows {
     }
   }
 
-  /// Groups before g become float sums; the registers are free then.
-  void drain(int64_t g) {
-    if (g == 0) return;
-    store(pieces_[(g - 1) & 1]);
-    for (; added_ < g; ++added_) Rest(*this, added_, 0).all();
-    stored_ = g;
+  /// All units become float sums; the registers are free then.
+  void drain() {
+    if (in_registers_) store(pieces_[(n_ - 1) & 1]);
+    for (; added_ < n_; ++added_) Rest(*this, added_, 0).all();
+    in_registers_ = false;
   }
 
   const GroupJob& job_;
   const LowbitPanel& panel_;
-  const int32_t* zero_;
-  int64_t rows_;
-  float* f_;
-  int64_t stored_ = 0;  // groups before it are in pieces or added
-  int64_t added_ = 0;   // groups before it are in float sums
+  int64_t rest_ = -1;          // codes beyond whole steps that tiles are configured for
+  int64_t n_ = 0, added_ = 0;  // units so far, and those among them that are in float sums
+  bool in_registers_ = false;  // the sums of unit n_ - 1
+  Unit units_[4] = {};
   TilePiece pieces_[2][4];
   alignas(64) int8_t levels_[2][kFusedGroup * kLowbitColumns];
 };
@@ -208,38 +225,40 @@ void finish_rows(const GroupJob& job, int64_t row, int64_t rows, const float* f)
   }
 }
 
-template <int T>
+template <int T, bool kWide>
 void gemm_groups(const GroupJob& job) {
-  alignas(64) float own[16 * kLowbitColumns];
-  Shape configured{0, 0};
-  for (int64_t row = 0; row < job.rows; row += 16) {
-    const int64_t rows = job.rows - row < 16 ? job.rows - row : 16;
-    // Sums that come from another chunk or go to the next one stay where they are.
-    float* f = job.first && job.last ? own : job.acc + row * kLowbitColumns;
-    if (job.first) {
-      __builtin_memset(f, 0, static_cast<size_t>(rows * kLowbitColumns) * sizeof(float));
-    }
-    const uint8_t* a = job.a + row * job.pitch;
-    if (job.panel.wide) {
-      Rows<T, true>(job, row, rows, f).run(a, &configured);
-    } else {
-      Rows<T, false>(job, row, rows, f).run(a, &configured);
-    }
-    if (job.last) finish_rows(job, row, rows, f);
+  if (job.first) {
+    __builtin_memset(job.acc, 0, static_cast<size_t>(job.rows * kLowbitColumns) * sizeof(float));
+  }
+  Groups<T, kWide> groups(job);
+  if (job.unpack != nullptr) {
+    groups.by_groups();
+  } else {
+    groups.by_rows();
   }
   tile_release();
+  if (!job.last) return;
+  for (int64_t row = 0; row < job.rows; row += 16) {
+    const int64_t left = job.rows - row;
+    finish_rows(job, row, left < 16 ? left : 16, job.acc + row * kLowbitColumns);
+  }
+}
+
+template <int T>
+void gemm_width(const GroupJob& job) {
+  job.panel.wide ? gemm_groups<T, true>(job) : gemm_groups<T, false>(job);
 }
 
 void gemm_u8s8_groups(const GroupJob& job) {
   switch (job.panel.width) {
     case 16:
-      return gemm_groups<1>(job);
+      return gemm_width<1>(job);
     case 32:
-      return gemm_groups<2>(job);
+      return gemm_width<2>(job);
     case 48:
-      return gemm_groups<3>(job);
+      return gemm_width<3>(job);
     default:
-      return gemm_groups<4>(job);
+      return gemm_width<4>(job);
   }
 }
 
@@ -248,7 +267,7 @@ void gemm_u8s8_groups(const GroupJob& job) {
 void fill_lowbit(LowbitTable& table) {
   table.packed_rows = table.packed_rows_levels = 4;
   table.chunk_bytes = 288 << 10;
-  table.fused_rows = 16;
+  table.unpacks_groups = true;
   table.gemm_u8s8_groups = gemm_u8s8_groups;
 }
 
