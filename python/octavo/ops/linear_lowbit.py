@@ -12,6 +12,9 @@ from octavo.ops import checks
 
 __all__ = ["linear_lowbit", "linear_lowbit_static"]
 
+# Bound once: looked up anew in every call, it took part of a microsecond.
+_operator = torch.ops.octavo.linear_lowbit.default
+
 
 def linear_lowbit(
     x: Tensor, packed: Tensor, out_features: int, activations: str = "dynamic"
@@ -37,11 +40,11 @@ def linear_lowbit(
             "linear_lowbit: activations: expected 'dynamic' or 'float', got "
             f"{describe(activations)}. Use linear_lowbit_static for fixed parameters."
         )
-    if checks.needs_refusal((x,)):
+    if x.requires_grad and torch.is_grad_enabled():
         function = _WeightOnly if activations == "float" else _Refusing
         result: Tensor = function.apply(x, packed, out_features)  # type: ignore[no-untyped-call]
         return result
-    result = torch.ops.octavo.linear_lowbit(x, packed, out_features, activations)
+    result = _operator(x, packed, out_features, activations)
     return result
 
 

@@ -1,8 +1,6 @@
 // Products with unpacked low-bit levels by AMX tiles: 16 rows x 64 columns, a group's integer sums
 // in four tile registers, float sums in cache. Filled into the row amx_int8 by table.cpp; called by
 // kernels/lowbit.cpp. Few rows go through avx512_vnni's packed products.
-#include <initializer_list>
-
 #include "work.h"
 
 namespace octavo::OCTAVO_AMX {
@@ -17,7 +15,8 @@ void configure(int64_t rest) {
     config.rows[tile] = static_cast<uint8_t>(rows);
     config.bytes[tile] = static_cast<uint16_t>(bytes);
   };
-  for (const int tile : {0, 1, 2, 3, 4, 6}) set(tile, 16, 64);
+  for (int tile = 0; tile < 5; ++tile) set(tile, 16, 64);
+  set(6, 16, 64);
   if (rest > 0) {
     set(5, 16, rest);
     set(7, rest / 4, 64);
