@@ -20,9 +20,10 @@ constexpr int64_t kGrain = int64_t{8} << 20;
 /// Rows taken at a time: their codes (or floats) stay in L2 while all panels pass.
 constexpr int64_t kRowsBytes = 1 << 20;
 
-/// What is read as it lies in memory stays in L2 while the rows pass: a panel of 4096 inputs at 8
-/// bits. Cut as finely as levels (LowbitTable::chunk_bytes), 128 rows took a quarter longer,
-/// because their float sums filled L1.
+/// Levels unpacked at a time stay in L1 beside the activations of a tile; what is read as it lies
+/// in memory stays in L2 while the rows pass: a panel of 4096 inputs at 8 bits. Cut as finely as
+/// levels, 128 rows took a quarter longer, because their float sums filled L1.
+constexpr int64_t kChunkBytes = 24 << 10;
 constexpr int64_t kStoredBytes = 288 << 10;
 
 /// Codes are asked for so far ahead of where they are read, in bytes. Weights of up to kCached come
@@ -188,7 +189,7 @@ void for_each_unpacked(const Weight& w, int64_t p, GroupJob& job, Multiply&& mul
   const int64_t group_bytes = w.geometry.group_codes * lowbit_width(w.header, p);
   const bool unpacks = w.geometry.stored < 8;
   const int64_t at_once =
-      unpacks ? std::max<int64_t>(1, table.chunk_bytes / std::max<int64_t>(1, group_bytes))
+      unpacks ? std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, group_bytes))
               : groups_at_once(w, job.rows, group_bytes, kStoredBytes);
   for_each_chunk(w, p, at_once, job, [&](GroupJob& chunk, int64_t g) {
     if (unpacks) {

@@ -98,7 +98,6 @@ inline constexpr int64_t kRowUnit = 16;
 inline constexpr int64_t kFusedGroup = 256;
 
 struct LowbitTable {
-  int64_t chunk_bytes;  // of levels unpacked at a time, in cache beside activations
   bool unpacks_groups;  // gemm_u8s8_groups does it by itself, up to kFusedGroup
   int64_t tile_rows;  // so many rows take each code once: a panel is streamed, not cut into chunks
   /// Most rows that go through multiply_packed*; more are multiplied with unpacked levels. The

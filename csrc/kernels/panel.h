@@ -9,9 +9,8 @@
 //
 //   block 0: [panel 0: run 0 | run 1 | ...][panel 1: run 0 | run 1 | ...] ...   block 1: ...
 //
-// One block: a run is a kernel row (kernel_w * in_channels codes), or several
-// that fit into one k_unit together. More blocks: a run is one kernel
-// position (block_in codes).
+// One block: a run is a kernel row (kernel_w * in_channels codes), or several that fit into one
+// k_unit together. More blocks: a run is one kernel position (block_in codes).
 //
 //   kScalar  [k][width]
 //   kVnni    [k / 4][width][4]
@@ -133,7 +132,6 @@ inline PanelGeometry panel_geometry(const PanelHeader& h) {
   g.block_out = h.blocks > 0 ? h.out_channels / h.blocks : 0;
   g.runs = h.blocks == 1 ? h.kernel_h : h.kernel_h * h.kernel_w;
   g.run_codes = h.blocks == 1 ? h.kernel_w * g.block_in : g.block_in;
-  // Zero codes a column make no division by zero: there is nothing to join then.
   const int64_t rows = g.run_codes == 0 ? 0 : units.join_k / g.run_codes;
   if (h.blocks == 1 && h.kernel_h > 1 && rows > 1 && (h.kernel_h - 1) / rows < kJoinedRuns) {
     g.joined_rows = rows;

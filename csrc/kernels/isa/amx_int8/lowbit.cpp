@@ -265,7 +265,6 @@ void gemm_u8s8_groups(const GroupJob& job) {
 
 void fill_lowbit(LowbitTable& table) {
   table.packed_rows = table.packed_rows_levels = 4;
-  table.chunk_bytes = 288 << 10;
   table.unpacks_groups = true;
   table.gemm_u8s8_groups = gemm_u8s8_groups;
 }

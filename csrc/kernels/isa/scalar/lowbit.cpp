@@ -154,7 +154,6 @@ void fill_lowbit(LowbitTable& table) {
   table.packed_rows = 4;
   table.packed_rows_levels = 4;
   table.multiply_packed = table.multiply_packed_levels = multiply_packed;
-  table.chunk_bytes = 24 << 10;
   table.unpack_levels = unpack_levels;
   table.gemm_u8s8_groups = gemm_u8s8_groups;
   table.gemm_f32s8_groups = gemm_f32s8_groups;
