@@ -9,8 +9,8 @@ namespace {
 /// Walks over the grid in tiles of at most 16 pixels whose activations have one pitch. Either the
 /// whole grid is one line, because a row's pitch is a multiple of a pixel's (pixels between two
 /// rows are computed for nothing), or every row is a line. The last tile of a line is moved back so
-/// that it ends with the line: nothing beyond is read or
-/// written; what it computes twice is stored twice where results are linear, else once.
+/// that it ends with the line: nothing beyond is read or written; what it computes twice is stored
+/// twice where results are linear, else once.
 class Walk {
  public:
   explicit Walk(const GemmJob& job, bool f32) : w_(job.w), h_(job.h) {
