@@ -83,9 +83,8 @@ struct Target {
 template <class T>
 class Finisher {
  public:
-  OCTAVO_INLINE Finisher(const Work& work, int64_t column, int64_t out_pitch,
-                         int64_t residual_pitch)
-      : work_(work), out_pitch_(out_pitch), residual_pitch_(residual_pitch) {
+  OCTAVO_INLINE Finisher(const Work& work, int64_t column)
+      : work_(work), out_pitch_(work.out_pitch), residual_pitch_(work.residual_pitch) {
 #pragma GCC unroll 4
     for (int j = 0; j < T::NT; ++j) {
       scale_[j] = _mm512_load_ps(work.scale + column + 16 * j);

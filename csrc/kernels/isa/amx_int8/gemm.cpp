@@ -171,13 +171,7 @@ struct Pipeline {
 
 template <class T>
 void finish_row(const Work& work, const Block& block, const TilePiece* pieces, int64_t i) {
-  const bool f32 = T::kKind != Kind::kU8;
-  const GemmJob& job = *work.job;
-  const bool column = job.w == 1;
-  const int64_t out_pitch = f32 ? (column ? job.f32_row_pitch : job.f32_pixel_pitch) * 4
-                                : (column ? job.out_row_pitch : job.out_pixel_pitch);
-  const int64_t residual_pitch = column ? job.residual_row_pitch : job.residual_pixel_pitch;
-  const Finisher<T> finisher(work, block.column, out_pitch, residual_pitch);
+  const Finisher<T> finisher(work, block.column);
   for (int64_t r = 0; r < work.tile_rows; r += T::kPixels) finisher.part(block, pieces, i, r);
 }
 
@@ -195,7 +189,7 @@ __attribute__((noinline)) void sweep(Work& work, Walk& walk, Pipeline& pipeline,
   operands.b_tile = 16 * job.depth;
   operands.pitch = job.joined_rows > 0 ? job.depth : walk.a_pitch();
   operands.prefetch = work.steps > kInL1;  // the first block of a sweep
-  const Finisher<T> finisher(work, column, walk.out_pitch(), walk.residual_pitch());
+  const Finisher<T> finisher(work, column);
   const int64_t parts = MT * ((work.tile_rows + T::kPixels - 1) / T::kPixels);
   const int64_t parts_a_slot =
       work.steps > 1 ? (parts + 2 * work.steps - 3) / (2 * work.steps - 2) : 0;
@@ -314,6 +308,7 @@ void multiply_job(const GemmJob& job) {
   prepare<kKind>(job, work);
   __builtin_memset(work.zeros, 0, sizeof work.zeros);
   work.tile_rows = walk.tile_rows();
+  work.out_pitch = walk.out_pitch(), work.residual_pitch = walk.residual_pitch();
 
   TileConfig config{};
   config.palette = 1;

@@ -24,8 +24,9 @@ struct Work {
   const GemmJob* job;
   int64_t tile_rows;  // pixels of a tile: 16, or fewer where the grid has no more in a line
   int64_t steps;      // of K
-  uint8_t lo, hi;     // gemm_u8s8_u8: the clamps as codes
-  bool bounded;       // every result fits into an int32 before it is clamped
+  int64_t out_pitch, residual_pitch;  // bytes from a pixel of a line to the next
+  uint8_t lo, hi;                     // gemm_u8s8_u8: the clamps as codes
+  bool bounded;                       // every result fits into an int32 before it is clamped
   alignas(64) int32_t start[64];
   alignas(64) float scale[64];
   alignas(64) float offset[64];
