@@ -8,7 +8,8 @@
 
 namespace octavo {
 
-/// One panel times a grid of h x w output pixels ("rows" of the product).
+/// One panel, or several where joins_panels, times a grid of h x w output pixels ("rows" of the
+/// product).
 ///
 /// Output pixel (y, x) takes, for run r, `run_bytes` activations from a + y * a_row_pitch + x *
 /// a_pixel_pitch + run_offset[r]; run r of the panel begins at panel_offset(r * run_bytes, 0) from
@@ -27,7 +28,7 @@ struct GemmJob {
   int64_t joined_rows;
 
   const int8_t* b;
-  int64_t width;  // columns of the panel in memory
+  int64_t width;  // columns in memory
   int64_t depth;  // codes of a column in memory: of all the panel's runs
   int64_t n;      // columns that exist, 1 <= n <= width
 
@@ -112,6 +113,7 @@ inline constexpr int64_t kDepthwiseColumns = 64;
 
 struct GemmTable {
   PanelLayout layout;
+  bool joins_panels;  // consecutive panels of a block are as one wider panel, and a job takes it
   // Of the largest value of a region that is computed in one go, images after images: small ones
   // stay in cache, large ones read weights less often.
   int64_t chunk_bytes;

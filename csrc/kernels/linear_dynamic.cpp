@@ -43,8 +43,9 @@ QuantizedRows quantize_rows(const float* x, int64_t rows, int64_t k, int64_t ldx
   return q;
 }
 
+/// Rows times panels [index, last).
 void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int64_t index,
-                   float* y, int64_t ldy) {
+                   int64_t last, float* y, int64_t ldy) {
   const PanelGeometry& p = panel.geometry;
   const int64_t nr = kPanelUnits[panel.header.layout].nr;
   const int64_t channel = index * nr;
@@ -59,9 +60,9 @@ void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int
   job.runs = 1;
   job.run_bytes = p.run_bytes;
   job.b = panel.weights + panel_start(panel.layout, p, 0, index);
-  job.width = panel_width(panel.layout, p, index);
+  job.width = panels_width(panel.layout, p, index, last);
   job.depth = p.run_bytes;
-  job.n = smaller(nr, p.block_out - channel);
+  job.n = smaller((last - index) * nr, p.block_out - channel);
   job.colsum = panel.colsum + channel;
   job.scale = panel.scale + channel;
   job.offset = panel.bias + channel;
@@ -118,13 +119,15 @@ void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const voi
   parallel_for(0, items, grain_of(items, macs, kDenseGrain), [&](int64_t begin, int64_t end) {
     int64_t held = -1;
     QuantizedRows q{};
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = begin; i < end;) {
       const int64_t band = i / columns, first = m * band / bands, last = m * (band + 1) / bands;
       if (band != held) {
         q = quantize_rows(x + first * ldx, last - first, k, ldx);
         held = band;
       }
-      multiply_rows(q, last - first, p, i % columns, y + first * ldy, ldy);
+      const int64_t index = i % columns, count = panels_at_once(columns - index, end - i);
+      multiply_rows(q, last - first, p, index, index + count, y + first * ldy, ldy);
+      i += count;
     }
   });
 }

@@ -106,6 +106,13 @@ constexpr int64_t panel_width(PanelLayout layout, const PanelGeometry& geometry,
   return left < units.nr ? left : units.nr;
 }
 
+/// Columns of panels [first, last) of a block.
+constexpr int64_t panels_width(PanelLayout layout, const PanelGeometry& geometry, int64_t first,
+                               int64_t last) {
+  const int64_t nr = kPanelUnits[static_cast<int>(layout)].nr;
+  return (last - first - 1) * nr + panel_width(layout, geometry, last - 1);
+}
+
 /// Where panel `p` of block `b` begins in the weight section.
 constexpr int64_t panel_start(PanelLayout layout, const PanelGeometry& geometry, int64_t b,
                               int64_t p) {

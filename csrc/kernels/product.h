@@ -4,7 +4,9 @@
 
 #include <cstdint>
 
+#include "dispatch.h"
 #include "gemm_table.h"
+#include "kernel_table.h"
 #include "kernels.h"
 #include "panel.h"
 #include "parallel.h"
@@ -81,6 +83,11 @@ inline int64_t band_count(int64_t units, int64_t unit_bytes, int64_t columns, in
     }
   }
   return larger(1, smaller(bands, units));
+}
+
+/// Panels of a job, of those left in a block and those left to a thread.
+inline int64_t panels_at_once(int64_t block, int64_t thread) {
+  return active_table().gemm.joins_panels ? smaller(block, thread) : 1;
 }
 
 inline int64_t grain_of(int64_t items, int64_t macs, int64_t grain) {

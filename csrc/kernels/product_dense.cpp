@@ -41,7 +41,7 @@ struct Dense {
   std::vector<int64_t> run_offset;
 
   void plan_runs();
-  void run_item(int64_t units, int64_t bands, int64_t item) const;
+  int64_t run_items(int64_t units, int64_t bands, int64_t item, int64_t end) const;
 
  private:
   /// Bytes from a panel's start to the weights of the first kernel row of `k`.
@@ -84,7 +84,8 @@ void Dense::plan_runs() {
 }
 
 /// Item = (band of rows or pixels, panel): bands outermost, so that neighbours share activations.
-void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
+/// Computes those from `item` on that go together and returns the next, at most `end`.
+int64_t Dense::run_items(int64_t units, int64_t bands, int64_t item, int64_t end) const {
   const PanelGeometry& p = panel.geometry;
   const int64_t columns = panel.header.blocks * p.panels;
   const int64_t band = item / columns;
@@ -92,6 +93,9 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
   const int64_t nr = kPanelUnits[panel.header.layout].nr;
   const int64_t first = units * band / bands, last = units * (band + 1) / bands;
   const int64_t channel = block * p.block_out + index * nr;
+  // Each image would read all panels anew.
+  const bool one_image = size.n * size.h == 1 || first / size.h == (last - 1) / size.h;
+  const int64_t count = one_image ? panels_at_once(p.panels - index, end - item) : 1;
 
   GemmJob job{};
   job.a_row_pitch = g.stride_h * in.row_pitch;
@@ -101,9 +105,9 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
                   : gather || runs_per_row == 1 || panel.header.blocks > 1 ? p.run_bytes
                                                                            : p.block_in;
   job.b = panel.weights + panel_start(panel.layout, p, block, index);
-  job.width = panel_width(panel.layout, p, index);
+  job.width = panels_width(panel.layout, p, index, index + count);
   job.depth = p.runs * p.run_bytes;
-  job.n = smaller(nr, p.block_out - index * nr);
+  job.n = smaller(count * nr, p.block_out - index * nr);
   job.start = e.start + channel;
   job.scale = e.scale + channel;
   job.offset = e.offset + channel;
@@ -121,7 +125,7 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
     job.w = last - first;
     if (gather) {
       gathered(job, channel, block, 0, 0, first);
-      return;
+      return item + count;
     }
     job.a = first_tap(in, g, 0) + in_channel + first * job.a_pixel_pitch;
     job.run_offset = run_offset.data();
@@ -134,7 +138,7 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
       job.runs = (k.last - k.first) * runs_per_row;
     }
     send(job, channel, 0, 0, first);
-    return;
+    return item + count;
   }
   job.w = size.w;
   for (int64_t row = first; row < last;) {
@@ -149,6 +153,7 @@ void Dense::run_item(int64_t units, int64_t bands, int64_t item) const {
     }
     row += y1 - y0;
   }
+  return item + count;
 }
 
 /// Output rows [y0, y1) of image n in stretches that use the same kernel rows. job.a: tap (0, 0) of
@@ -286,7 +291,7 @@ void run_dense(const Image& in, const ConvGeometry& g, const Panel& panel, const
   const int64_t bands = band_count(units, unit_bytes, columns, macs, kDenseGrain);
   const int64_t items = bands * columns;
   parallel_for(0, items, grain_of(items, macs, kDenseGrain), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) dense.run_item(units, bands, i);
+    for (int64_t i = begin; i < end;) i = dense.run_items(units, bands, i, end);
   });
 }
 

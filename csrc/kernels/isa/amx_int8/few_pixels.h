@@ -16,12 +16,11 @@ OCTAVO_INLINE void dot(__m512i& sum, __m512i a_u8, const int8_t* b_s8) {
 }
 
 template <Kind kKind>
-OCTAVO_INLINE void store_pixel(const Work& work, __m512i sum, int64_t x, int64_t column,
-                               uint8_t* out, const uint8_t* residual, __mmask16 mask) {
-  const GemmJob& job = *work.job;
+OCTAVO_INLINE void store_pixel(const GemmJob& job, __m512i sum, int64_t x, int64_t column,
+                               uint8_t* out, const uint8_t* residual) {
+  const __mmask16 mask = existing(job, column);
+  __m512 v = Columns<kKind>(job, column).value(job, sum, x);
   if constexpr (kKind == Kind::kU8) {
-    __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(work.scale + column),
-                               _mm512_load_ps(work.offset + column));
     if (residual != nullptr) {
       const __m128i r = _mm_loadu_si128(reinterpret_cast<const __m128i*>(residual + column));
       v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(r)),
@@ -30,19 +29,16 @@ OCTAVO_INLINE void store_pixel(const Work& work, __m512i sum, int64_t x, int64_t
     v = clamp(v, _mm512_set1_ps(job.lo), _mm512_set1_ps(job.hi));
     _mm512_mask_cvtusepi32_storeu_epi8(out + column, mask, _mm512_cvtps_epi32(v));
   } else {
-    const __m512 v =
-        kKind == Kind::kF32 ? value_f32(work, sum, column) : value_rows(work, sum, x, column);
     _mm512_mask_storeu_ps(reinterpret_cast<float*>(out) + column, mask, v);
   }
 }
 
 /// R pixels times NT tiles of columns from `column` on; 4 * NT independent sums in all.
 template <Kind kKind, int R, int NT>
-__attribute__((noinline)) void multiply_pixels(const Work& work, const uint8_t* const (&a)[2],
+__attribute__((noinline)) void multiply_pixels(const GemmJob& job, const uint8_t* const (&a)[2],
                                                int64_t column, uint8_t* const (&out)[2],
                                                const uint8_t* const (&residual)[2]) {
   constexpr int kPhases = 4 / R;
-  const GemmJob& job = *work.job;
   const int8_t* b = job.b + column * job.depth;
   __m512i sum[R][kPhases][NT];
 #pragma GCC unroll 2
@@ -51,8 +47,7 @@ __attribute__((noinline)) void multiply_pixels(const Work& work, const uint8_t* 
     for (int phase = 0; phase < kPhases; ++phase) {
 #pragma GCC unroll 4
       for (int j = 0; j < NT; ++j) {
-        sum[r][phase][j] =
-            phase == 0 ? _mm512_load_si512(work.start + column + 16 * j) : _mm512_setzero_si512();
+        sum[r][phase][j] = _mm512_setzero_si512();
       }
     }
   }
@@ -89,18 +84,14 @@ __attribute__((noinline)) void multiply_pixels(const Work& work, const uint8_t* 
       for (int phase = 1; phase < kPhases; ++phase) {
         total = _mm512_add_epi32(total, sum[r][phase][j]);
       }
-      const int64_t c = column + 16 * j, left = job.n - c;
-      if (left <= 0) continue;
-      const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
-      store_pixel<kKind>(work, total, r, c, out[r], residual[r], mask);
+      const int64_t c = column + 16 * j;
+      if (c < job.n) store_pixel<kKind>(job, total, r, c, out[r], residual[r]);
     }
   }
 }
 
 template <Kind kKind, int R>
 void multiply_few(const GemmJob& job) {
-  Work work;
-  prepare<kKind>(job, work);
   // The second pixel is the next of the row or of the column.
   const int64_t x = job.w == 2, y = job.h == 2;
   const uint8_t* const a[2] = {job.a, job.a + x * job.a_pixel_pitch + y * job.a_row_pitch};
@@ -118,12 +109,14 @@ void multiply_few(const GemmJob& job) {
     out[1] =
         reinterpret_cast<uint8_t*>(job.out_f32 + x * job.f32_pixel_pitch + y * job.f32_row_pitch);
   }
-  if (job.width == 64 && work.steps < kDeep) {
-    multiply_pixels<kKind, R, 4>(work, a, 0, out, residual);
-    return;
+  int64_t column = 0;
+  if (job.runs * job.run_bytes < 64 * kDeep) {
+    for (; column + 64 <= job.width; column += 64) {
+      multiply_pixels<kKind, R, 4>(job, a, column, out, residual);
+    }
   }
-  for (int64_t column = 0; column < job.width; column += 16) {
-    multiply_pixels<kKind, R, 1>(work, a, column, out, residual);
+  for (; column < job.width; column += 16) {
+    multiply_pixels<kKind, R, 1>(job, a, column, out, residual);
   }
 }
 

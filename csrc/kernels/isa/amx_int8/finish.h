@@ -54,20 +54,31 @@ OCTAVO_INLINE __m512 clamp(__m512 v, __m512 lo, __m512 hi) {
   return _mm512_min_ps(_mm512_max_ps(v, lo), hi);
 }
 
-OCTAVO_INLINE __m512 value_f32(const Work& work, __m512i sum, int64_t column) {
-  const __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_load_ps(work.scale + column),
-                                   _mm512_load_ps(work.offset + column));
-  return clamp(v, _mm512_set1_ps(work.job->lo), _mm512_set1_ps(work.job->hi));
-}
+/// What a kind of job knows of sixteen columns.
+template <Kind kKind>
+struct Columns {
+  __m512 scale, offset;
+  __m512i start;  // kRows: the sums of the columns
 
-OCTAVO_INLINE __m512 value_rows(const Work& work, __m512i sum, int64_t x, int64_t column) {
-  const __m512i zero = _mm512_set1_epi32(work.job->row_zero[x]);
-  const __m512 scale = _mm512_set1_ps(work.job->row_scale[x]);
-  sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, _mm512_load_si512(work.colsum + column)));
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum),
-                         _mm512_mul_ps(scale, _mm512_load_ps(work.scale + column)),
-                         _mm512_load_ps(work.offset + column));
-}
+  Columns() = default;
+  OCTAVO_INLINE Columns(const GemmJob& job, int64_t column)
+      : scale(channels(job, job.scale, column)),
+        offset(channels(job, job.offset, column)),
+        start(channels(job, kKind == Kind::kRows ? job.colsum : job.start, column)) {}
+
+  /// kU8: not clamped.
+  OCTAVO_INLINE __m512 value(const GemmJob& job, __m512i products, int64_t x) const {
+    if constexpr (kKind == Kind::kRows) {
+      const __m512i zero = _mm512_set1_epi32(job.row_zero[x]);
+      const __m512i sum = _mm512_sub_epi32(products, _mm512_mullo_epi32(zero, start));
+      const __m512 row_scale = _mm512_set1_ps(job.row_scale[x]);
+      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(row_scale, scale), offset);
+    }
+    const __m512i sum = _mm512_add_epi32(products, start);
+    const __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, offset);
+    return kKind == Kind::kU8 ? v : clamp(v, _mm512_set1_ps(job.lo), _mm512_set1_ps(job.hi));
+  }
+};
 
 /// What the results of a block are and where they go: known when a sweep is compiled.
 template <Kind kind, int columns, bool residual, bool linear, bool plain>
@@ -86,11 +97,7 @@ class Finisher {
   OCTAVO_INLINE Finisher(const Work& work, int64_t column)
       : work_(work), out_pitch_(work.out_pitch), residual_pitch_(work.residual_pitch) {
 #pragma GCC unroll 4
-    for (int j = 0; j < T::NT; ++j) {
-      scale_[j] = _mm512_load_ps(work.scale + column + 16 * j);
-      start_[j] = _mm512_load_si512(work.start + column + 16 * j);
-      offset_[j] = _mm512_load_ps(work.offset + column + 16 * j);
-    }
+    for (int j = 0; j < T::NT; ++j) columns_[j] = {*work.job, column + 16 * j};
     hi_ = _mm512_set1_ps(work.job->hi);
     lo_ = _mm512_set1_epi8(static_cast<char>(work.lo));
     hi_code_ = _mm512_set1_epi8(static_cast<char>(work.hi));
@@ -102,9 +109,7 @@ class Finisher {
     const TilePiece* piece = pieces + i * T::NT;
     uint8_t* out[T::kPixels];
 #pragma GCC unroll 4
-    for (int p = 0; p < T::kPixels; ++p) {
-      out[p] = T::kLinear ? block.line[i] + (r + p) * out_pitch_ : block.out[16 * i + r + p];
-    }
+    for (int p = 0; p < T::kPixels; ++p) out[p] = result(block, i, r + p);
     if constexpr (T::kKind == Kind::kU8) {
       codes(block, piece, i, r, out);
     } else {
@@ -112,7 +117,21 @@ class Finisher {
     }
   }
 
+  /// Asks for the lines of these results, where they are many: rows of floats.
+  OCTAVO_INLINE void ask(const Block& block, int64_t i, int64_t r) const {
+    if constexpr (T::kKind == Kind::kRows) {
+#pragma GCC unroll 4
+      for (int p = 0; p < T::kPixels; ++p) {
+        for (int j = 0; j < T::NT; ++j) __builtin_prefetch(result(block, i, r + p) + 64 * j, 1, 3);
+      }
+    }
+  }
+
  private:
+  OCTAVO_INLINE uint8_t* result(const Block& block, int64_t i, int64_t r) const {
+    return T::kLinear ? block.line[i] + r * out_pitch_ : block.out[16 * i + r];
+  }
+
   /// Clamps happen on bytes, as rounding is monotone and the pack turns negative codes and NaN
   /// (INT_MIN after the conversion) into 0; only what may be too large for an int32 is clamped to
   /// hi before: minps(hi, v) returns v where v is NaN.
@@ -122,8 +141,7 @@ class Finisher {
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
       const int p = q / T::NT, j = q % T::NT;
-      __m512 v = _mm512_cvtepi32_ps(sum(piece[j], r + p, j));
-      v = _mm512_fmadd_ps(v, scale_[j], offset_[j]);
+      __m512 v = columns_[j].value(*work_.job, _mm512_load_si512(piece[j].row[r + p]), 0);
       if constexpr (T::kResidual) {
         const uint8_t* residual = T::kLinear ? block.residual_line[i] + (r + p) * residual_pitch_
                                              : block.residual[16 * i + r + p];
@@ -138,23 +156,14 @@ class Finisher {
     store_codes<T::NT, T::kPlain>(_mm512_max_epu8(packed, lo_), out, block.columns_mask);
   }
 
-  /// Dynamic rows have no start values.
-  OCTAVO_INLINE __m512i sum(const TilePiece& piece, int64_t pixel, int j) const {
-    const __m512i products = _mm512_load_si512(piece.row[pixel]);
-    return T::kKind == Kind::kRows ? products : _mm512_add_epi32(start_[j], products);
-  }
-
   OCTAVO_INLINE void floats(const Block& block, const TilePiece* piece, int64_t i, int64_t r,
                             uint8_t* const (&out)[T::kPixels]) const {
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
       const int p = q / T::NT, j = q % T::NT;
       if (r + p >= work_.tile_rows) break;
-      const __m512i total = sum(piece[j], r + p, j);
-      const int64_t column = block.column + 16 * j;
-      const __m512 v = T::kKind == Kind::kF32
-                           ? value_f32(work_, total, column)
-                           : value_rows(work_, total, block.pixel[i] + r + p, column);
+      const __m512 v = columns_[j].value(*work_.job, _mm512_load_si512(piece[j].row[r + p]),
+                                         block.pixel[i] + r + p);
       auto* to = reinterpret_cast<float*>(out[p]) + 16 * j;
       if constexpr (T::kPlain) {
         _mm512_storeu_ps(to, v);
@@ -166,8 +175,9 @@ class Finisher {
 
   const Work& work_;
   int64_t out_pitch_, residual_pitch_;
-  __m512 scale_[T::NT], offset_[T::NT], hi_, residual_scale_;
-  __m512i start_[T::NT], lo_, hi_code_;
+  Columns<T::kKind> columns_[T::NT];
+  __m512 hi_, residual_scale_;
+  __m512i lo_, hi_code_;
 };
 
 }  // namespace

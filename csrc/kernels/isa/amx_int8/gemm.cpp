@@ -12,13 +12,19 @@ namespace {
 
 // ---- products ---------------------------------------------------------------------------------
 
-/// What is left to finish of a block of the same sweep, `parts` at a time.
+/// What is left to finish of a block whose shape is known, `parts` at a time. Meanwhile the lines
+/// of the next block's results are asked for.
 template <class T>
 class Rest {
  public:
   OCTAVO_INLINE Rest(const Finisher<T>& finisher, const Work& work, const Block& block,
-                     const TilePiece* pieces, int64_t parts)
-      : finisher_(finisher), work_(work), block_(block), pieces_(pieces), quota_(parts) {}
+                     const TilePiece* pieces, int64_t parts, const Block& next)
+      : finisher_(finisher),
+        work_(work),
+        block_(block),
+        next_(next),
+        pieces_(pieces),
+        quota_(parts) {}
 
   OCTAVO_INLINE void some() {
     for (int64_t k = 0; k < quota_ && i_ < block_.mt; ++k) one();
@@ -30,6 +36,7 @@ class Rest {
  private:
   OCTAVO_INLINE void one() {
     finisher_.part(block_, pieces_, i_, r_);
+    finisher_.ask(next_, i_, r_);
     r_ += T::kPixels;
     if (r_ >= work_.tile_rows) r_ = 0, ++i_;
   }
@@ -37,6 +44,7 @@ class Rest {
   const Finisher<T>& finisher_;
   const Work& work_;
   const Block& block_;
+  const Block& next_;
   const TilePiece* pieces_;
   int64_t quota_, i_ = 0, r_ = 0;
 };
@@ -70,6 +78,8 @@ struct Operands {
   int64_t b_tile;        // bytes from one column of tiles to the next
   int64_t pitch;         // of pixels
   bool prefetch;         // weights are not in L1 yet
+  const int8_t* ahead;   // of the next sweep's weights: what this block asks for,
+  int64_t ahead_lines;   // so many lines a step
 };
 
 /// Register C gives its old sums to its piece and begins anew. Start values are added later: loaded
@@ -130,7 +140,11 @@ OCTAVO_INLINE void multiply(const Work& work, const Operands<MT>& operands, int 
     return;
   }
   const int8_t* b = operands.b;
+  const int8_t* ahead = operands.ahead;
   const auto prefetch = [&](const int8_t* from) __attribute__((always_inline)) {
+    for (int64_t line = 0; line < operands.ahead_lines; ++line, ahead += 64) {
+      __builtin_prefetch(ahead, 0, 2);
+    }
     if (!operands.prefetch) return;
     for (int j = 0; j < NT; ++j) {
       for (int line = 0; line < 16; ++line) {
@@ -180,7 +194,8 @@ template <class T, int MT>
 __attribute__((noinline)) void sweep(Work& work, Walk& walk, Pipeline& pipeline, int64_t column,
                                      int64_t count) {
   constexpr int NT = T::NT;
-  constexpr int64_t kInL1 = 8;  // steps whose weights are too few for a prefetch to matter
+  constexpr int64_t kInL1 = 8;        // steps whose weights are too few for a prefetch to matter
+  constexpr int64_t kFewBlocks = 16;  // take less time than weights from L3
   constexpr int64_t kElement = T::kKind == Kind::kU8 ? 1 : sizeof(float);
   const GemmJob& job = *work.job;
   const int64_t left = job.n - column, columns = left < 16 * NT ? left : 16 * NT;
@@ -188,7 +203,10 @@ __attribute__((noinline)) void sweep(Work& work, Walk& walk, Pipeline& pipeline,
   operands.b = job.b + column * job.depth;
   operands.b_tile = 16 * job.depth;
   operands.pitch = job.joined_rows > 0 ? job.depth : walk.a_pitch();
-  operands.prefetch = work.steps > kInL1;  // the first block of a sweep
+  operands.ahead = operands.b + columns * job.depth;
+  const bool asks = work.steps > kInL1 && count > 1 && count <= kFewBlocks;
+  operands.ahead_lines = asks ? (16 * NT + count - 1) / count : 0;
+  operands.prefetch = work.steps > kInL1 && !(asks && column > 0);  // the first block of a sweep
   const Finisher<T> finisher(work, column);
   const int64_t parts = MT * ((work.tile_rows + T::kPixels - 1) / T::kPixels);
   const int64_t parts_a_slot =
@@ -217,17 +235,21 @@ __attribute__((noinline)) void sweep(Work& work, Walk& walk, Pipeline& pipeline,
       if (job.joined_rows > 0) operands.a[i] = joined[i];
     }
     if (job.joined_rows > 0 && k + 1 < count) join_block();
-    if (k == 0) {
-      multiply<MT, NT, -1>(work, operands, before.mt * before.nt, pieces,
-                           OtherRest(work, older, older_pieces));
-    } else if (k == 1) {
-      multiply<MT, NT, MT * NT>(work, operands, MT * NT, pieces,
-                                OtherRest(work, older, older_pieces));
+    if (k < 2) {  // the older block may be another sweep's
+      if (before.mt * before.nt == MT * NT && older.mt == MT && older.finish == &finish_row<T>) {
+        const Finisher<T> other(work, older.column);
+        multiply<MT, NT, MT * NT>(work, operands, MT * NT, pieces,
+                                  Rest<T>(other, work, older, older_pieces, parts_a_slot, before));
+      } else {
+        multiply<MT, NT, -1>(work, operands, before.mt * before.nt, pieces,
+                             OtherRest(work, older, older_pieces));
+      }
     } else {
       multiply<MT, NT, MT * NT>(work, operands, MT * NT, pieces,
-                                Rest<T>(finisher, work, older, older_pieces, parts_a_slot));
+                                Rest<T>(finisher, work, older, older_pieces, parts_a_slot, before));
     }
     operands.prefetch = false;
+    operands.ahead += operands.ahead_lines * 64 * work.steps;
   }
 }
 
@@ -346,6 +368,7 @@ void gemm_u8s8_rows(const GemmJob& job) { multiply_job<Kind::kRows>(job); }
 
 void fill_gemm(GemmTable& table) {
   table.layout = PanelLayout::kAmx;
+  table.joins_panels = true;
   table.chunk_bytes = int64_t{13} << 18;
   table.gemm_u8s8_u8 = gemm_u8s8_u8;
   table.gemm_u8s8_f32 = gemm_u8s8_f32;

@@ -93,10 +93,14 @@ class Walk {
   void mend_gaps(const GemmJob& job) const {
     if (!gaps_) return;
     const __m512i code = _mm512_set1_epi8(static_cast<char>(job.gap_code));
-    const auto mask = ~uint64_t{0} >> (64 - job.n);
     for (int64_t y = 0; y + 1 < h_; ++y) {
       for (int64_t x = w_; x < period_; ++x) {
-        _mm512_mask_storeu_epi8(out_ + y * out_row_ + x * out_pixel_, mask, code);
+        uint8_t* const pixel = out_ + y * out_row_ + x * out_pixel_;
+        for (int64_t column = 0; column < job.n; column += 64) {
+          const int64_t left = job.n - column;
+          const auto mask = ~uint64_t{0} >> (left < 64 ? 64 - left : 0);
+          _mm512_mask_storeu_epi8(pixel + column, mask, code);
+        }
       }
     }
   }

@@ -1,5 +1,5 @@
-// What one dense job keeps beside its GemmJob: parameters padded to a panel, and the block whose
-// sums are in tiles. Included by walk.h, finish.h, few_pixels.h and gemm.cpp.
+// What one dense job keeps beside its GemmJob, and the block whose sums are in tiles. Included by
+// walk.h, finish.h, few_pixels.h and gemm.cpp.
 #pragma once
 
 #include <immintrin.h>
@@ -13,13 +13,11 @@
 namespace octavo::OCTAVO_AMX {
 namespace {
 
-constexpr int64_t kPanelColumns = 64;  // at most
-constexpr int64_t kDeep = 24;          // steps of a panel that comes from L3, most likely
+constexpr int64_t kDeep = 24;  // steps of a panel that comes from L3, most likely
 
 enum class Kind { kU8, kF32, kRows };
 
-/// The job's parameters padded to a whole panel, and where pixels that must not be stored go
-/// instead.
+/// What holds for the whole job, and where pixels that must not be stored go instead.
 struct Work {
   const GemmJob* job;
   int64_t tile_rows;  // pixels of a tile: 16, or fewer where the grid has no more in a line
@@ -27,10 +25,6 @@ struct Work {
   int64_t out_pitch, residual_pitch;  // bytes from a pixel of a line to the next
   uint8_t lo, hi;                     // gemm_u8s8_u8: the clamps as codes
   bool bounded;                       // every result fits into an int32 before it is clamped
-  alignas(64) int32_t start[64];
-  alignas(64) float scale[64];
-  alignas(64) float offset[64];
-  alignas(64) int32_t colsum[64];
   alignas(64) uint8_t trash[256];
   alignas(64) uint8_t zeros[64];
 };
@@ -50,19 +44,27 @@ struct Block {
   const uint8_t* residual[64];
 };
 
-/// Copies `count` channel parameters and fills up to a panel with zeros.
-template <class T>
-OCTAVO_INLINE void pad(T* to, const T* from, int64_t count) {
-  for (int64_t c = 0; c < kPanelColumns; ++c) to[c] = c < count ? from[c] : T{};
+/// The columns that exist of sixteen from `column` on.
+OCTAVO_INLINE __mmask16 existing(const GemmJob& job, int64_t column) {
+  const int64_t left = job.n - column;
+  return static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
 }
 
-/// The largest magnitude of a panel's channel parameters; NaN if one is, whose bits are the
-/// largest.
-OCTAVO_INLINE float largest(const float* values) {
+/// Parameters of sixteen channels; 0 where there is none.
+OCTAVO_INLINE __m512 channels(const GemmJob& job, const float* values, int64_t column) {
+  return _mm512_maskz_loadu_ps(existing(job, column), values + column);
+}
+OCTAVO_INLINE __m512i channels(const GemmJob& job, const int32_t* values, int64_t column) {
+  return _mm512_maskz_loadu_epi32(existing(job, column), values + column);
+}
+
+/// The largest magnitude of channel parameters; NaN if one is, whose bits are the largest.
+OCTAVO_INLINE float largest(const GemmJob& job, const float* values) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512i most = _mm512_setzero_si512();
-  for (int64_t c = 0; c < kPanelColumns; c += 16) {
-    most = _mm512_max_epu32(most, _mm512_and_si512(_mm512_load_si512(values + c), magnitude));
+  for (int64_t c = 0; c < job.n; c += 16) {
+    const __m512i bits = _mm512_castps_si512(channels(job, values, c));
+    most = _mm512_max_epu32(most, _mm512_and_si512(bits, magnitude));
   }
   return __builtin_bit_cast(float, _mm512_reduce_max_epu32(most));
 }
@@ -71,14 +73,6 @@ template <Kind kKind>
 OCTAVO_INLINE void prepare(const GemmJob& job, Work& work) {
   work.job = &job;
   work.steps = job.joined_rows > 0 ? job.depth / 64 : job.runs * (job.run_bytes / 64);
-  pad(work.scale, job.scale, job.n);
-  pad(work.offset, job.offset, job.n);
-  if constexpr (kKind == Kind::kRows) {
-    pad(work.start, work.start, 0);
-    pad(work.colsum, job.colsum, job.n);
-  } else {
-    pad(work.start, job.start, job.n);
-  }
   if constexpr (kKind == Kind::kU8) {
     const auto code_of = [](float v) {
       v = v > 0.0f ? v : 0.0f;
@@ -86,7 +80,7 @@ OCTAVO_INLINE void prepare(const GemmJob& job, Work& work) {
     };
     work.lo = code_of(job.lo < job.hi ? job.lo : job.hi);
     work.hi = code_of(job.hi);
-    const float scale = largest(work.scale), offset = largest(work.offset);
+    const float scale = largest(job, job.scale), offset = largest(job, job.offset);
     const float residual =
         job.residual != nullptr ? 255.0f * __builtin_fabsf(job.residual_scale) : 0.0f;
     // A sum is at most 2^31; false for NaN.
