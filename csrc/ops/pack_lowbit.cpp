@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "huge_pages.h"
 #include "kernels.h"
 
 namespace octavo {
@@ -107,7 +108,9 @@ Tensor pack_lowbit_op(const Tensor& codes, const Tensor& scale, std::optional<Te
   const int64_t bytes = lowbit_bytes(w);
   if (bytes < 0) fail("pack_lowbit: codes: expected fewer, got ", shape_of(codes), ".");
   Tensor packed = empty({bytes}, ScalarType::Byte);
+  use_huge_pages(Pages::kToBeWritten, packed.mutable_data_ptr(), bytes);
   pack_lowbit(w, packed.mutable_data_ptr());
+  use_huge_pages(Pages::kWritten, packed.mutable_data_ptr(), bytes);
   return packed;
 }
 

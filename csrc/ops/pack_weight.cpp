@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "checks.h"
+#include "huge_pages.h"
 #include "kernels.h"
 
 namespace octavo {
@@ -109,8 +110,10 @@ Tensor pack_weight_op(const Tensor& codes, const Tensor& scale, std::optional<Te
   shape.kernel_w = dim >= 3 ? codes.size(dim - 1) : 1;
   shape.bits = static_cast<int32_t>(bits);
   Tensor panel = empty({panel_bytes(shape)}, ScalarType::Byte);
+  use_huge_pages(Pages::kToBeWritten, panel.mutable_data_ptr(), panel.numel());
   pack_panel(shape, source.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(),
              bias.has_value() ? biases.const_data_ptr<float>() : nullptr, panel.mutable_data_ptr());
+  use_huge_pages(Pages::kWritten, panel.mutable_data_ptr(), panel.numel());
   return panel;
 }
 

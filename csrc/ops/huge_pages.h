@@ -1,0 +1,32 @@
+// Huge pages for packed weights. Products read a weight from end to end; with pages of 4 KiB the
+// walks through page tables cost up to a seventh of the time where weights do not fit the TLB (8
+// MiB), and more in virtual machines. Included by operators that pack.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace octavo {
+
+enum class Pages { kToBeWritten, kWritten };
+
+/// Wishes for pages of 2 MiB where memory holds whole ones: call before and after it is written, as
+/// memory that was used before has pages already. The system may refuse.
+inline void use_huge_pages([[maybe_unused]] Pages pages, [[maybe_unused]] void* data,
+                           [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = uintptr_t{1} << 21;
+  constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1
+  const auto begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const auto end =
+      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  if (begin >= end) return;
+  auto* const start = reinterpret_cast<void*>(begin);
+  madvise(start, end - begin, pages == Pages::kWritten ? kCollapse : MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace octavo
