@@ -220,7 +220,8 @@ void multiply_unpacked(const Rows& rows, const Weight& w, int64_t p, float* y, i
     chunk.a = rows.codes + g * w.geometry.group_codes;
     table.gemm_u8s8_groups(chunk);
   };
-  if (w.geometry.stored < 8 && table.unpacks_groups && w.geometry.group_codes <= kFusedGroup) {
+  if (w.geometry.stored < 8 && table.unpacks_groups &&
+      (w.geometry.group_codes <= kFusedGroup || rows.count <= kRowUnit)) {
     job.unpack = table.unpack_levels;
     for_each_chunk(w, p, w.header.groups, job, multiply);
   } else {

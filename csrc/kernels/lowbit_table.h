@@ -18,7 +18,7 @@ struct LowbitPanel {
   int32_t stored;                   // bits
   LowbitKind kind;
   bool wide;             // words of 8 bytes
-  int64_t word_bytes;    // of a column
+  int64_t word_bytes;    // of a column, or what else lies before the codes that are meant
   int32_t zero;          // kSymmetric: 2^(bits - 1); kLevels: 128; kAffine: 1
   const int8_t* levels;  // kLevels: 2^stored of them
   int64_t ahead;         // bytes from what is read to what is asked for (prefetched)
@@ -94,11 +94,12 @@ struct RowJob {
 /// Rows of activations have memory up to a multiple of these: tiles load so many.
 inline constexpr int64_t kRowUnit = 16;
 
-/// The longest groups, in padded codes, that kernels unpack one by one.
+/// The most padded codes that kernels unpack at a time, for up to kRowUnit rows. Of more rows they
+/// take groups that are no longer.
 inline constexpr int64_t kFusedGroup = 256;
 
 struct LowbitTable {
-  bool unpacks_groups;  // gemm_u8s8_groups does it by itself, up to kFusedGroup
+  bool unpacks_groups;  // gemm_u8s8_groups does it by itself: see kFusedGroup
   int64_t tile_rows;  // so many rows take each code once: a panel is streamed, not cut into chunks
   /// Most rows that go through multiply_packed*; more are multiplied with unpacked levels. The
   /// second is for level tables. 0: never.

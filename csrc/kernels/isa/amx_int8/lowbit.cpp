@@ -70,19 +70,27 @@ class Groups {
   /// Unpacked levels: all groups of sixteen rows, then the next rows.
   void by_rows() {
     for (int64_t row = 0; row < job_.rows; row += 16) {
-      for (int64_t g = 0; g < panel_.count; ++g) multiply({g, row}, job_.b + g * job_.b_step);
+      for (int64_t g = 0; g < panel_.count; ++g) {
+        multiply({g, row}, {g, 0, codes_of(g)}, job_.b + g * job_.b_step);
+      }
     }
     drain();
   }
 
-  /// Packed levels: a group is unpacked while the one before meets all rows.
+  /// Packed levels: a part is unpacked while the one before meets all rows. Groups have several
+  /// parts only if there is one unit of rows: its sums stay in registers.
   void by_groups() {
-    if (panel_.count > 0) unpack(0);
-    for (int64_t g = 0; g < panel_.count; ++g) {
+    Part part = part_at(0, 0);
+    if (part.codes > 0) unpack(part, levels_[0]);
+    for (int64_t i = 0; part.codes > 0; ++i) {
+      const bool ends = part.code + part.codes == codes_of(part.group);
+      const Part next =
+          ends ? part_at(part.group + 1, 0) : part_at(part.group, part.code + part.codes);
+      if (next.codes > 0) unpack(next, levels_[(i + 1) & 1]);
       for (int64_t row = 0; row < job_.rows; row += 16) {
-        if (row == 0 && g + 1 < panel_.count) unpack(g + 1);
-        multiply({g, row}, levels_[g & 1]);
+        multiply({part.group, row}, part, levels_[i & 1]);
       }
+      part = next;
     }
     drain();
   }
@@ -92,17 +100,34 @@ class Groups {
     int64_t group, row;
   };
 
+  /// Some codes of a group: what is unpacked at a time.
+  struct Part {
+    int64_t group, code, codes;
+  };
+
+  /// codes is 0 beyond the last group.
+  Part part_at(int64_t group, int64_t code) const {
+    if (group >= panel_.count) return {};
+    const int64_t left = codes_of(group) - code;
+    return {group, code, left < kFusedGroup ? left : kFusedGroup};
+  }
+
   int64_t codes_of(int64_t g) const {
     return g + 1 < panel_.count ? panel_.group_codes : panel_.last_codes;
   }
 
-  void unpack(int64_t g) {
+  void unpack(const Part& part, int8_t* levels) {
     LowbitPanel one = panel_;
-    one.groups += g * panel_.group_step;
+    one.groups += part.group * panel_.group_step;
+    one.word_bytes += stored_bytes(panel_.stored, part.code);
     one.count = 1;
-    one.last_codes = codes_of(g);
-    job_.unpack(one, levels_[g & 1]);
+    one.last_codes = part.codes;
+    job_.unpack(one, levels);
   }
+
+  struct Nothing {
+    OCTAVO_INLINE void some() {}
+  };
 
   /// Adds what is left of unit n, some rows at a time.
   class Rest {
@@ -139,8 +164,8 @@ class Groups {
 
   /// Products of tile columns J and following; kFirst: registers give up the sums of the unit
   /// before.
-  template <int A, int B, bool kFirst, int J = 0>
-  OCTAVO_INLINE void columns(const int8_t* b, int64_t step, Rest& rest) {
+  template <int A, int B, bool kFirst, int J = 0, class R>
+  OCTAVO_INLINE void columns(const int8_t* b, int64_t step, R& rest) {
     if constexpr (J < T) {
       tile_load<B>(b + 64 * J, step);
       if constexpr (kFirst) {
@@ -153,20 +178,14 @@ class Groups {
     }
   }
 
-  OCTAVO_INLINE void multiply(const Unit& unit, const int8_t* b) {
-    const int64_t codes = codes_of(unit.group), step = panel_.width * 4;
-    if (codes % 64 != rest_) {
-      drain();
-      configure(rest_ = codes % 64);
-    }
-    units_[n_ & 3] = unit;
-    const int64_t slots = T * ((codes + 63) / 64);
-    Rest rest(*this, n_ - 2, (16 + slots - 1) / slots);
-    const uint8_t* a = job_.a + unit.row * job_.pitch + unit.group * panel_.group_codes;
+  /// Products of a part; kFirst: of its first step, the unit's first.
+  template <bool kFirst, class R>
+  OCTAVO_INLINE void products(const uint8_t* a, const int8_t* b, int64_t codes, R& rest) {
+    const int64_t step = panel_.width * 4;
     int64_t k = 0;
     if (codes >= 64) {
       tile_load<4>(a, job_.pitch);
-      columns<4, 6, true>(b, step, rest);
+      columns<4, 6, kFirst>(b, step, rest);
       for (k = 64, b += 16 * step; k + 64 <= codes; k += 64, b += 16 * step) {
         tile_load<4>(a + k, job_.pitch);
         columns<4, 6, false>(b, step, rest);
@@ -175,12 +194,31 @@ class Groups {
     if (k < codes) {
       tile_load<5>(a + k, job_.pitch);
       if (k == 0) {
-        columns<5, 7, true>(b, step, rest);
+        columns<5, 7, kFirst>(b, step, rest);
       } else {
         columns<5, 7, false>(b, step, rest);
       }
     }
-    rest.all();
+  }
+
+  OCTAVO_INLINE void multiply(const Unit& unit, const Part& part, const int8_t* b) {
+    const uint8_t* a = job_.a + unit.row * job_.pitch + unit.group * panel_.group_codes + part.code;
+    const int64_t codes = codes_of(unit.group);
+    if (part.code > 0) {
+      Nothing rest;
+      products<false>(a, b, part.codes, rest);
+    } else {
+      if (codes % 64 != rest_) {
+        drain();
+        configure(rest_ = codes % 64);
+      }
+      units_[n_ & 3] = unit;
+      const int64_t slots = T * ((part.codes + 63) / 64);
+      Rest rest(*this, n_ - 2, (16 + slots - 1) / slots);
+      products<true>(a, b, part.codes, rest);
+      rest.all();
+    }
+    if (part.code + part.codes < codes) return;
     in_registers_ = true;
     if (n_ >= 2 && added_ < n_ - 1) added_ = n_ - 1;
     ++n_;
