@@ -58,21 +58,25 @@ OCTAVO_INLINE __m512 clamp(__m512 v, __m512 lo, __m512 hi) {
 template <Kind kKind>
 struct Columns {
   __m512 scale, offset;
-  __m512i start;  // kRows: the sums of the columns
+  __m512i start;  // by_rows: the sums of the columns
 
   Columns() = default;
   OCTAVO_INLINE Columns(const GemmJob& job, int64_t column)
       : scale(channels(job, job.scale, column)),
         offset(channels(job, job.offset, column)),
-        start(channels(job, kKind == Kind::kRows ? job.colsum : job.start, column)) {}
+        start(channels(job, by_rows(kKind) ? job.colsum : job.start, column)) {}
 
   /// kU8: not clamped.
   OCTAVO_INLINE __m512 value(const GemmJob& job, __m512i products, int64_t x) const {
-    if constexpr (kKind == Kind::kRows) {
+    if constexpr (by_rows(kKind)) {
       const __m512i zero = _mm512_set1_epi32(job.row_zero[x]);
       const __m512i sum = _mm512_sub_epi32(products, _mm512_mullo_epi32(zero, start));
       const __m512 row_scale = _mm512_set1_ps(job.row_scale[x]);
-      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(row_scale, scale), offset);
+      const __m512 v = _mm512_cvtepi32_ps(sum);
+      if constexpr (kKind == Kind::kRows) {
+        return _mm512_fmadd_ps(v, _mm512_mul_ps(row_scale, scale), offset);
+      }
+      return _mm512_fmadd_ps(_mm512_fmadd_ps(v, scale, _mm512_setzero_ps()), row_scale, offset);
     }
     const __m512i sum = _mm512_add_epi32(products, start);
     const __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, offset);
@@ -119,7 +123,7 @@ class Finisher {
 
   /// Asks for the lines of these results, where they are many: rows of floats.
   OCTAVO_INLINE void ask(const Block& block, int64_t i, int64_t r) const {
-    if constexpr (T::kKind == Kind::kRows) {
+    if constexpr (by_rows(T::kKind)) {
 #pragma GCC unroll 4
       for (int p = 0; p < T::kPixels; ++p) {
         for (int j = 0; j < T::NT; ++j) __builtin_prefetch(result(block, i, r + p) + 64 * j, 1, 3);

@@ -2,6 +2,8 @@
 // amx_int8 by table.cpp; called by product_dense.cpp. tile.h wraps the instructions. A block is the
 // pixels x columns whose sums are in tile registers at one time; the AVX-512 epilogue of one block
 // (finish.h) runs between the products of the next, which hide it.
+#include "gemm.h"
+
 #include "few_pixels.h"
 #include "finish.h"
 #include "join.h"
@@ -71,15 +73,18 @@ class OtherRest {
 constexpr int64_t kTileBytes = sizeof(TilePiece);
 
 /// Activations and weights of one block.
-template <int MT>
+template <Kind kKind, int MT>
 struct Operands {
   const uint8_t* a[MT];  // of each tile row
   const int8_t* b;       // of step 0 and the block's first column
   int64_t b_tile;        // bytes from one column of tiles to the next
+  int64_t level_pitch;   // kLevelRows: from one row of a tile to the next
   int64_t pitch;         // of pixels
   bool prefetch;         // weights are not in L1 yet
-  const int8_t* ahead;   // of the next sweep's weights: what this block asks for,
+  const int8_t* ahead;   // of weights to come: what this block asks for,
   int64_t ahead_lines;   // so many lines a step
+
+  OCTAVO_INLINE int64_t b_pitch() const { return kKind == Kind::kLevelRows ? level_pitch : 64; }
 };
 
 /// Register C gives its old sums to its piece and begins anew. Start values are added later: loaded
@@ -101,12 +106,12 @@ OCTAVO_INLINE void store_from(int before, TilePiece* pieces) {
 
 /// Products C and following of one K step. A tiles alternate between registers 4 and 5, B tiles
 /// between 6 and 7. kBefore: tiles that hold sums of the block before, -1: see `before`.
-template <int MT, int NT, int kBefore, bool kFirst, int C = 0, class R>
-OCTAVO_INLINE void step(const Operands<MT>& operands, int64_t at, const int8_t* b, int before,
+template <int MT, int NT, int kBefore, bool kFirst, int C = 0, class O, class R>
+OCTAVO_INLINE void step(const O& operands, int64_t at, const int8_t* b, int before,
                         TilePiece* pieces, R& rest) {
   constexpr int i = C / NT, j = C % NT, kA = 4 + i % 2, kB = 6 + j % 2;
   if constexpr (j == 0) tile_load<kA>(operands.a[i] + at, operands.pitch);
-  if constexpr (i == 0 || NT > 2) tile_load<kB>(b + j * operands.b_tile, 64);
+  if constexpr (i == 0 || NT > 2) tile_load<kB>(b + j * operands.b_tile, operands.b_pitch());
   if constexpr (kFirst) exchange<C, kBefore>(before, pieces);
   tile_multiply<C, kA, kB>();
   if constexpr (C + 1 < MT * NT) {
@@ -123,9 +128,9 @@ OCTAVO_INLINE void start_all(int before, TilePiece* pieces) {
 
 /// Leaves a block's sums in registers 0 .. MT * NT - 1, moves those of the block before it into
 /// pieces and meanwhile does what is left of an older one.
-template <int MT, int NT, int kBefore, class R>
-OCTAVO_INLINE void multiply(const Work& work, const Operands<MT>& operands, int before,
-                            TilePiece* pieces, R rest) {
+template <int MT, int NT, int kBefore, class O, class R>
+OCTAVO_INLINE void multiply(const Work& work, const O& operands, int before, TilePiece* pieces,
+                            R rest) {
   // Four steps ahead; further lines would leave L1 again, nearer ones come too late from L3.
   constexpr int64_t kLead = 4;
   const GemmJob& job = *work.job;
@@ -140,6 +145,7 @@ OCTAVO_INLINE void multiply(const Work& work, const Operands<MT>& operands, int 
     return;
   }
   const int8_t* b = operands.b;
+  const int64_t b_step = 16 * operands.b_pitch();
   const int8_t* ahead = operands.ahead;
   const auto prefetch = [&](const int8_t* from) __attribute__((always_inline)) {
     for (int64_t line = 0; line < operands.ahead_lines; ++line, ahead += 64) {
@@ -156,14 +162,14 @@ OCTAVO_INLINE void multiply(const Work& work, const Operands<MT>& operands, int 
   prefetch(b);
   step<MT, NT, kBefore, true>(operands, at, b, before, pieces, rest);
   for (int64_t r = 1;; ++r) {
-    for (at += 64, b += kTileBytes; at < end; at += 64, b += kTileBytes) {
+    for (at += 64, b += b_step; at < end; at += 64, b += b_step) {
       prefetch(b);
       step<MT, NT, kBefore, false>(operands, at, b, before, pieces, rest);
       rest.some();
     }
     if (r == runs) break;
     at = run_offset[r] - 64, end = at + 64 + run_bytes;
-    b -= kTileBytes;
+    b -= b_step;
   }
   rest.all();
 }
@@ -199,14 +205,24 @@ __attribute__((noinline)) void sweep(Work& work, Walk& walk, Pipeline& pipeline,
   constexpr int64_t kElement = T::kKind == Kind::kU8 ? 1 : sizeof(float);
   const GemmJob& job = *work.job;
   const int64_t left = job.n - column, columns = left < 16 * NT ? left : 16 * NT;
-  Operands<MT> operands;
-  operands.b = job.b + column * job.depth;
-  operands.b_tile = 16 * job.depth;
+  Operands<T::kKind, MT> operands;
+  constexpr bool kLevels = T::kKind == Kind::kLevelRows;
+  operands.b = job.b + column * (kLevels ? 4 : job.depth);
+  operands.b_tile = kLevels ? 64 : 16 * job.depth;
+  operands.level_pitch = 4 * job.width;
   operands.pitch = job.joined_rows > 0 ? job.depth : walk.a_pitch();
-  operands.ahead = operands.b + columns * job.depth;
-  const bool asks = work.steps > kInL1 && count > 1 && count <= kFewBlocks;
-  operands.ahead_lines = asks ? (16 * NT + count - 1) / count : 0;
-  operands.prefetch = work.steps > kInL1 && !(asks && column > 0);  // the first block of a sweep
+  if constexpr (kLevels) {
+    const int64_t sweep_steps = count * work.steps, sweeps = (job.width + 16 * NT - 1) / (16 * NT);
+    operands.ahead_lines =
+        (job.next_bytes / 64 + sweeps * sweep_steps - 1) / (sweeps * sweep_steps);
+    operands.ahead = job.next + column / (16 * NT) * sweep_steps * operands.ahead_lines * 64;
+    operands.prefetch = false;
+  } else {
+    const bool asks = work.steps > kInL1 && count > 1 && count <= kFewBlocks;
+    operands.ahead_lines = asks ? (16 * NT + count - 1) / count : 0;
+    operands.ahead = operands.b + columns * job.depth;
+    operands.prefetch = work.steps > kInL1 && !(asks && column > 0);  // the first block of a sweep
+  }
   const Finisher<T> finisher(work, column);
   const int64_t parts = MT * ((work.tile_rows + T::kPixels - 1) / T::kPixels);
   const int64_t parts_a_slot =
@@ -259,11 +275,12 @@ struct Shape {
 };
 
 /// Shapes by measurement on an Intel server core: 1x4 where K is short (whole rows of 64 are stored
-/// and the weights stay in L1), 4x1 where few pixels meet weights that come from L3 (each is read
-/// once, in the order of memory), else 2x2.
-Shape choose(const Work& work, int64_t tiles, int64_t columns_left) {
+/// and the weights stay in L1) or there is one row of tiles, 4x1 where few pixels meet weights that
+/// come from L3 (each is read once, in the order of memory), else 2x2.
+Shape choose(const Work& work, int64_t tiles, int64_t columns_left, bool from_memory) {
   constexpr int64_t kShort = 4;  // steps
-  if (columns_left < 32 || (tiles <= 4 && work.steps >= kDeep)) return {1, 4};
+  if (columns_left < 32 || (from_memory && tiles > 1 && tiles <= 4 && work.steps >= kDeep))
+    return {1, 4};
   if (columns_left >= 64 && (work.steps <= kShort || tiles == 1)) return {4, 1};
   return {2, 2};
 }
@@ -311,7 +328,7 @@ void choose_target(Work& work, Walk& walk, Pipeline& pipeline, int64_t column) {
 template <Kind kKind>
 void multiply_job(const GemmJob& job) {
   if (job.h <= 0 || job.w <= 0) return;
-  if (job.h * job.w <= 2) {
+  if (kKind != Kind::kLevelRows && job.h * job.w <= 2) {
     JoinedPixels joined;
     const int64_t no_offset = 0;
     GemmJob few = job;
@@ -345,7 +362,7 @@ void multiply_job(const GemmJob& job) {
   // stored.
   if (work.tile_rows < 16) __builtin_memset(pipeline.pieces, 0, sizeof pipeline.pieces);
   for (int64_t column = 0; column < job.n;) {
-    const Shape shape = choose(work, walk.tiles(), job.width - column);
+    const Shape shape = choose(work, walk.tiles(), job.width - column, kKind != Kind::kLevelRows);
     if (shape.nt == 1) choose_target<kKind, 1>(work, walk, pipeline, column);
     if (shape.nt == 2) choose_target<kKind, 2>(work, walk, pipeline, column);
     if (shape.nt == 4) choose_target<kKind, 4>(work, walk, pipeline, column);
@@ -365,6 +382,8 @@ void gemm_u8s8_f32(const GemmJob& job) { multiply_job<Kind::kF32>(job); }
 void gemm_u8s8_rows(const GemmJob& job) { multiply_job<Kind::kRows>(job); }
 
 }  // namespace
+
+void gemm_level_rows(const GemmJob& job) { multiply_job<Kind::kLevelRows>(job); }
 
 void fill_gemm(GemmTable& table) {
   table.layout = PanelLayout::kAmx;

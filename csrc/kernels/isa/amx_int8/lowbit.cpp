@@ -1,6 +1,7 @@
 // Products with unpacked low-bit levels by AMX tiles: 16 rows x 64 columns, a group's integer sums
 // in four tile registers, float sums in cache. Filled into the row amx_int8 by table.cpp; called by
 // kernels/lowbit.cpp. Few rows go through avx512_vnni's packed products.
+#include "gemm.h"
 #include "work.h"
 
 namespace octavo::OCTAVO_AMX {
@@ -286,7 +287,41 @@ void gemm_width(const GroupJob& job) {
   job.panel.wide ? gemm_groups<T, true>(job) : gemm_groups<T, false>(job);
 }
 
+/// Whole rows in one group: sums stay in registers to the end, so that blocks of 2 x 2 tiles pay.
+void gemm_one_group(const GroupJob& job) {
+  const LowbitPanel& panel = job.panel;
+  const int64_t no_offset = 0;
+  GemmJob dense{};
+  dense.a = job.a;
+  dense.a_pixel_pitch = job.pitch;
+  dense.a_row_pitch = job.rows * job.pitch;
+  dense.h = 1;
+  dense.w = job.rows;
+  dense.run_offset = &no_offset;
+  dense.runs = 1;
+  dense.run_bytes = dense.depth = panel.last_codes;
+  dense.b = job.b;
+  dense.width = panel.width;
+  dense.n = panel.n;
+  dense.scale = reinterpret_cast<const float*>(panel.groups);
+  dense.colsum = reinterpret_cast<const int32_t*>(panel.groups + 4 * panel.width);
+  dense.offset = job.bias;
+  dense.row_scale = job.row_scale;
+  dense.row_zero = job.row_zero;
+  dense.out_f32 = job.y;
+  dense.f32_pixel_pitch = job.ldy;
+  dense.f32_row_pitch = job.rows * job.ldy;
+  dense.next = reinterpret_cast<const int8_t*>(panel.groups + panel.group_step);
+  dense.next_bytes = panel.stored < 8 ? panel.group_step : 0;
+  gemm_level_rows(dense);
+}
+
 void gemm_u8s8_groups(const GroupJob& job) {
+  const LowbitPanel& panel = job.panel;
+  if (panel.wide && job.first && job.last && job.unpack == nullptr && job.rows > kRowUnit &&
+      panel.last_codes % 64 == 0) {
+    return gemm_one_group(job);
+  }
   switch (job.panel.width) {
     case 16:
       return gemm_width<1>(job);

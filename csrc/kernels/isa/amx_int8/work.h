@@ -15,7 +15,11 @@ namespace {
 
 constexpr int64_t kDeep = 24;  // steps of a panel that comes from L3, most likely
 
-enum class Kind { kU8, kF32, kRows };
+/// kLevelRows: as kRows, but y = fmaf(float(sum) * scale, row_scale, offset), and columns lie as
+/// unpacked levels do, [k / 4][width][4].
+enum class Kind { kU8, kF32, kRows, kLevelRows };
+
+constexpr bool by_rows(Kind kind) { return kind == Kind::kRows || kind == Kind::kLevelRows; }
 
 /// What holds for the whole job, and where pixels that must not be stored go instead.
 struct Work {
