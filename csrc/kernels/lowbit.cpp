@@ -216,9 +216,11 @@ void multiply_unpacked(const Rows& rows, const Weight& w, int64_t p, float* y, i
   job.y = y;
   job.ldy = ldy;
   const LowbitTable& table = active_table().lowbit;
+  const bool few = table.gemm_few_groups != nullptr && rows.count <= table.packed_rows;
+  const auto gemm = few ? table.gemm_few_groups : table.gemm_u8s8_groups;
   const auto multiply = [&](GroupJob& chunk, int64_t g) {
     chunk.a = rows.codes + g * w.geometry.group_codes;
-    table.gemm_u8s8_groups(chunk);
+    gemm(chunk);
   };
   if (w.geometry.stored < 8 && table.unpacks_groups &&
       (w.geometry.group_codes <= kFusedGroup || rows.count <= kRowUnit)) {

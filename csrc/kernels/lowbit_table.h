@@ -109,6 +109,7 @@ struct LowbitTable {
   /// Levels of every group, one after the other, in GroupJob's order.
   void (*unpack_levels)(const LowbitPanel& panel, int8_t* levels);
   void (*gemm_u8s8_groups)(const GroupJob& job);
+  void (*gemm_few_groups)(const GroupJob& job);  // null, or the same for up to packed_rows rows
   void (*gemm_f32s8_groups)(const GroupJob& job);
   /// Flips codes to signed ones (XOR 128) in place and returns their sum.
   int32_t (*flip_u8_s8)(uint8_t* codes, int64_t count);

@@ -337,7 +337,8 @@ void gemm_u8s8_groups(const GroupJob& job) {
 }  // namespace
 
 void fill_lowbit(LowbitTable& table) {
-  table.packed_rows = table.packed_rows_levels = 4;
+  table.packed_rows = table.packed_rows_levels = 6;
+  table.gemm_few_groups = table.gemm_u8s8_groups;  // avx512_vnni's
   table.unpacks_groups = true;
   table.gemm_u8s8_groups = gemm_u8s8_groups;
 }
