@@ -101,6 +101,7 @@ inline constexpr int64_t kFusedGroup = 256;
 struct LowbitTable {
   bool unpacks_groups;  // gemm_u8s8_groups does it by itself: see kFusedGroup
   int64_t tile_rows;  // so many rows take each code once: a panel is streamed, not cut into chunks
+  int64_t far_ahead = 6144;  // weights from memory are asked for so many bytes before their use
   /// Most rows that go through multiply_packed*; more are multiplied with unpacked levels. The
   /// second is for level tables. 0: never.
   int64_t packed_rows, packed_rows_levels;

@@ -1,6 +1,6 @@
 // Huge pages for packed weights. Products read a weight from end to end; with pages of 4 KiB the
 // walks through page tables cost up to a seventh of the time where weights do not fit the TLB (8
-// MiB), and more in virtual machines. Included by operators that pack.
+// MiB), and more in virtual machines. Included by operators that pack and by benchmarks.
 #pragma once
 
 #include <cstdint>
