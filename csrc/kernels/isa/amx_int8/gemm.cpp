@@ -195,13 +195,32 @@ void finish_row(const Work& work, const Block& block, const TilePiece* pieces, i
   for (int64_t r = 0; r < work.tile_rows; r += T::kPixels) finisher.part(block, pieces, i, r);
 }
 
+/// What the `count` blocks of a sweep ask for: each a share of the weights that come after this
+/// sweep's, and the first one its own where nobody has asked for them.
+template <int NT, Kind kKind, int MT>
+void plan_asking(const Work& work, int64_t column, int64_t columns, int64_t count,
+                 Operands<kKind, MT>& operands) {
+  constexpr int64_t kInL1 = 8;        // steps whose weights are too few for a prefetch to matter
+  constexpr int64_t kFewBlocks = 16;  // take less time than weights from L3
+  const GemmJob& job = *work.job;
+  if constexpr (kKind == Kind::kLevelRows) {
+    const int64_t steps = count * work.steps, sweeps = (job.width + 16 * NT - 1) / (16 * NT);
+    operands.ahead_lines = (job.next_bytes / 64 + sweeps * steps - 1) / (sweeps * steps);
+    operands.ahead = job.next + column / (16 * NT) * steps * operands.ahead_lines * 64;
+    operands.prefetch = false;
+  } else {
+    const bool asks = work.steps > kInL1 && count > 1 && count <= kFewBlocks;
+    operands.ahead_lines = asks ? (16 * NT + count - 1) / count : 0;
+    operands.ahead = operands.b + columns * job.depth;
+    operands.prefetch = work.steps > kInL1 && !(asks && column > 0);
+  }
+}
+
 /// `count` blocks of MT x NT tiles, from the walk's next tile on, over the columns from `column`.
 template <class T, int MT>
 __attribute__((noinline)) void sweep(Work& work, Walk& walk, Pipeline& pipeline, int64_t column,
                                      int64_t count) {
   constexpr int NT = T::NT;
-  constexpr int64_t kInL1 = 8;        // steps whose weights are too few for a prefetch to matter
-  constexpr int64_t kFewBlocks = 16;  // take less time than weights from L3
   constexpr int64_t kElement = T::kKind == Kind::kU8 ? 1 : sizeof(float);
   const GemmJob& job = *work.job;
   const int64_t left = job.n - column, columns = left < 16 * NT ? left : 16 * NT;
@@ -211,18 +230,7 @@ __attribute__((noinline)) void sweep(Work& work, Walk& walk, Pipeline& pipeline,
   operands.b_tile = kLevels ? 64 : 16 * job.depth;
   operands.level_pitch = 4 * job.width;
   operands.pitch = job.joined_rows > 0 ? job.depth : walk.a_pitch();
-  if constexpr (kLevels) {
-    const int64_t sweep_steps = count * work.steps, sweeps = (job.width + 16 * NT - 1) / (16 * NT);
-    operands.ahead_lines =
-        (job.next_bytes / 64 + sweeps * sweep_steps - 1) / (sweeps * sweep_steps);
-    operands.ahead = job.next + column / (16 * NT) * sweep_steps * operands.ahead_lines * 64;
-    operands.prefetch = false;
-  } else {
-    const bool asks = work.steps > kInL1 && count > 1 && count <= kFewBlocks;
-    operands.ahead_lines = asks ? (16 * NT + count - 1) / count : 0;
-    operands.ahead = operands.b + columns * job.depth;
-    operands.prefetch = work.steps > kInL1 && !(asks && column > 0);  // the first block of a sweep
-  }
+  plan_asking<NT>(work, column, columns, count, operands);
   const Finisher<T> finisher(work, column);
   const int64_t parts = MT * ((work.tile_rows + T::kPixels - 1) / T::kPixels);
   const int64_t parts_a_slot =

@@ -319,7 +319,7 @@ void gemm_one_group(const GroupJob& job) {
 void gemm_u8s8_groups(const GroupJob& job) {
   const LowbitPanel& panel = job.panel;
   if (panel.wide && job.first && job.last && job.unpack == nullptr && job.rows > kRowUnit &&
-      panel.last_codes % 64 == 0) {
+      panel.last_codes > 0 && panel.last_codes % 64 == 0) {
     return gemm_one_group(job);
   }
   switch (job.panel.width) {
