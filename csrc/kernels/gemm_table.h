@@ -64,10 +64,6 @@ struct GemmJob {
   const float* row_scale;
   const int32_t* row_zero;
   const int32_t* colsum;
-
-  // Null, or packed weights that the next job unpacks (levels): to be asked for meanwhile.
-  const int8_t* next;
-  int64_t next_bytes;
 };
 
 /// A grid of h x w output pixels of a depthwise convolution, 1 <= channels <= 64.

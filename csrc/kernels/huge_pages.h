@@ -11,21 +11,23 @@
 
 namespace octavo {
 
-enum class Pages { kToBeWritten, kWritten };
-
-/// Wishes for pages of 2 MiB where memory holds whole ones: call before and after it is written, as
-/// memory that was used before has pages already. The system may refuse.
-inline void use_huge_pages([[maybe_unused]] Pages pages, [[maybe_unused]] void* data,
-                           [[maybe_unused]] int64_t bytes) {
+/// Wishes for pages of 2 MiB where memory that `write` fills holds whole ones: before it, and after
+/// it for memory that was used before and has pages already. The system may refuse.
+template <class Write>
+void write_to_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes,
+                         Write&& write) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = uintptr_t{1} << 21;
   constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1
   const auto begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const auto end =
       (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  if (begin >= end) return;
   auto* const start = reinterpret_cast<void*>(begin);
-  madvise(start, end - begin, pages == Pages::kWritten ? kCollapse : MADV_HUGEPAGE);
+  if (begin < end) madvise(start, end - begin, MADV_HUGEPAGE);
+  write();
+  if (begin < end) madvise(start, end - begin, kCollapse);
+#else
+  write();
 #endif
 }
 

@@ -125,7 +125,8 @@ void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const voi
         q = quantize_rows(x + first * ldx, last - first, k, ldx);
         held = band;
       }
-      const int64_t index = i % columns, count = panels_at_once(columns - index, end - i);
+      const int64_t index = i % columns;
+      const int64_t count = panels_at_once(active_table().gemm, columns - index, end - i);
       multiply_rows(q, last - first, p, index, index + count, y + first * ldy, ldy);
       i += count;
     }

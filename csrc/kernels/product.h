@@ -4,9 +4,7 @@
 
 #include <cstdint>
 
-#include "dispatch.h"
 #include "gemm_table.h"
-#include "kernel_table.h"
 #include "kernels.h"
 #include "panel.h"
 #include "parallel.h"
@@ -86,8 +84,8 @@ inline int64_t band_count(int64_t units, int64_t unit_bytes, int64_t columns, in
 }
 
 /// Panels of a job, of those left in a block and those left to a thread.
-inline int64_t panels_at_once(int64_t block, int64_t thread) {
-  return active_table().gemm.joins_panels ? smaller(block, thread) : 1;
+inline int64_t panels_at_once(const GemmTable& table, int64_t block, int64_t thread) {
+  return table.joins_panels ? smaller(block, thread) : 1;
 }
 
 inline int64_t grain_of(int64_t items, int64_t macs, int64_t grain) {

@@ -95,7 +95,7 @@ int64_t Dense::run_items(int64_t units, int64_t bands, int64_t item, int64_t end
   const int64_t channel = block * p.block_out + index * nr;
   // Each image would read all panels anew.
   const bool one_image = size.n * size.h == 1 || first / size.h == (last - 1) / size.h;
-  const int64_t count = one_image ? panels_at_once(p.panels - index, end - item) : 1;
+  const int64_t count = one_image ? panels_at_once(table, p.panels - index, end - item) : 1;
 
   GemmJob job{};
   job.a_row_pitch = g.stride_h * in.row_pitch;

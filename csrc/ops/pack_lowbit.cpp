@@ -108,9 +108,8 @@ Tensor pack_lowbit_op(const Tensor& codes, const Tensor& scale, std::optional<Te
   const int64_t bytes = lowbit_bytes(w);
   if (bytes < 0) fail("pack_lowbit: codes: expected fewer, got ", shape_of(codes), ".");
   Tensor packed = empty({bytes}, ScalarType::Byte);
-  use_huge_pages(Pages::kToBeWritten, packed.mutable_data_ptr(), bytes);
-  pack_lowbit(w, packed.mutable_data_ptr());
-  use_huge_pages(Pages::kWritten, packed.mutable_data_ptr(), bytes);
+  void* const to = packed.mutable_data_ptr();
+  write_to_huge_pages(to, bytes, [&] { pack_lowbit(w, to); });
   return packed;
 }
 

@@ -110,10 +110,11 @@ Tensor pack_weight_op(const Tensor& codes, const Tensor& scale, std::optional<Te
   shape.kernel_w = dim >= 3 ? codes.size(dim - 1) : 1;
   shape.bits = static_cast<int32_t>(bits);
   Tensor panel = empty({panel_bytes(shape)}, ScalarType::Byte);
-  use_huge_pages(Pages::kToBeWritten, panel.mutable_data_ptr(), panel.numel());
-  pack_panel(shape, source.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(),
-             bias.has_value() ? biases.const_data_ptr<float>() : nullptr, panel.mutable_data_ptr());
-  use_huge_pages(Pages::kWritten, panel.mutable_data_ptr(), panel.numel());
+  void* const to = panel.mutable_data_ptr();
+  write_to_huge_pages(to, panel.numel(), [&] {
+    pack_panel(shape, source.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(),
+               bias.has_value() ? biases.const_data_ptr<float>() : nullptr, to);
+  });
   return panel;
 }
 

@@ -132,8 +132,7 @@ class Product {
     w.levels = kind == LowbitKind::kLevels ? levels.data() : nullptr;
     bytes_ = lowbit_bytes(w);
     packed_ = Memory(std::aligned_alloc(4096, static_cast<size_t>((bytes_ + 8191) / 4096 * 4096)));
-    use_huge_pages(Pages::kToBeWritten, packed_.get(), bytes_);  // as the operator does
-    pack_lowbit(w, packed_.get());
+    write_to_huge_pages(packed_.get(), bytes_, [&] { pack_lowbit(w, packed_.get()); });
     x_.resize(static_cast<size_t>(m * k));
     for (auto& v : x_) v = static_cast<float>(static_cast<int32_t>(random_bits())) * 0x1p-30f;
     y_.resize(static_cast<size_t>(m * n));

@@ -18,7 +18,7 @@ OCTAVO_INLINE void dot(__m512i& sum, __m512i a_u8, const int8_t* b_s8) {
 template <Kind kKind>
 OCTAVO_INLINE void store_pixel(const GemmJob& job, __m512i sum, int64_t x, int64_t column,
                                uint8_t* out, const uint8_t* residual) {
-  const __mmask16 mask = existing(job, column);
+  const __mmask16 mask = existing(job.n - column);
   __m512 v = Columns<kKind>(job, column).value(job, sum, x);
   if constexpr (kKind == Kind::kU8) {
     if (residual != nullptr) {

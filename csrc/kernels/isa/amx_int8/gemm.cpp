@@ -81,7 +81,7 @@ struct Operands {
   int64_t level_pitch;   // kLevelRows: from one row of a tile to the next
   int64_t pitch;         // of pixels
   bool prefetch;         // weights are not in L1 yet
-  const int8_t* ahead;   // of weights to come: what this block asks for,
+  const int8_t* ahead;   // of the next sweep's weights: what this block asks for,
   int64_t ahead_lines;   // so many lines a step
 
   OCTAVO_INLINE int64_t b_pitch() const { return kKind == Kind::kLevelRows ? level_pitch : 64; }
@@ -202,18 +202,11 @@ void plan_asking(const Work& work, int64_t column, int64_t columns, int64_t coun
                  Operands<kKind, MT>& operands) {
   constexpr int64_t kInL1 = 8;        // steps whose weights are too few for a prefetch to matter
   constexpr int64_t kFewBlocks = 16;  // take less time than weights from L3
-  const GemmJob& job = *work.job;
-  if constexpr (kKind == Kind::kLevelRows) {
-    const int64_t steps = count * work.steps, sweeps = (job.width + 16 * NT - 1) / (16 * NT);
-    operands.ahead_lines = (job.next_bytes / 64 + sweeps * steps - 1) / (sweeps * steps);
-    operands.ahead = job.next + column / (16 * NT) * steps * operands.ahead_lines * 64;
-    operands.prefetch = false;
-  } else {
-    const bool asks = work.steps > kInL1 && count > 1 && count <= kFewBlocks;
-    operands.ahead_lines = asks ? (16 * NT + count - 1) / count : 0;
-    operands.ahead = operands.b + columns * job.depth;
-    operands.prefetch = work.steps > kInL1 && !(asks && column > 0);
-  }
+  const bool from_memory = kKind != Kind::kLevelRows && work.steps > kInL1;
+  const bool asks = from_memory && count > 1 && count <= kFewBlocks;
+  operands.ahead_lines = asks ? (16 * NT + count - 1) / count : 0;
+  operands.ahead = operands.b + columns * work.job->depth;
+  operands.prefetch = from_memory && !(asks && column > 0);
 }
 
 /// `count` blocks of MT x NT tiles, from the walk's next tile on, over the columns from `column`.

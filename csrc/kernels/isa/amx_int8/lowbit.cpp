@@ -252,8 +252,7 @@ class Groups {
 
 void finish_rows(const GroupJob& job, int64_t row, int64_t rows, const float* f) {
   for (int64_t column = 0; column < job.panel.n; column += 16) {
-    const int64_t left = job.panel.n - column;
-    const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffff : (1 << left) - 1);
+    const __mmask16 mask = existing(job.panel.n - column);
     const __m512 bias = _mm512_maskz_loadu_ps(mask, job.bias + column);
     for (int64_t m = row; m < row + rows; ++m) {
       const __m512 sum = _mm512_load_ps(f + (m - row) * kLowbitColumns + column);
@@ -311,8 +310,6 @@ void gemm_one_group(const GroupJob& job) {
   dense.out_f32 = job.y;
   dense.f32_pixel_pitch = job.ldy;
   dense.f32_row_pitch = job.rows * job.ldy;
-  dense.next = reinterpret_cast<const int8_t*>(panel.groups + panel.group_step);
-  dense.next_bytes = panel.stored < 8 ? panel.group_step : 0;
   gemm_level_rows(dense);
 }
 

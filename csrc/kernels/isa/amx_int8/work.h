@@ -48,18 +48,17 @@ struct Block {
   const uint8_t* residual[64];
 };
 
-/// The columns that exist of sixteen from `column` on.
-OCTAVO_INLINE __mmask16 existing(const GemmJob& job, int64_t column) {
-  const int64_t left = job.n - column;
+/// The columns that exist of sixteen, where `left` are left.
+OCTAVO_INLINE __mmask16 existing(int64_t left) {
   return static_cast<__mmask16>(left >= 16 ? 0xffff : left > 0 ? (1 << left) - 1 : 0);
 }
 
 /// Parameters of sixteen channels; 0 where there is none.
 OCTAVO_INLINE __m512 channels(const GemmJob& job, const float* values, int64_t column) {
-  return _mm512_maskz_loadu_ps(existing(job, column), values + column);
+  return _mm512_maskz_loadu_ps(existing(job.n - column), values + column);
 }
 OCTAVO_INLINE __m512i channels(const GemmJob& job, const int32_t* values, int64_t column) {
-  return _mm512_maskz_loadu_epi32(existing(job, column), values + column);
+  return _mm512_maskz_loadu_epi32(existing(job.n - column), values + column);
 }
 
 /// The largest magnitude of channel parameters; NaN if one is, whose bits are the largest.
