@@ -29,7 +29,7 @@ constexpr int64_t kStoredBytes = 288 << 10;
 /// Codes are asked for so far ahead of where they are read, in bytes. Weights of up to kCached come
 /// from L3, whose latency 2 KiB cover (measured on Zen 5: 4 KiB cost 10 % at 4 bits, nothing
 /// ahead 15 % at 3 bits, asking for lines in L2 too, 5 to 16 KiB ahead, 20 %); others come from
-/// memory: LowbitTable::far_ahead.
+/// memory: LowbitTable::far_ahead and far_ahead_l2.
 constexpr int64_t kCached = 24 << 20;
 constexpr int64_t kAhead = 2048;
 
@@ -74,7 +74,10 @@ struct Weight {
       view.levels =
           reinterpret_cast<const int8_t*>(bytes + header.levels_offset) + (p << header.bits);
     }
-    view.ahead = header.total_bytes > kCached ? active_table().lowbit.far_ahead : kAhead;
+    const LowbitTable& table = active_table().lowbit;
+    const bool far = header.total_bytes > kCached;
+    view.ahead = far ? table.far_ahead : kAhead;
+    view.ahead_l2 = far ? table.far_ahead_l2 : 0;
     return view;
   }
 

@@ -22,6 +22,7 @@ struct LowbitPanel {
   int32_t zero;          // kSymmetric: 2^(bits - 1); kLevels: 128; kAffine: 1
   const int8_t* levels;  // kLevels: 2^stored of them
   int64_t ahead;         // bytes from what is read to what is asked for (prefetched)
+  int64_t ahead_l2;      // the same for what L2 is to hold by then; 0: nothing
 };
 
 /// Rows times some groups of a panel straight from packed codes, stored 2, 3 or 4. With a[k] = code
@@ -101,7 +102,8 @@ inline constexpr int64_t kFusedGroup = 256;
 struct LowbitTable {
   bool unpacks_groups;  // gemm_u8s8_groups does it by itself: see kFusedGroup
   int64_t tile_rows;  // so many rows take each code once: a panel is streamed, not cut into chunks
-  int64_t far_ahead = 6144;  // weights from memory are asked for so many bytes before their use
+  int64_t far_ahead = 6144;  // weights from memory are asked for so many bytes before their use,
+  int64_t far_ahead_l2 = 0;  // and L2 for them before that
   /// Most rows that go through multiply_packed*; more are multiplied with unpacked levels. The
   /// second is for level tables. 0: never.
   int64_t packed_rows, packed_rows_levels;

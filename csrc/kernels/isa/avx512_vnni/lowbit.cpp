@@ -46,6 +46,7 @@ void unpack_with(const LowbitPanel& panel, int32_t constant_zero, int8_t* levels
   constexpr int kUnit = 4 * quads_of(Codec::kStored), kPlanes = planes_of(Codec::kStored);
   const Codec codec(panel);
   const int64_t step = panel.width * 4;
+  const Ahead ahead{panel.ahead, panel.ahead_l2};
   const uint8_t* words = panel.groups;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
     const int64_t length = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
@@ -68,7 +69,7 @@ void unpack_with(const LowbitPanel& panel, int32_t constant_zero, int8_t* levels
 #pragma GCC unroll 4
         for (int i = 0; i < kPlanes; ++i) {
           p[i] = load(codes + i * step + column * 4);
-          __builtin_prefetch(codes + i * step + column * 4 + panel.ahead);
+          ask<1>(codes + i * step + column * 4, ahead);
         }
         unpack_quads<0>(codec, p, zero[column / 16], to + column * 4, step);
       }
@@ -136,13 +137,11 @@ struct FloatSums {
 /// Products of quad Q from a; its levels are at b.
 template <int Q, int M, int V>
 OCTAVO_INLINE void multiply_quad(__m512i (&sum)[M][V], const uint8_t* const (&a)[M],
-                                 const int8_t* b, int64_t ahead) {
+                                 const int8_t* b, const Ahead& ahead) {
   __m512i w[V];
 #pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) {
-    w[v] = load(b + 64 * v);
-    if constexpr (V == 4) _mm_prefetch(b + 64 * v + ahead, _MM_HINT_T0);
-  }
+  for (int v = 0; v < V; ++v) w[v] = load(b + 64 * v);
+  if constexpr (V == 4) ask<V>(b, ahead);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) {
     const __m512i u = broadcast4(a[m] + 4 * Q);
@@ -151,8 +150,9 @@ OCTAVO_INLINE void multiply_quad(__m512i (&sum)[M][V], const uint8_t* const (&a)
   }
 }
 
-template <int M, int V>
-__attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, int64_t column) {
+/// kDeep: packed_tile's.
+template <int M, int V, bool kDeep>
+__attribute__((noinline)) void integer_tile_of(const GroupJob& job, int64_t row, int64_t column) {
   const LowbitPanel& panel = job.panel;
   FloatSums<M, V> sums(job, row, column);
   const Factors<M> factors(job.row_zero + row, -1, 0);
@@ -161,7 +161,8 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
   for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
   const int8_t* group = job.b + column * 4;
   const uint8_t* words = panel.groups;
-  const int64_t step = V == 4 ? 256 : panel.width * 4, ahead = panel.ahead;
+  const int64_t step = V == 4 ? 256 : panel.width * 4;
+  const Ahead ahead{panel.ahead, kDeep ? panel.ahead_l2 : 0};
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.b_step) {
     __m512i sum[M][V];
 #pragma GCC unroll 8
@@ -172,7 +173,7 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
     const int8_t* b = group;
     if constexpr (V == 4) {
       // The loop asks for what follows levels; a gap as long as the words is left.
-      for (int v = 0; v < V; ++v) _mm_prefetch(b - 4 * panel.width + 64 * v + ahead, _MM_HINT_T0);
+      ask<V>(b - 4 * panel.width, ahead);
     }
     int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
     // Four quads at a time: branch predictors follow loops of few rounds to their end.
@@ -201,6 +202,14 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
   sums.store(job, row, column, [&](__m512 f, __m512 bias, int64_t m) {
     return _mm512_fmadd_ps(f, _mm512_set1_ps(job.row_scale[m]), bias);
   });
+}
+
+template <int M, int V>
+void integer_tile(const GroupJob& job, int64_t row, int64_t column) {
+  if constexpr (M == 1 && V == 4) {
+    if (job.panel.ahead_l2 == 0) return integer_tile_of<M, V, false>(job, row, column);
+  }
+  integer_tile_of<M, V, true>(job, row, column);
 }
 
 /// Products of one input k (byte J of its quad) of 16 V columns.

@@ -183,11 +183,20 @@ OCTAVO_INLINE void load_plane(__m512i (&p)[V][3], int i, const uint8_t* codes, i
   }
 }
 
-/// Asks for the lines of one plane.
+/// How far ahead of what is read lines are asked for: LowbitPanel's.
+struct Ahead {
+  int64_t l1, l2;
+};
+
+/// Asks for what follows V lines.
 template <int V>
-OCTAVO_INLINE void ask_plane(const uint8_t* at) {
+OCTAVO_INLINE void ask(const void* lines, const Ahead& ahead) {
+  const auto* from = static_cast<const char*>(lines);
 #pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) _mm_prefetch(at + 64 * v, _MM_HINT_T0);
+  for (int v = 0; v < V; ++v) _mm_prefetch(from + 64 * v + ahead.l1, _MM_HINT_T0);
+  if (ahead.l2 == 0) return;
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) _mm_prefetch(from + 64 * v + ahead.l2, _MM_HINT_T1);
 }
 
 /// The quad that is taken as number `i`: of three planes those of A and C first, so that no more
@@ -201,13 +210,13 @@ constexpr int quad_at(int stored, int i) {
 template <int I, class Codec, int M, int V>
 OCTAVO_INLINE void multiply_unit(__m512i (&sum)[M][Codec::kClasses][V], const Codec& codec,
                                  __m512i (&p)[V][3], const uint8_t* codes, int64_t step,
-                                 const uint8_t* ahead, const int8_t* const (&a)[M]) {
+                                 const Ahead& ahead, const int8_t* const (&a)[M]) {
   if constexpr (I < quads_of(Codec::kStored)) {
     constexpr int Q = quad_at(Codec::kStored, I);
     // Lines are asked for in their own order, not in that of the planes: so weights of 3 bits in
     // memory take 5 % less, of level tables 12 %.
     if constexpr (I % 2 == 0 && I / 2 < planes_of(Codec::kStored)) {
-      ask_plane<V>(ahead + I / 2 * step);
+      ask<V>(codes + I / 2 * step, ahead);
     }
     if constexpr (I == 0 && Codec::kStored == 3) load_plane<M == 1>(p, 2, codes, step);
     if constexpr (I == 0) load_plane<M == 1>(p, 0, codes, step);
@@ -229,10 +238,10 @@ OCTAVO_INLINE void multiply_unit(__m512i (&sum)[M][Codec::kClasses][V], const Co
 /// live in memory.
 template <class Codec, int M, int V>
 OCTAVO_INLINE void take_unit(__m512i (&sum)[M][Codec::kClasses][V], const Codec& codec,
-                             const uint8_t*& codes, int64_t step, int64_t ahead,
+                             const uint8_t*& codes, int64_t step, const Ahead& ahead,
                              const int8_t* (&a)[M]) {
   __m512i p[V][3];
-  multiply_unit<0, Codec, M, V>(sum, codec, p, codes, step, codes + ahead, a);
+  multiply_unit<0, Codec, M, V>(sum, codec, p, codes, step, ahead, a);
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) a[m] += 4 * quads_of(Codec::kStored);
   codes += planes_of(Codec::kStored) * step;
@@ -270,15 +279,17 @@ OCTAVO_INLINE __m512 take_words(const uint8_t* words, const LowbitPanel& p, int6
 }
 
 /// M rows from `row` times 16 V columns from `column`. kWidth: the panel's columns, or 0 where they
-/// are not known before: addresses that are constants leave GCC registers for sums.
-template <class Codec, int M, int V, int kWidth>
+/// are not known before: addresses that are constants leave GCC registers for sums. kDeep: asks for
+/// lines of L2 too, if the panel says so; one row of weights in L2 takes 4 to 11 % longer so.
+template <class Codec, int M, int V, int kWidth, bool kDeep>
 __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, int64_t column) {
   constexpr int kUnit = 4 * quads_of(Codec::kStored);
   const LowbitPanel& panel = job.panel;
   const Codec codec(panel);
   const bool affine = panel.kind == LowbitKind::kAffine;
   const Factors<M> factors(job.row_zero + row, -1, 128);
-  const int64_t step = (kWidth > 0 ? kWidth : panel.width) * 4, ahead = panel.ahead;
+  const int64_t step = (kWidth > 0 ? kWidth : panel.width) * 4;
+  const Ahead ahead{panel.ahead, kDeep ? panel.ahead_l2 : 0};
   const int8_t* a[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
@@ -296,7 +307,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
     const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
     // The loop asks for what follows codes; a gap as long as the words is left.
-    for (int v = 0; v < V; ++v) _mm_prefetch(words + 4 * column + 64 * v + ahead, _MM_HINT_T0);
+    ask<V>(words + 4 * column, ahead);
     const int64_t length = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
     __m512i sum[M][Codec::kClasses][V];
 #pragma GCC unroll 8
@@ -365,22 +376,29 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
 }
 
 /// M rows times all columns of the panel.
-template <class Codec, int M>
-void packed_rows(const PackedJob& job, int64_t row) {
+template <class Codec, int M, bool kDeep>
+void packed_rows_of(const PackedJob& job, int64_t row) {
   int64_t column = 0;
   const int64_t width = job.panel.width;
   if constexpr (M <= Codec::kMostWide) {
     if (width == 64) {
-      packed_tile<Codec, M, 4, Codec::kWidth>(job, row, 0);
+      packed_tile<Codec, M, 4, Codec::kWidth, kDeep>(job, row, 0);
       return;
     }
   } else if (width == 64) {
-    packed_tile<Codec, M, 2, 64>(job, row, 0);
-    packed_tile<Codec, M, 2, 64>(job, row, 32);
+    packed_tile<Codec, M, 2, 64, kDeep>(job, row, 0);
+    packed_tile<Codec, M, 2, 64, kDeep>(job, row, 32);
     return;
   }
-  for (; column + 32 <= width; column += 32) packed_tile<Codec, M, 2, 0>(job, row, column);
-  if (column < width) packed_tile<Codec, M, 1, 0>(job, row, column);
+  for (; column + 32 <= width; column += 32) packed_tile<Codec, M, 2, 0, kDeep>(job, row, column);
+  if (column < width) packed_tile<Codec, M, 1, 0, kDeep>(job, row, column);
+}
+template <class Codec, int M>
+void packed_rows(const PackedJob& job, int64_t row) {
+  if constexpr (M == 1) {
+    if (job.panel.ahead_l2 == 0) return packed_rows_of<Codec, M, false>(job, row);
+  }
+  packed_rows_of<Codec, M, true>(job, row);
 }
 
 /// One is the codec of single rows. More rows are cut into tiles of nearly one height.
