@@ -242,11 +242,18 @@ void multiply_floats(const float* x, int64_t rows, int64_t ldx, const Weight& w,
   job.y = y;
   job.ldy = ldy;
   job.group = w.geometry.group;
-  for_each_unpacked(w, p, job, [&](GroupJob& chunk, int64_t g) {
+  const LowbitTable& table = active_table().lowbit;
+  const auto multiply = [&](GroupJob& chunk, int64_t g) {
     chunk.x = x + g * w.geometry.group;
     chunk.last_group = group_inputs(w.header, g + chunk.panel.count - 1);
-    active_table().lowbit.gemm_f32s8_groups(chunk);
-  });
+    (table.multiply_floats != nullptr ? table.multiply_floats : table.gemm_f32s8_groups)(chunk);
+  };
+  if (table.multiply_floats != nullptr) {
+    const int64_t at_once = groups_at_once(w, rows, w.panel(p, 0, 1).group_step, kStoredBytes);
+    for_each_chunk(w, p, at_once, job, multiply);
+  } else {
+    for_each_unpacked(w, p, job, multiply);
+  }
 }
 
 /// Cuts m rows into bands and calls item(band's first row, last row, panel) for every band and

@@ -114,6 +114,8 @@ struct LowbitTable {
   void (*gemm_u8s8_groups)(const GroupJob& job);
   void (*gemm_few_groups)(const GroupJob& job);  // null, or the same for up to packed_rows rows
   void (*gemm_f32s8_groups)(const GroupJob& job);
+  /// gemm_f32s8_groups of the codes as they lie in memory, at no b; null: levels are unpacked.
+  void (*multiply_floats)(const GroupJob& job);
   /// Flips codes to signed ones (XOR 128) in place and returns their sum.
   int32_t (*flip_u8_s8)(uint8_t* codes, int64_t count);
   void (*dequantize_row)(const RowJob& job);

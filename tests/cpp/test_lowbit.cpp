@@ -235,6 +235,16 @@ TEST_P(Lowbit, ManyGroupsInChunks) {
   }
 }
 
+TEST_P(Lowbit, PanelsBeyondL2InChunks) {
+  Random random(83);
+  for (const auto activations : {Activations::kDynamic, Activations::kFloat}) {
+    check({4, LowbitKind::kSymmetric, 128, 70, 11000}, 20, random, activations);
+    check({3, LowbitKind::kAffine, 256, 33, 17000}, 13, random, activations);
+    check({8, LowbitKind::kSymmetric, 96, 70, 6000}, 20, random, activations);
+    if (HasFatalFailure()) return;
+  }
+}
+
 TEST_P(Lowbit, LargestCodesNeitherSaturateNorWrap) {
   Random random(74);
   for (int32_t bits = 2; bits <= 8; ++bits) {

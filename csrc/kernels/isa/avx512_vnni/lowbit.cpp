@@ -212,138 +212,46 @@ void integer_tile(const GroupJob& job, int64_t row, int64_t column) {
   integer_tile_of<M, V, true>(job, row, column);
 }
 
-/// Products of one input k (byte J of its quad) of 16 V columns.
-template <int J, int M, int V>
-OCTAVO_INLINE void multiply_input(__m512 (&sum)[M][V], const __m512i (&w)[V],
-                                  const float* const (&x)[M]) {
-  __m512 level[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) {
-    const __m512i top = J == 3 ? w[v] : _mm512_slli_epi32(w[v], 24 - 8 * J);
-    level[v] = _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24));
-  }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    const __m512 value = _mm512_set1_ps(x[m][J]);
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[m][v] = _mm512_fmadd_ps(value, level[v], sum[m][v]);
-  }
-}
-
-OCTAVO_INLINE __m512 scales_of(const uint8_t* words, const LowbitPanel& p, int64_t column) {
-  const __m512i word = load(words + 4 * column);
-  const __m512i upper = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
-  return _mm512_castsi512_ps(p.wide ? word : _mm512_and_si512(word, upper));
-}
-
-template <int M, int V>
-__attribute__((noinline)) void float_tile(const GroupJob& job, int64_t row, int64_t column) {
-  const LowbitPanel& panel = job.panel;
-  FloatSums<M, V> sums(job, row, column);
-  const float* x[M];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) x[m] = job.x + (row + m) * job.ldx;
-  const int8_t* group = job.b + column * 4;
-  const uint8_t* words = panel.groups;
-  const int64_t step = panel.width * 4;
-  for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.b_step) {
-    __m512 sum[M][V];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[m][v] = _mm512_setzero_ps();
-    }
-    const int8_t* b = group;
-    int64_t left = g + 1 < panel.count ? job.group : job.last_group;
-    for (; left > 0; left -= 4, b += step) {
-      __m512i w[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) w[v] = load(b + 64 * v);
-      multiply_input<0, M, V>(sum, w, x);
-      if (left < 4) {
-        if (left > 1) multiply_input<1, M, V>(sum, w, x);
-        if (left > 2) multiply_input<2, M, V>(sum, w, x);
-        break;
-      }
-      multiply_input<1, M, V>(sum, w, x);
-      multiply_input<2, M, V>(sum, w, x);
-      multiply_input<3, M, V>(sum, w, x);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) x[m] += 4;
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const __m512 scale = scales_of(words, panel, column + 16 * v);
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        sums.f[m][v] = _mm512_fmadd_ps(sum[m][v], scale, sums.f[m][v]);
-      }
-    }
-  }
-  sums.store(job, row, column,
-             [](__m512 f, __m512 bias, int64_t) { return _mm512_add_ps(f, bias); });
-}
-
-using Tile = void (*)(const GroupJob&, int64_t row, int64_t column);
-
 constexpr int kMost = 6;  // rows of a tile
-struct Integers {
-  static constexpr int64_t kMostWide = INT64_MAX;  // rows of a job that tiles of 64 columns take
-  static constexpr Tile wide[kMost + 1] = {nullptr,
-                                           integer_tile<1, 4>,
-                                           integer_tile<2, 4>,
-                                           integer_tile<3, 4>,
-                                           integer_tile<4, 4>,
-                                           integer_tile<5, 4>,
-                                           integer_tile<6, 4>};
-  static constexpr Tile two[kMost + 1] = {nullptr,
-                                          integer_tile<1, 2>,
-                                          integer_tile<2, 2>,
-                                          integer_tile<3, 2>,
-                                          integer_tile<4, 2>,
-                                          integer_tile<5, 2>,
-                                          integer_tile<6, 2>};
-  static constexpr Tile one[kMost + 1] = {nullptr,
-                                          integer_tile<1, 1>,
-                                          integer_tile<2, 1>,
-                                          integer_tile<3, 1>,
-                                          integer_tile<4, 1>,
-                                          integer_tile<5, 1>,
-                                          integer_tile<6, 1>};
-};
-struct Floats {
-  static constexpr int64_t kMostWide = kMost;
-  static constexpr Tile wide[kMost + 1] = {nullptr,          float_tile<1, 4>, float_tile<2, 4>,
-                                           float_tile<3, 4>, float_tile<4, 4>, float_tile<5, 4>,
-                                           float_tile<6, 4>};
-  static constexpr Tile two[kMost + 1] = {nullptr,          float_tile<1, 2>, float_tile<2, 2>,
-                                          float_tile<3, 2>, float_tile<4, 2>, float_tile<5, 2>,
-                                          float_tile<6, 2>};
-  static constexpr Tile one[kMost + 1] = {nullptr,          float_tile<1, 1>, float_tile<2, 1>,
-                                          float_tile<3, 1>, float_tile<4, 1>, float_tile<5, 1>,
-                                          float_tile<6, 1>};
-};
+using Tile = void (*)(const GroupJob&, int64_t row, int64_t column);
+constexpr Tile kWide[kMost + 1] = {nullptr,
+                                   integer_tile<1, 4>,
+                                   integer_tile<2, 4>,
+                                   integer_tile<3, 4>,
+                                   integer_tile<4, 4>,
+                                   integer_tile<5, 4>,
+                                   integer_tile<6, 4>};
+constexpr Tile kTwo[kMost + 1] = {nullptr,
+                                  integer_tile<1, 2>,
+                                  integer_tile<2, 2>,
+                                  integer_tile<3, 2>,
+                                  integer_tile<4, 2>,
+                                  integer_tile<5, 2>,
+                                  integer_tile<6, 2>};
+constexpr Tile kOne[kMost + 1] = {nullptr,
+                                  integer_tile<1, 1>,
+                                  integer_tile<2, 1>,
+                                  integer_tile<3, 1>,
+                                  integer_tile<4, 1>,
+                                  integer_tile<5, 1>,
+                                  integer_tile<6, 1>};
 
 /// Cuts rows into tiles of nearly one height.
-template <class Tiles>
-void sweep(const GroupJob& job) {
+void gemm_u8s8_groups(const GroupJob& job) {
   const int64_t pieces = (job.rows + kMost - 1) / kMost, width = job.panel.width;
   int64_t row = 0;
   for (int64_t i = 0; i < pieces; ++i) {
     const int64_t m = job.rows / pieces + (i < job.rows % pieces ? 1 : 0);
-    if (job.rows <= Tiles::kMostWide && width == 64) {
-      Tiles::wide[m](job, row, 0);
+    if (width == 64) {
+      kWide[m](job, row, 0);
     } else {
       int64_t column = 0;
-      for (; column + 32 <= width; column += 32) Tiles::two[m](job, row, column);
-      if (column < width) Tiles::one[m](job, row, column);
+      for (; column + 32 <= width; column += 32) kTwo[m](job, row, column);
+      if (column < width) kOne[m](job, row, column);
     }
     row += m;
   }
 }
-
-void gemm_u8s8_groups(const GroupJob& job) { sweep<Integers>(job); }
-void gemm_f32s8_groups(const GroupJob& job) { sweep<Floats>(job); }
 
 int32_t flip_u8_s8(uint8_t* codes, int64_t count) {
   const __m512i flip = bytes(0x80), ones = bytes(1);
@@ -375,7 +283,6 @@ void fill_lowbit(LowbitTable& table) {
   table.multiply_packed_levels = multiply_packed_levels;
   table.unpack_levels = unpack_levels;
   table.gemm_u8s8_groups = gemm_u8s8_groups;
-  table.gemm_f32s8_groups = gemm_f32s8_groups;
   table.flip_u8_s8 = flip_u8_s8;
 }
 

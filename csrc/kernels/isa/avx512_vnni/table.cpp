@@ -11,6 +11,7 @@ void fill_elementwise(ElementTable& table);
 void fill_elementwise_vbmi(ElementTable& table);
 void fill_pool(ElementTable& table);
 void fill_lowbit(LowbitTable& table);
+void fill_lowbit_float(LowbitTable& table);
 void fill_lowbit_vbmi(LowbitTable& table);
 void fill_fake_quantize(FakeQuantizeTable& table);
 
@@ -21,6 +22,7 @@ void fill(KernelTable& table) {
   fill_minmax(table.element);
   fill_elementwise(table.element);
   fill_lowbit(table.lowbit);
+  fill_lowbit_float(table.lowbit);
   // Not every CPU of this row has byte permutes. They use no registers beyond the row's own, so the
   // operating system has been asked already.
   __builtin_cpu_init();
