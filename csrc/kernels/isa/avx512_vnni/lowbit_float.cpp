@@ -145,14 +145,7 @@ __attribute__((noinline)) void float_tile(const GroupJob& job, int64_t row, int6
   const Codec codec(panel);
   const int64_t step = panel.width * 4;
   const Ahead ahead{panel.ahead, panel.ahead_l2};
-  // In memory, as in packed_tile.
-  alignas(64) float f[M][V][16];
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) {
-      const float* before = job.acc + (row + m) * kLowbitColumns + column + 16 * v;
-      _mm512_store_ps(f[m][v], job.first ? _mm512_setzero_ps() : _mm512_load_ps(before));
-    }
-  }
+  StoredSums<M, V> sums(job, row, column);
   const float* group = job.x + row * job.ldx;
   const uint8_t* words = panel.groups;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.group) {
@@ -186,24 +179,11 @@ __attribute__((noinline)) void float_tile(const GroupJob& job, int64_t row, int6
     for (int v = 0; v < V; ++v) {
       const __m512 scale = scales_of(words, panel, column + 16 * v);
 #pragma GCC unroll 12
-      for (int m = 0; m < M; ++m) {
-        _mm512_store_ps(f[m][v], _mm512_fmadd_ps(sum[m][v], scale, _mm512_load_ps(f[m][v])));
-      }
+      for (int m = 0; m < M; ++m) sums.add(m, v, sum[m][v], scale);
     }
   }
-  for (int m = 0; m < M; ++m) {
-    for (int v = 0; v < V; ++v) {
-      const int64_t n = column + 16 * v;
-      const __m512 total = _mm512_load_ps(f[m][v]);
-      if (!job.last) {
-        _mm512_store_ps(job.acc + (row + m) * kLowbitColumns + n, total);
-        continue;
-      }
-      const __mmask16 mask = lanes(panel.n - n);
-      const __m512 bias = _mm512_maskz_loadu_ps(mask, job.bias + n);
-      _mm512_mask_storeu_ps(job.y + (row + m) * job.ldy + n, mask, _mm512_add_ps(total, bias));
-    }
-  }
+  sums.store(job, row, column,
+             [](__m512 total, __m512 bias, int64_t) { return _mm512_add_ps(total, bias); });
 }
 
 constexpr int kMostWide = 5;  // rows of a tile of 64 columns

@@ -278,6 +278,42 @@ OCTAVO_INLINE __m512 take_words(const uint8_t* words, const LowbitPanel& p, int6
       _mm512_and_si512(word, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
 }
 
+/// Float sums of M rows x 16 V columns: where they begin, and where they go. In memory: a group
+/// ends rarely, and its sums need the registers.
+template <int M, int V>
+struct StoredSums {
+  template <class Job>
+  OCTAVO_INLINE StoredSums(const Job& job, int64_t row, int64_t column) {
+    for (int m = 0; m < M; ++m) {
+      for (int v = 0; v < V; ++v) {
+        const float* before = job.acc + (row + m) * kLowbitColumns + column + 16 * v;
+        _mm512_store_ps(f[m][v], job.first ? _mm512_setzero_ps() : _mm512_load_ps(before));
+      }
+    }
+  }
+  OCTAVO_INLINE void add(int m, int v, __m512 sum, __m512 scale) {
+    _mm512_store_ps(f[m][v], _mm512_fmadd_ps(sum, scale, _mm512_load_ps(f[m][v])));
+  }
+  /// y = finish(f, bias, row), or back to acc.
+  template <class Job, class Finish>
+  OCTAVO_INLINE void store(const Job& job, int64_t row, int64_t column, Finish&& finish) const {
+    for (int m = 0; m < M; ++m) {
+      for (int v = 0; v < V; ++v) {
+        const int64_t n = column + 16 * v;
+        const __m512 total = _mm512_load_ps(f[m][v]);
+        if (!job.last) {
+          _mm512_store_ps(job.acc + (row + m) * kLowbitColumns + n, total);
+          continue;
+        }
+        const __mmask16 mask = lanes(job.panel.n - n);
+        const __m512 bias = _mm512_maskz_loadu_ps(mask, job.bias + n);
+        _mm512_mask_storeu_ps(job.y + (row + m) * job.ldy + n, mask, finish(total, bias, row + m));
+      }
+    }
+  }
+  alignas(64) float f[M][V][16];
+};
+
 /// M rows from `row` times 16 V columns from `column`. kWidth: the panel's columns, or 0 where they
 /// are not known before: addresses that are constants leave GCC registers for sums. kDeep: asks for
 /// lines of L2 too, if the panel says so; one row of weights in L2 takes 4 to 11 % longer so.
@@ -293,16 +329,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
   const int8_t* a[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
-  // In memory: a group ends rarely, and its sums need the registers.
-  alignas(64) float f[M][V][16];
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const float* before = job.acc + (row + m) * kLowbitColumns + column + 16 * v;
-      _mm512_store_ps(f[m][v], job.first ? _mm512_setzero_ps() : _mm512_load_ps(before));
-    }
-  }
+  StoredSums<M, V> sums(job, row, column);
   const uint8_t* words = panel.groups;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
     const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
@@ -351,28 +378,12 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
       }
       const __m512 scale = take_words(words, panel, n, factors, total, v);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const __m512 before = _mm512_load_ps(f[m][v]);
-        _mm512_store_ps(f[m][v], _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[m][v]), scale, before));
-      }
+      for (int m = 0; m < M; ++m) sums.add(m, v, _mm512_cvtepi32_ps(total[m][v]), scale);
     }
   }
-#pragma GCC unroll 8
-  for (int m = 0; m < M; ++m) {
-    const __m512 row_scale = _mm512_set1_ps(job.row_scale[row + m]);
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const int64_t n = column + 16 * v;
-      if (!job.last) {
-        _mm512_store_ps(job.acc + (row + m) * kLowbitColumns + n, _mm512_load_ps(f[m][v]));
-        continue;
-      }
-      const __mmask16 mask = lanes(panel.n - n);
-      const __m512 bias = _mm512_maskz_loadu_ps(mask, job.bias + n);
-      _mm512_mask_storeu_ps(job.y + (row + m) * job.ldy + n, mask,
-                            _mm512_fmadd_ps(_mm512_load_ps(f[m][v]), row_scale, bias));
-    }
-  }
+  sums.store(job, row, column, [&](__m512 total, __m512 bias, int64_t m) {
+    return _mm512_fmadd_ps(total, _mm512_set1_ps(job.row_scale[m]), bias);
+  });
 }
 
 /// M rows times all columns of the panel.
