@@ -25,13 +25,27 @@ constexpr int64_t kRowsBytes = 1 << 20;
 /// levels, 128 rows took a quarter longer, because their float sums filled L1.
 constexpr int64_t kChunkBytes = 24 << 10;
 constexpr int64_t kStoredBytes = 288 << 10;
+/// Cut further for few rows (LowbitTable::tile_bytes), a panel no larger than this took up to a
+/// sixth longer.
+constexpr int64_t kSmallPanel = 64 << 10;
 
 /// Codes are asked for so far ahead of where they are read, in bytes. Weights of up to kCached come
 /// from L3, whose latency 2 KiB cover (measured on Zen 5: 4 KiB cost 10 % at 4 bits, nothing
-/// ahead 15 % at 3 bits, asking for lines in L2 too, 5 to 16 KiB ahead, 20 %); others come from
-/// memory: LowbitTable::far_ahead and far_ahead_l2.
+/// ahead 15 % at 3 bits); others come from memory.
 constexpr int64_t kCached = 24 << 20;
-constexpr int64_t kAhead = 2048;
+constexpr int64_t kAhead = 2048, kFarAhead = 6144;
+
+/// L2 is asked for weights from memory before that: on Intel's processors, where one row then takes
+/// 10 to 25 % less at 2 to 4 bits. Zen 5 took 20 % longer.
+constexpr int64_t kFarAheadL2 = 9216;
+bool asks_l2() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel") != 0;
+#else
+  return false;
+#endif
+}
 
 enum ScratchUse { kCodes, kParams, kLevels, kSums, kScratchUses };
 
@@ -74,10 +88,10 @@ struct Weight {
       view.levels =
           reinterpret_cast<const int8_t*>(bytes + header.levels_offset) + (p << header.bits);
     }
-    const LowbitTable& table = active_table().lowbit;
+    static const int64_t far_l2 = asks_l2() ? kFarAheadL2 : 0;
     const bool far = header.total_bytes > kCached;
-    view.ahead = far ? table.far_ahead : kAhead;
-    view.ahead_l2 = far ? table.far_ahead_l2 : 0;
+    view.ahead = far ? kFarAhead : kAhead;
+    view.ahead_l2 = far ? far_l2 : 0;
     return view;
   }
 
@@ -144,10 +158,12 @@ Rows quantize_rows(const float* x, int64_t count, int64_t ldx, const QuantParams
   return rows;
 }
 
-/// Groups that pass through the tiles at once: all of them if a tile takes all rows, else as many
-/// as `bytes` hold.
-int64_t groups_at_once(const Weight& w, int64_t rows, int64_t group_bytes, int64_t bytes) {
-  if (rows <= active_table().lowbit.tile_rows) return w.header.groups;
+/// Groups that pass through the tiles at once where codes are read as they lie in memory.
+int64_t groups_at_once(const Weight& w, int64_t rows, int64_t group_bytes) {
+  const LowbitTable& table = active_table().lowbit;
+  const bool few = rows <= table.tile_rows;
+  if (few && w.header.groups * group_bytes <= kSmallPanel) return w.header.groups;
+  const int64_t bytes = few ? table.tile_bytes : kStoredBytes;
   return std::max<int64_t>(1, bytes / std::max<int64_t>(1, group_bytes));
 }
 
@@ -177,7 +193,7 @@ void multiply_packed(const Rows& rows, const Weight& w, int64_t p, float* y, int
   job.row_zero = rows.zero_point;
   job.y = y;
   job.ldy = ldy;
-  const int64_t at_once = groups_at_once(w, rows.count, w.panel(p, 0, 1).group_step, kStoredBytes);
+  const int64_t at_once = groups_at_once(w, rows.count, w.panel(p, 0, 1).group_step);
   for_each_chunk(w, p, at_once, job, [&](PackedJob& chunk, int64_t g) {
     chunk.a = reinterpret_cast<const int8_t*>(rows.codes) + g * w.geometry.group_codes;
     chunk.a_start = rows.starts + g;
@@ -193,7 +209,7 @@ void for_each_unpacked(const Weight& w, int64_t p, GroupJob& job, Multiply&& mul
   const bool unpacks = w.geometry.stored < 8;
   const int64_t at_once =
       unpacks ? std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, group_bytes))
-              : groups_at_once(w, job.rows, group_bytes, kStoredBytes);
+              : groups_at_once(w, job.rows, group_bytes);
   for_each_chunk(w, p, at_once, job, [&](GroupJob& chunk, int64_t g) {
     if (unpacks) {
       auto* levels = reinterpret_cast<int8_t*>(
@@ -249,7 +265,7 @@ void multiply_floats(const float* x, int64_t rows, int64_t ldx, const Weight& w,
     (table.multiply_floats != nullptr ? table.multiply_floats : table.gemm_f32s8_groups)(chunk);
   };
   if (table.multiply_floats != nullptr) {
-    const int64_t at_once = groups_at_once(w, rows, w.panel(p, 0, 1).group_step, kStoredBytes);
+    const int64_t at_once = groups_at_once(w, rows, w.panel(p, 0, 1).group_step);
     for_each_chunk(w, p, at_once, job, multiply);
   } else {
     for_each_unpacked(w, p, job, multiply);

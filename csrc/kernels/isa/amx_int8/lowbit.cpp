@@ -334,7 +334,6 @@ void gemm_u8s8_groups(const GroupJob& job) {
 }  // namespace
 
 void fill_lowbit(LowbitTable& table) {
-  table.far_ahead_l2 = 9216;
   table.packed_rows = table.packed_rows_levels = 6;
   table.gemm_few_groups = table.gemm_u8s8_groups;  // avx512_vnni's
   table.unpacks_groups = true;

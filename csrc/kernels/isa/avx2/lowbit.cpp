@@ -69,6 +69,7 @@ void dequantize_row(const RowJob& job) {
 
 void fill_lowbit(LowbitTable& table) {
   table.tile_rows = 1;
+  table.tile_bytes = kTileBytes;
   table.packed_rows = 1;
   table.packed_rows_levels = 0;
   table.multiply_packed = multiply_packed<LowbitDot>;

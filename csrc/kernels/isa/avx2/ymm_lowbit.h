@@ -108,6 +108,24 @@ OCTAVO_INLINE __m256 load_columns(const float* from, int64_t columns) {
   return _mm256_loadu_ps(some);
 }
 
+/// Asks for what follows the words or the codes of all columns of a panel of 64. Tiles are
+/// narrower: the first asks for all, the others find their codes in L2.
+OCTAVO_INLINE void ask(const void* all_columns, const LowbitPanel& panel) {
+  const auto* from = static_cast<const char*>(all_columns);
+#pragma GCC unroll 4
+  for (int line = 0; line < 4; ++line) {
+    _mm_prefetch(from + 64 * line + panel.ahead, _MM_HINT_T0);
+  }
+  if (panel.ahead_l2 == 0) return;
+#pragma GCC unroll 4
+  for (int line = 0; line < 4; ++line) {
+    _mm_prefetch(from + 64 * line + panel.ahead_l2, _MM_HINT_T1);
+  }
+}
+
+/// LowbitTable's: half of the smallest L1.
+constexpr int64_t kTileBytes = 16 << 10;
+
 // ---- few rows, straight from packed codes
 
 /// Products of quad Q and those after it of one unit, 8 columns.
@@ -132,6 +150,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
   const LowbitPanel& panel = job.panel;
   const Codec codec(panel);
   const int64_t step = panel.width * 4;
+  const bool asks = row == 0 && column == 0 && panel.width == kLowbitColumns;
   const int8_t* a[M];
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
@@ -145,6 +164,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
   const uint8_t* words = panel.groups;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
     const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
+    if (asks) ask(words, panel);
     __m256i sum[M][V];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
@@ -153,6 +173,10 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
     }
     for (int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes; k > 0;
          k -= kUnit) {
+      if (asks) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kPlanes; ++i) ask(codes + i * step, panel);
+      }
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         __m256i p[kPlanes];
@@ -248,24 +272,34 @@ void unpack_with(const LowbitPanel& panel, int32_t constant_zero, int8_t* levels
   constexpr int kUnit = 4 * quads_of(Codec::kStored), kPlanes = planes_of(Codec::kStored);
   const Codec codec(panel);
   const int64_t step = panel.width * 4;
+  const bool asks = panel.width == kLowbitColumns;
   const uint8_t* words = panel.groups;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
     const int64_t length = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
+    __m256i zero[kLowbitColumns / 8];
     for (int64_t column = 0; column < panel.width; column += 8) {
-      __m256i zero = bytes(constant_zero);
+      zero[column / 8] = bytes(constant_zero);
       if (panel.kind == LowbitKind::kAffine) {
-        zero = _mm256_mullo_epi32(zeros_of(panel, words, column), _mm256_set1_epi32(0x01010101));
+        zero[column / 8] =
+            _mm256_mullo_epi32(zeros_of(panel, words, column), _mm256_set1_epi32(0x01010101));
       }
-      const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
-      int8_t* to = levels + column * 4;
-      for (int64_t k = 0; k < length; k += kUnit) {
+    }
+    // In the order of memory.
+    const uint8_t* codes = words + panel.width * panel.word_bytes;
+    int8_t* to = levels;
+    for (int64_t k = 0; k < length; k += kUnit) {
+      if (asks) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kPlanes; ++i) ask(codes + i * step, panel);
+      }
+      for (int64_t column = 0; column < panel.width; column += 8) {
         __m256i p[kPlanes];
 #pragma GCC unroll 4
-        for (int i = 0; i < kPlanes; ++i) p[i] = load(codes + i * step);
-        unpack_quads<0>(codec, p, zero, to, step);
-        codes += kPlanes * step;
-        to += kUnit / 4 * step;
+        for (int i = 0; i < kPlanes; ++i) p[i] = load(codes + i * step + column * 4);
+        unpack_quads<0>(codec, p, zero[column / 8], to + column * 4, step);
       }
+      codes += kPlanes * step;
+      to += kUnit / 4 * step;
     }
     levels += length * panel.width;
   }
@@ -329,12 +363,15 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
   const int8_t* group = job.b + column * 4;
   const uint8_t* words = panel.groups;
   const int64_t step = panel.width * 4;
+  // Levels in memory, not in L1.
+  const bool asks = panel.stored == 8 && row == 0 && column == 0 && panel.width == kLowbitColumns;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.b_step) {
     __m256i sum[M][2];
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
     const int8_t* b = group;
     for (int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes; k > 0; k -= 4) {
+      if (asks) ask(b, panel);
       const typename Dot::B w0 = Dot::load_b(b), w1 = Dot::load_b(b + 32);
 #pragma GCC unroll 6
       for (int m = 0; m < M; ++m) {

@@ -15,6 +15,7 @@ struct LowbitDot : VnniDot {
 
 void fill_lowbit(LowbitTable& table) {
   table.tile_rows = 2;
+  table.tile_bytes = kTileBytes;
   table.packed_rows = 6;
   table.packed_rows_levels = 6;
   table.multiply_packed = multiply_packed<LowbitDot>;
