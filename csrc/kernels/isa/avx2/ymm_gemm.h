@@ -220,23 +220,63 @@ void sweep(const GemmJob& job, Place& place) {
   }
 }
 
+/// Sixteen columns from `column` and their parameters.
+template <Result kResult>
+inline void place_columns(const GemmJob& job, int64_t column, Place& place) {
+  place.column = column;
+  place.columns = job.n - column < 16 ? job.n - column : 16;
+  for (int64_t c = 0; c < 16; ++c) {
+    const bool exists = c < place.columns;
+    if constexpr (kResult == Result::kRows) {
+      place.colsum[c] = exists ? job.colsum[column + c] : 0;
+    } else {
+      place.start[c] = exists ? job.start[column + c] : 0;
+    }
+    place.scale[c] = exists ? job.scale[column + c] : 0.0f;
+    place.offset[c] = exists ? job.offset[column + c] : 0.0f;
+  }
+}
+
+/// One pixel x all 64 columns of a panel: weights are read once, in the order of memory, and asked
+/// for ahead.
+template <class Dot, Result kResult>
+__attribute__((noinline)) void stream(const GemmJob& job) {
+  constexpr int kAhead = 4096;  // bytes
+  Place place[4] = {};
+  __m256i sum[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    if (16 * i < job.n) place_columns<kResult>(job, 16 * i, place[i]);
+    sum[2 * i] = _mm256_load_si256(reinterpret_cast<const __m256i*>(place[i].start));
+    sum[2 * i + 1] = _mm256_load_si256(reinterpret_cast<const __m256i*>(place[i].start + 8));
+  }
+  const int8_t* b = job.b;
+  for (int64_t r = 0; r < job.runs; ++r) {
+    const uint8_t* a = job.a + job.run_offset[r];
+    for (int64_t k = job.run_bytes; k > 0; k -= 4, a += 4, b += 256) {
+      const auto u = Dot::broadcast(a);
+#pragma GCC unroll 8
+      for (int v = 0; v < 8; ++v) {
+        if (v % 2 == 0) _mm_prefetch(b + 32 * v + kAhead, _MM_HINT_T0);
+        Dot::add(sum[v], u, Dot::load_b(b + 32 * v));
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    if (16 * i < job.n) finish<kResult>(job, place[i], sum[2 * i], sum[2 * i + 1], 0, 0);
+  }
+}
+
 template <class Dot, Result kResult>
 void sweep_columns(const GemmJob& job) {
   if (job.w == 0) return;
+  if constexpr (!Dot::kRest) {
+    if (job.h * job.w == 1 && job.width == 64) return stream<Dot, kResult>(job);
+  }
   Place place{};
   for (int64_t column = 0; column < job.n; column += 16) {
-    place.column = column;
-    place.columns = job.n - column < 16 ? job.n - column : 16;
-    for (int64_t c = 0; c < 16; ++c) {
-      const bool exists = c < place.columns;
-      if constexpr (kResult == Result::kRows) {
-        place.colsum[c] = exists ? job.colsum[column + c] : 0;
-      } else {
-        place.start[c] = exists ? job.start[column + c] : 0;
-      }
-      place.scale[c] = exists ? job.scale[column + c] : 0.0f;
-      place.offset[c] = exists ? job.offset[column + c] : 0.0f;
-    }
+    place_columns<kResult>(job, column, place);
     Dot::place_weights(job, place);
     sweep<Dot, kResult>(job, place);
   }
