@@ -25,9 +25,6 @@ constexpr int64_t kRowsBytes = 1 << 20;
 /// levels, 128 rows took a quarter longer, because their float sums filled L1.
 constexpr int64_t kChunkBytes = 24 << 10;
 constexpr int64_t kStoredBytes = 288 << 10;
-/// Cut further for few rows (LowbitTable::tile_bytes), a panel no larger than this took up to a
-/// sixth longer.
-constexpr int64_t kSmallPanel = 64 << 10;
 
 /// Codes are asked for so far ahead of where they are read, in bytes. Weights of up to kCached come
 /// from L3, whose latency 2 KiB cover (measured on Zen 5: 4 KiB cost 10 % at 4 bits, nothing
@@ -158,13 +155,11 @@ Rows quantize_rows(const float* x, int64_t count, int64_t ldx, const QuantParams
   return rows;
 }
 
-/// Groups that pass through the tiles at once where codes are read as they lie in memory.
+/// Groups that pass through the tiles at once where codes are read as they lie in memory: all of
+/// them if a tile takes all rows.
 int64_t groups_at_once(const Weight& w, int64_t rows, int64_t group_bytes) {
-  const LowbitTable& table = active_table().lowbit;
-  const bool few = rows <= table.tile_rows;
-  if (few && w.header.groups * group_bytes <= kSmallPanel) return w.header.groups;
-  const int64_t bytes = few ? table.tile_bytes : kStoredBytes;
-  return std::max<int64_t>(1, bytes / std::max<int64_t>(1, group_bytes));
+  if (rows <= active_table().lowbit.tile_rows) return w.header.groups;
+  return std::max<int64_t>(1, kStoredBytes / std::max<int64_t>(1, group_bytes));
 }
 
 /// A panel's groups in chunks: calls multiply(job, first group) with the fields set that PackedJob

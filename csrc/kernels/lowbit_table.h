@@ -101,9 +101,7 @@ inline constexpr int64_t kFusedGroup = 256;
 
 struct LowbitTable {
   bool unpacks_groups;  // gemm_u8s8_groups does it by itself: see kFusedGroup
-  /// So many rows take each code once, or a few columns of it: then so many bytes at a time, which
-  /// L1 keeps for the columns that follow.
-  int64_t tile_rows, tile_bytes = INT64_MAX;
+  int64_t tile_rows;  // so many rows take each code once: a panel is streamed, not cut into chunks
   /// Most rows that go through multiply_packed*; more are multiplied with unpacked levels. The
   /// second is for level tables. 0: never.
   int64_t packed_rows, packed_rows_levels;

@@ -9,7 +9,7 @@ namespace octavo::avx2 {
 namespace {
 
 struct LowbitDot : WideningDot {
-  static constexpr int kCodeRows = 1, kCodeVectors = 2;
+  static constexpr int kCodeRows = 1;
   static OCTAVO_INLINE void add_codes(__m256i& sum, __m256i u, __m256i s) {
     const __m256i pairs = _mm256_maddubs_epi16(u, s);
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
@@ -69,7 +69,6 @@ void dequantize_row(const RowJob& job) {
 
 void fill_lowbit(LowbitTable& table) {
   table.tile_rows = 1;
-  table.tile_bytes = kTileBytes;
   table.packed_rows = 1;
   table.packed_rows_levels = 0;
   table.multiply_packed = multiply_packed<LowbitDot>;

@@ -3,8 +3,8 @@
 // (everything here is in an unnamed namespace, so no code crosses).
 //
 // Dot supplies: B load_b(const int8_t*), A broadcast(const uint8_t*) and add(sum, A, B), exact for
-// all codes and levels, as in ymm_gemm.h; add_codes(sum, u, s) of unsigned codes times s8; and for
-// these kCodeRows, rows at a time, and kCodeVectors, vectors of 8 columns beside one row.
+// all codes and levels, as in ymm_gemm.h; add_codes(sum, u, s) of unsigned codes times s8; and
+// kCodeRows, the rows of a tile of codes.
 #pragma once
 
 #include <immintrin.h>
@@ -108,8 +108,8 @@ OCTAVO_INLINE __m256 load_columns(const float* from, int64_t columns) {
   return _mm256_loadu_ps(some);
 }
 
-/// Asks for what follows the words or the codes of all columns of a panel of 64. Tiles are
-/// narrower: the first asks for all, the others find their codes in L2.
+/// Asks for what follows the words or the codes of all columns of a panel of 64. Of narrower tiles
+/// the first asks for all, the others find their codes in L2.
 OCTAVO_INLINE void ask(const void* all_columns, const LowbitPanel& panel) {
   const auto* from = static_cast<const char*>(all_columns);
 #pragma GCC unroll 4
@@ -122,9 +122,6 @@ OCTAVO_INLINE void ask(const void* all_columns, const LowbitPanel& panel) {
     _mm_prefetch(from + 64 * line + panel.ahead_l2, _MM_HINT_T1);
   }
 }
-
-/// LowbitTable's: half of the smallest L1.
-constexpr int64_t kTileBytes = 16 << 10;
 
 // ---- few rows, straight from packed codes
 
@@ -168,7 +165,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
     __m256i sum[M][V];
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[m][v] = _mm256_setzero_si256();
     }
     for (int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes; k > 0;
@@ -177,7 +174,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
 #pragma GCC unroll 4
         for (int i = 0; i < kPlanes; ++i) ask(codes + i * step, panel);
       }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         __m256i p[kPlanes];
 #pragma GCC unroll 4
@@ -191,7 +188,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
       const __m256i start = _mm256_set1_epi32(job.a_start[(row + m) * job.a_start_pitch + g]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
         const int64_t n = column + 8 * v;
         const bool affine = panel.kind == LowbitKind::kAffine;
@@ -218,16 +215,15 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
   }
 }
 
-/// M rows times all columns.
+/// M rows times all columns; one row takes those of a full panel at once, in the order of memory.
 template <class Dot, class Codec, int M>
 void packed_rows(const PackedJob& job, int64_t row) {
-  constexpr int V = Codec::kStored == 3 ? Dot::kCodeVectors / 2 : M == 1 ? Dot::kCodeVectors : 2;
-  int64_t column = 0;
-  for (; column + 8 * V <= job.panel.width; column += 8 * V) {
-    packed_tile<Dot, Codec, M, V>(job, row, column);
+  const int64_t width = job.panel.width;
+  if constexpr (M == 1) {
+    if (width == kLowbitColumns) return packed_tile<Dot, Codec, 1, 8>(job, row, 0);
   }
-  if constexpr (V == 4) {
-    if (column < job.panel.width) packed_tile<Dot, Codec, M, 2>(job, row, column);
+  for (int64_t column = 0; column < width; column += 16) {
+    packed_tile<Dot, Codec, M, 2>(job, row, column);
   }
 }
 
@@ -320,14 +316,14 @@ void unpack_stored(const LowbitPanel& panel, int8_t* levels) {
   if (panel.stored == 2) unpack_stored<2>(panel, levels);
 }
 
-// ---- products with unpacked levels: M rows x 16 columns; float sums in memory
+// ---- products with unpacked levels: M rows x 8 V columns; float sums in memory
 
-template <int M>
+template <int M, int V>
 struct FloatSums {
   FloatSums(const GroupJob& job, int64_t row, int64_t column) {
     for (int m = 0; m < M; ++m) {
       const float* from = job.acc + (row + m) * kLowbitColumns + column;
-      for (int i = 0; i < 16; ++i) f[m][i] = job.first ? 0.0f : from[i];
+      for (int i = 0; i < 8 * V; ++i) f[m][i] = job.first ? 0.0f : from[i];
     }
   }
   OCTAVO_INLINE void add(int m, int v, __m256 sum, __m256 scale) {
@@ -337,7 +333,7 @@ struct FloatSums {
   OCTAVO_INLINE void store(const GroupJob& job, int64_t row, int64_t column,
                            Finish&& finish) const {
     for (int m = 0; m < M; ++m) {
-      for (int v = 0; v < 2; ++v) {
+      for (int v = 0; v < V; ++v) {
         const int64_t n = column + 8 * v;
         const __m256 sum = _mm256_load_ps(f[m] + 8 * v);
         if (job.last) {
@@ -350,13 +346,13 @@ struct FloatSums {
       }
     }
   }
-  alignas(32) float f[M][16];
+  alignas(32) float f[M][8 * V];
 };
 
-template <class Dot, int M>
+template <class Dot, int M, int V>
 __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, int64_t column) {
   const LowbitPanel& panel = job.panel;
-  FloatSums<M> sums(job, row, column);
+  FloatSums<M, V> sums(job, row, column);
   const uint8_t* a[M];
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m) a[m] = job.a + (row + m) * job.pitch;
@@ -366,25 +362,29 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
   // Levels in memory, not in L1.
   const bool asks = panel.stored == 8 && row == 0 && column == 0 && panel.width == kLowbitColumns;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.b_step) {
-    __m256i sum[M][2];
+    __m256i sum[M][V];
 #pragma GCC unroll 6
-    for (int m = 0; m < M; ++m) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sum[m][v] = _mm256_setzero_si256();
+    }
     const int8_t* b = group;
     for (int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes; k > 0; k -= 4) {
       if (asks) ask(b, panel);
-      const typename Dot::B w0 = Dot::load_b(b), w1 = Dot::load_b(b + 32);
+      typename Dot::A u[M];
 #pragma GCC unroll 6
-      for (int m = 0; m < M; ++m) {
-        const typename Dot::A u = Dot::broadcast(a[m]);
-        Dot::add(sum[m][0], u, w0);
-        Dot::add(sum[m][1], u, w1);
-        a[m] += 4;
+      for (int m = 0; m < M; ++m, a[m - 1] += 4) u[m] = Dot::broadcast(a[m]);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        const typename Dot::B w = Dot::load_b(b + 32 * v);
+#pragma GCC unroll 6
+        for (int m = 0; m < M; ++m) Dot::add(sum[m][v], u[m], w);
       }
       b += step;
     }
 #pragma GCC unroll 6
     for (int m = 0; m < M; ++m) {
-      for (int v = 0; v < 2; ++v) {
+      for (int v = 0; v < V; ++v) {
         const int32_t zero = job.row_zero[row + m];
         const __m256 scale = take_words(words, panel, column + 8 * v, -zero, sum[m][v]);
         sums.add(m, v, _mm256_cvtepi32_ps(sum[m][v]), scale);
@@ -414,7 +414,7 @@ OCTAVO_INLINE void multiply_input(__m256 (&sum)[M][2], __m256i w0, __m256i w1,
 template <int M>
 __attribute__((noinline)) void float_tile(const GroupJob& job, int64_t row, int64_t column) {
   const LowbitPanel& panel = job.panel;
-  FloatSums<M> sums(job, row, column);
+  FloatSums<M, 2> sums(job, row, column);
   const float* x[M];
   for (int m = 0; m < M; ++m) x[m] = job.x + (row + m) * job.ldx;
   const int8_t* group = job.b + column * 4;
@@ -469,18 +469,21 @@ inline void sweep_groups(const GroupJob& job, const GroupTile* tiles, int64_t mo
 /// Tiles of Dot::kPixels rows at most, as in ymm_gemm.h: 4 or 6.
 template <class Dot>
 void gemm_u8s8_groups(const GroupJob& job) {
+  if (job.rows == 1 && job.panel.width == kLowbitColumns) {
+    return integer_tile<Dot, 1, 8>(job, 0, 0);
+  }
   if constexpr (Dot::kPixels == 6) {
     static constexpr GroupTile tiles[] = {nullptr,
-                                          integer_tile<Dot, 1>,
-                                          integer_tile<Dot, 2>,
-                                          integer_tile<Dot, 3>,
-                                          integer_tile<Dot, 4>,
-                                          integer_tile<Dot, 5>,
-                                          integer_tile<Dot, 6>};
+                                          integer_tile<Dot, 1, 2>,
+                                          integer_tile<Dot, 2, 2>,
+                                          integer_tile<Dot, 3, 2>,
+                                          integer_tile<Dot, 4, 2>,
+                                          integer_tile<Dot, 5, 2>,
+                                          integer_tile<Dot, 6, 2>};
     sweep_groups(job, tiles, 6);
   } else {
-    static constexpr GroupTile tiles[] = {nullptr, integer_tile<Dot, 1>, integer_tile<Dot, 2>,
-                                          integer_tile<Dot, 3>, integer_tile<Dot, 4>};
+    static constexpr GroupTile tiles[] = {nullptr, integer_tile<Dot, 1, 2>, integer_tile<Dot, 2, 2>,
+                                          integer_tile<Dot, 3, 2>, integer_tile<Dot, 4, 2>};
     sweep_groups(job, tiles, 4);
   }
 }

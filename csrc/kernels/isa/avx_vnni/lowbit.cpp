@@ -7,15 +7,14 @@ namespace octavo::avx_vnni {
 namespace {
 
 struct LowbitDot : VnniDot {
-  static constexpr int kCodeRows = 2, kCodeVectors = 4;
+  static constexpr int kCodeRows = 2;
   static OCTAVO_INLINE void add_codes(__m256i& sum, __m256i u, __m256i s) { add(sum, u, s); }
 };
 
 }  // namespace
 
 void fill_lowbit(LowbitTable& table) {
-  table.tile_rows = 2;
-  table.tile_bytes = kTileBytes;
+  table.tile_rows = 1;
   table.packed_rows = 6;
   table.packed_rows_levels = 6;
   table.multiply_packed = multiply_packed<LowbitDot>;
