@@ -371,14 +371,22 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
     const int8_t* b = group;
     for (int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes; k > 0; k -= 4) {
       if (asks) ask(b, panel);
-      typename Dot::A u[M];
-#pragma GCC unroll 6
-      for (int m = 0; m < M; ++m, a[m - 1] += 4) u[m] = Dot::broadcast(a[m]);
+      if constexpr (M == 1) {  // eight vectors of weights would not fit beside their sums
+        const typename Dot::A u = Dot::broadcast(a[0]);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        const typename Dot::B w = Dot::load_b(b + 32 * v);
+        for (int v = 0; v < V; ++v) Dot::add(sum[0][v], u, Dot::load_b(b + 32 * v));
+        a[0] += 4;
+      } else {
+        typename Dot::B w[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) w[v] = Dot::load_b(b + 32 * v);
 #pragma GCC unroll 6
-        for (int m = 0; m < M; ++m) Dot::add(sum[m][v], u[m], w);
+        for (int m = 0; m < M; ++m) {
+          const typename Dot::A u = Dot::broadcast(a[m]);
+#pragma GCC unroll 2
+          for (int v = 0; v < V; ++v) Dot::add(sum[m][v], u, w[v]);
+          a[m] += 4;
+        }
       }
       b += step;
     }
