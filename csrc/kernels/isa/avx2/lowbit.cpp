@@ -69,7 +69,7 @@ void dequantize_row(const RowJob& job) {
 
 void fill_lowbit(LowbitTable& table) {
   table.tile_rows = 1;
-  table.packed_rows = 1;
+  table.packed_rows = INT64_MAX;
   table.packed_rows_levels = 0;
   table.multiply_packed = multiply_packed<LowbitDot>;
   table.unpack_levels = unpack_levels;
