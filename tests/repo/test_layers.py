@@ -91,8 +91,8 @@ def test_every_isa_file_has_a_scalar_twin() -> None:
     scalar = {p.name for p in (ISA_ROOT / "scalar").glob("*.cpp")}
     assert {"gemm.cpp", "quantize.cpp", "pool.cpp", "elementwise.cpp", "minmax.cpp"} <= scalar
     for path in ISA_ROOT.glob("*/*.cpp"):
-        # A variant that needs one more feature stands beside its plain form.
-        name = path.name.replace("_vbmi.cpp", ".cpp")
+        # A variant that needs one more feature, or products with floats, stand beside the plain form.
+        name = re.sub(r"_(vbmi|float)\.cpp$", ".cpp", path.name)
         assert name in scalar, f"{path.relative_to(ROOT)} has no scalar twin"
 
 

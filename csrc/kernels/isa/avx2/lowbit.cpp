@@ -10,6 +10,7 @@ namespace {
 
 struct LowbitDot : WideningDot {
   static constexpr int kCodeRows = 1;
+  static constexpr bool kWholePanel = false;
   static OCTAVO_INLINE void add_codes(__m256i& sum, __m256i u, __m256i s) {
     const __m256i pairs = _mm256_maddubs_epi16(u, s);
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

@@ -3,8 +3,9 @@
 // (everything here is in an unnamed namespace, so no code crosses).
 //
 // Dot supplies: B load_b(const int8_t*), A broadcast(const uint8_t*) and add(sum, A, B), exact for
-// all codes and levels, as in ymm_gemm.h; add_codes(sum, u, s) of unsigned codes times s8; and
-// kCodeRows, the rows of a tile of codes.
+// all codes and levels, as in ymm_gemm.h; add_codes(sum, u, s) of unsigned codes times s8;
+// kCodeRows, the rows of a tile of codes; and kWholePanel, whether the registers hold one row's
+// sums of all 64 columns.
 #pragma once
 
 #include <immintrin.h>
@@ -125,6 +126,22 @@ OCTAVO_INLINE void ask(const void* all_columns, const LowbitPanel& panel) {
 
 // ---- few rows, straight from packed codes
 
+/// Four codes in all lanes. kAnew: by assembly, because GCC keeps the eight quads of a unit of 3
+/// bits for the next vector, on the stack.
+template <bool kAnew>
+OCTAVO_INLINE __m256i broadcast_quad(const int8_t* a) {
+  int32_t quad;
+  if constexpr (kAnew) {
+    __m256i all;
+    __asm__ volatile("vpbroadcastd %1, %0"
+                     : "=x"(all)
+                     : "m"(*reinterpret_cast<const int8_t(*)[4]>(a)));
+    return all;
+  }
+  __builtin_memcpy(&quad, a, 4);
+  return _mm256_set1_epi32(quad);
+}
+
 /// Products of quad Q and those after it of one unit, 8 columns.
 template <int Q, class Dot, class Codec, int M, int V>
 OCTAVO_INLINE void multiply_quads(__m256i (&sum)[M][V], int v, const Codec& codec, const __m256i* p,
@@ -133,9 +150,7 @@ OCTAVO_INLINE void multiply_quads(__m256i (&sum)[M][V], int v, const Codec& code
     const __m256i u = codec.template quad<Q>(p);
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      int32_t quad;
-      __builtin_memcpy(&quad, a[m] + 4 * Q, 4);
-      Dot::add_codes(sum[m][v], u, _mm256_set1_epi32(quad));
+      Dot::add_codes(sum[m][v], u, broadcast_quad < M == 1 && Codec::kStored != 4 > (a[m] + 4 * Q));
     }
     multiply_quads<Q + 1, Dot, Codec, M, V>(sum, v, codec, p, a);
   }
@@ -215,15 +230,16 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
   }
 }
 
-/// M rows times all columns; one row takes those of a full panel at once, in the order of memory.
+/// M rows times all columns.
 template <class Dot, class Codec, int M>
 void packed_rows(const PackedJob& job, int64_t row) {
   const int64_t width = job.panel.width;
-  if constexpr (M == 1) {
+  if constexpr (M == 1 && Dot::kWholePanel) {
     if (width == kLowbitColumns) return packed_tile<Dot, Codec, 1, 8>(job, row, 0);
   }
-  for (int64_t column = 0; column < width; column += 16) {
-    packed_tile<Dot, Codec, M, 2>(job, row, column);
+  constexpr int V = Codec::kStored == 3 ? 1 : 2;
+  for (int64_t column = 0; column < width; column += 8 * V) {
+    packed_tile<Dot, Codec, M, V>(job, row, column);
   }
 }
 
@@ -359,8 +375,8 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
   const int8_t* group = job.b + column * 4;
   const uint8_t* words = panel.groups;
   const int64_t step = panel.width * 4;
-  // Levels in memory, not in L1.
-  const bool asks = panel.stored == 8 && row == 0 && column == 0 && panel.width == kLowbitColumns;
+  // Levels in memory, not in L1, and one row: more have no register to spare.
+  const bool asks = M == 1 && column == 0 && panel.stored == 8 && panel.width == kLowbitColumns;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.b_step) {
     __m256i sum[M][V];
 #pragma GCC unroll 6
@@ -377,14 +393,12 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
         for (int v = 0; v < V; ++v) Dot::add(sum[0][v], u, Dot::load_b(b + 32 * v));
         a[0] += 4;
       } else {
-        typename Dot::B w[V];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) w[v] = Dot::load_b(b + 32 * v);
+        const typename Dot::B w0 = Dot::load_b(b), w1 = Dot::load_b(b + 32);
 #pragma GCC unroll 6
         for (int m = 0; m < M; ++m) {
           const typename Dot::A u = Dot::broadcast(a[m]);
-#pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) Dot::add(sum[m][v], u, w[v]);
+          Dot::add(sum[m][0], u, w0);
+          Dot::add(sum[m][1], u, w1);
           a[m] += 4;
         }
       }
@@ -477,8 +491,10 @@ inline void sweep_groups(const GroupJob& job, const GroupTile* tiles, int64_t mo
 /// Tiles of Dot::kPixels rows at most, as in ymm_gemm.h: 4 or 6.
 template <class Dot>
 void gemm_u8s8_groups(const GroupJob& job) {
-  if (job.rows == 1 && job.panel.width == kLowbitColumns) {
-    return integer_tile<Dot, 1, 8>(job, 0, 0);
+  if constexpr (Dot::kWholePanel) {
+    if (job.rows == 1 && job.panel.width == kLowbitColumns) {
+      return integer_tile<Dot, 1, 8>(job, 0, 0);
+    }
   }
   if constexpr (Dot::kPixels == 6) {
     static constexpr GroupTile tiles[] = {nullptr,

@@ -206,10 +206,10 @@ __attribute__((noinline)) void integer_tile_of(const GroupJob& job, int64_t row,
 
 template <int M, int V>
 void integer_tile(const GroupJob& job, int64_t row, int64_t column) {
-  if constexpr (M == 1 && V == 4) {
-    if (job.panel.ahead_l2 == 0) return integer_tile_of<M, V, false>(job, row, column);
+  if constexpr (M == 1 && V == 4) {  // more rows would put sums on the stack
+    if (job.panel.ahead_l2 != 0) return integer_tile_of<M, V, true>(job, row, column);
   }
-  integer_tile_of<M, V, true>(job, row, column);
+  integer_tile_of<M, V, false>(job, row, column);
 }
 
 constexpr int kMost = 6;  // rows of a tile

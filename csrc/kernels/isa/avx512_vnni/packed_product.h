@@ -75,7 +75,6 @@ struct Masked<2> {
 };
 template <>
 struct Masked<3> {
-  // With the width known GCC 12 spills a plane.
   static constexpr int kStored = 3, kClasses = 3, kMostWide = 1, kWidth = 0;
   static constexpr int kShift[3] = {0, 3, 5};
   static constexpr int klass(int quad) { return quad >= 6 ? 2 : quad % 2; }
@@ -292,7 +291,9 @@ struct StoredSums {
     }
   }
   OCTAVO_INLINE void add(int m, int v, __m512 sum, __m512 scale) {
-    _mm512_store_ps(f[m][v], _mm512_fmadd_ps(sum, scale, _mm512_load_ps(f[m][v])));
+    float* at = f[m][v];
+    __asm__ volatile("" : "+r"(at));  // or GCC keeps some of them in registers
+    _mm512_store_ps(at, _mm512_fmadd_ps(sum, scale, _mm512_load_ps(at)));
   }
   /// y = finish(f, bias, row), or back to acc.
   template <class Job, class Finish>
@@ -401,8 +402,8 @@ void packed_rows_of(const PackedJob& job, int64_t row) {
     packed_tile<Codec, M, 2, 64, kDeep>(job, row, 32);
     return;
   }
-  for (; column + 32 <= width; column += 32) packed_tile<Codec, M, 2, 0, kDeep>(job, row, column);
-  if (column < width) packed_tile<Codec, M, 1, 0, kDeep>(job, row, column);
+  for (; column + 32 <= width; column += 32) packed_tile<Codec, M, 2, 0, false>(job, row, column);
+  if (column < width) packed_tile<Codec, M, 1, 0, false>(job, row, column);
 }
 template <class Codec, int M>
 void packed_rows(const PackedJob& job, int64_t row) {

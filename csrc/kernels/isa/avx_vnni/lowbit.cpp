@@ -8,6 +8,7 @@ namespace {
 
 struct LowbitDot : VnniDot {
   static constexpr int kCodeRows = 2;
+  static constexpr bool kWholePanel = true;
   static OCTAVO_INLINE void add_codes(__m256i& sum, __m256i u, __m256i s) { add(sum, u, s); }
 };
 
