@@ -126,12 +126,12 @@ OCTAVO_INLINE void ask(const void* all_columns, const LowbitPanel& panel) {
 
 // ---- few rows, straight from packed codes
 
-/// Four codes in all lanes. kAnew: by assembly, because GCC keeps the eight quads of a unit of 3
-/// bits for the next vector, on the stack.
-template <bool kAnew>
+/// Four codes in all lanes. kAgain: by assembly, because GCC keeps the quads of a unit for the next
+/// vector of columns, on the stack.
+template <bool kAgain>
 OCTAVO_INLINE __m256i broadcast_quad(const int8_t* a) {
   int32_t quad;
-  if constexpr (kAnew) {
+  if constexpr (kAgain) {
     __m256i all;
     __asm__ volatile("vpbroadcastd %1, %0"
                      : "=x"(all)
@@ -147,10 +147,11 @@ template <int Q, class Dot, class Codec, int M, int V>
 OCTAVO_INLINE void multiply_quads(__m256i (&sum)[M][V], int v, const Codec& codec, const __m256i* p,
                                   const int8_t* const (&a)[M]) {
   if constexpr (Q < quads_of(Codec::kStored)) {
+    constexpr bool kAgain = M == 1 && Codec::kStored != 4;
     const __m256i u = codec.template quad<Q>(p);
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
-      Dot::add_codes(sum[m][v], u, broadcast_quad < M == 1 && Codec::kStored != 4 > (a[m] + 4 * Q));
+      Dot::add_codes(sum[m][v], u, broadcast_quad<kAgain>(a[m] + 4 * Q));
     }
     multiply_quads<Q + 1, Dot, Codec, M, V>(sum, v, codec, p, a);
   }
