@@ -75,6 +75,7 @@ struct Masked<2> {
 };
 template <>
 struct Masked<3> {
+  // With the width known GCC 12 spills a plane.
   static constexpr int kStored = 3, kClasses = 3, kMostWide = 1, kWidth = 0;
   static constexpr int kShift[3] = {0, 3, 5};
   static constexpr int klass(int quad) { return quad >= 6 ? 2 : quad % 2; }
