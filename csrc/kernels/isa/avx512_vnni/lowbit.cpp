@@ -214,43 +214,23 @@ void integer_tile(const GroupJob& job, int64_t row, int64_t column) {
 
 constexpr int kMost = 6;  // rows of a tile
 using Tile = void (*)(const GroupJob&, int64_t row, int64_t column);
-constexpr Tile kWide[kMost + 1] = {nullptr,
-                                   integer_tile<1, 4>,
-                                   integer_tile<2, 4>,
-                                   integer_tile<3, 4>,
-                                   integer_tile<4, 4>,
-                                   integer_tile<5, 4>,
-                                   integer_tile<6, 4>};
-constexpr Tile kTwo[kMost + 1] = {nullptr,
-                                  integer_tile<1, 2>,
-                                  integer_tile<2, 2>,
-                                  integer_tile<3, 2>,
-                                  integer_tile<4, 2>,
-                                  integer_tile<5, 2>,
-                                  integer_tile<6, 2>};
-constexpr Tile kOne[kMost + 1] = {nullptr,
-                                  integer_tile<1, 1>,
-                                  integer_tile<2, 1>,
-                                  integer_tile<3, 1>,
-                                  integer_tile<4, 1>,
-                                  integer_tile<5, 1>,
-                                  integer_tile<6, 1>};
+template <int V>
+constexpr Tile kTiles[kMost + 1] = {nullptr,
+                                    integer_tile<1, V>,
+                                    integer_tile<2, V>,
+                                    integer_tile<3, V>,
+                                    integer_tile<4, V>,
+                                    integer_tile<5, V>,
+                                    integer_tile<6, V>};
 
-/// Cuts rows into tiles of nearly one height.
 void gemm_u8s8_groups(const GroupJob& job) {
-  const int64_t pieces = (job.rows + kMost - 1) / kMost, width = job.panel.width;
-  int64_t row = 0;
-  for (int64_t i = 0; i < pieces; ++i) {
-    const int64_t m = job.rows / pieces + (i < job.rows % pieces ? 1 : 0);
-    if (width == 64) {
-      kWide[m](job, row, 0);
-    } else {
-      int64_t column = 0;
-      for (; column + 32 <= width; column += 32) kTwo[m](job, row, column);
-      if (column < width) kOne[m](job, row, column);
-    }
-    row += m;
-  }
+  const int64_t width = job.panel.width;
+  cut_rows(job.rows, kMost, [&](int64_t row, int64_t m) {
+    if (width == 64) return kTiles<4>[m](job, row, 0);
+    int64_t column = 0;
+    for (; column + 32 <= width; column += 32) kTiles<2>[m](job, row, column);
+    if (column < width) kTiles<1>[m](job, row, column);
+  });
 }
 
 int32_t flip_u8_s8(uint8_t* codes, int64_t count) {

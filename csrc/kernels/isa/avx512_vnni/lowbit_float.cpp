@@ -219,17 +219,10 @@ void float_rows_of(int64_t rows, const GroupJob& job, int64_t row) {
   }
 }
 
-/// Cuts rows into tiles of nearly one height.
 template <class Codec, bool kAffine>
 void float_panel(const GroupJob& job) {
-  constexpr int64_t kMost = most_rows(kAffine);
-  const int64_t pieces = (job.rows + kMost - 1) / kMost;
-  int64_t row = 0;
-  for (int64_t i = 0; i < pieces; ++i) {
-    const int64_t m = job.rows / pieces + (i < job.rows % pieces ? 1 : 0);
-    float_rows_of<Codec, kAffine>(m, job, row);
-    row += m;
-  }
+  cut_rows(job.rows, most_rows(kAffine),
+           [&](int64_t row, int64_t m) { float_rows_of<Codec, kAffine>(m, job, row); });
 }
 
 template <int kStored>

@@ -414,14 +414,23 @@ void packed_rows(const PackedJob& job, int64_t row) {
   packed_rows_of<Codec, M, true>(job, row);
 }
 
-/// One is the codec of single rows. More rows are cut into tiles of nearly one height.
+/// Cuts rows into tiles of nearly one height, at most `most`: calls tile(first row, rows).
+template <class Tile>
+OCTAVO_INLINE void cut_rows(int64_t rows, int64_t most, Tile&& tile) {
+  const int64_t pieces = (rows + most - 1) / most;
+  int64_t row = 0;
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t m = rows / pieces + (i < rows % pieces ? 1 : 0);
+    tile(row, m);
+    row += m;
+  }
+}
+
+/// One is the codec of single rows.
 template <class One, class More>
 void packed_panel(const PackedJob& job) {
   constexpr int64_t kMost = More::kMost;
-  const int64_t pieces = (job.rows + kMost - 1) / kMost;
-  int64_t row = 0;
-  for (int64_t i = 0; i < pieces; ++i) {
-    const int64_t m = job.rows / pieces + (i < job.rows % pieces ? 1 : 0);
+  cut_rows(job.rows, kMost, [&](int64_t row, int64_t m) {
     if constexpr (kMost == 6) {
       if (m == 6) packed_rows<More, 6>(job, row);
       if (m == 5) packed_rows<More, 5>(job, row);
@@ -432,8 +441,7 @@ void packed_panel(const PackedJob& job) {
     if (m == 3) packed_rows<More, 3>(job, row);
     if (m == 2) packed_rows<More, 2>(job, row);
     if (m == 1) packed_rows<One, 1>(job, row);
-    row += m;
-  }
+  });
 }
 
 }  // namespace
