@@ -37,8 +37,14 @@ struct WideningDot {
   }
   /// Pair sums reach 2 * 255 * 128 = 65,280: exact in 32 bits.
   static inline __attribute__((always_inline)) void add(__m256i& sum, const A& a, const B& b) {
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a.even, b.even));
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a.odd, b.odd));
+    __m256i product;
+    __asm__ volatile(
+        "vpmaddwd %3, %2, %1\n\t"
+        "vpaddd %1, %0, %0\n\t"
+        "vpmaddwd %5, %4, %1\n\t"
+        "vpaddd %1, %0, %0"
+        : "+x"(sum), "=&x"(product)
+        : "x"(a.even), "x"(b.even), "x"(a.odd), "x"(b.odd));
   }
 };
 

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "../../lowbit_table.h"
+#include "../cut_rows.h"
 
 namespace octavo::avx512_vnni {
 namespace {
@@ -412,18 +413,6 @@ void packed_rows(const PackedJob& job, int64_t row) {
     if (job.panel.ahead_l2 == 0) return packed_rows_of<Codec, M, false>(job, row);
   }
   packed_rows_of<Codec, M, true>(job, row);
-}
-
-/// Cuts rows into tiles of nearly one height, at most `most`: calls tile(first row, rows).
-template <class Tile>
-OCTAVO_INLINE void cut_rows(int64_t rows, int64_t most, Tile&& tile) {
-  const int64_t pieces = (rows + most - 1) / most;
-  int64_t row = 0;
-  for (int64_t i = 0; i < pieces; ++i) {
-    const int64_t m = rows / pieces + (i < rows % pieces ? 1 : 0);
-    tile(row, m);
-    row += m;
-  }
 }
 
 /// One is the codec of single rows.
