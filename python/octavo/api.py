@@ -150,7 +150,7 @@ def quantize(
         float_bytes = tensor_bytes(model)
         work = (model if inplace and not qat else copy_model(model)).eval()
         example = None if batches is None else batches.example(work)
-        folded = fold(work, example)
+        folded = fold(work, example, training=qat)
         if not qat:
             notes.add_all(f"{name} is computed once and kept" for name in folded.materialised)
         if isinstance(asked, Plan):

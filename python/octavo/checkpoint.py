@@ -32,6 +32,7 @@ from octavo.nn.registry import quantized_class
 from octavo.record import Record, attach, record_of
 from octavo.rewrite import copy_model, install
 from octavo.scheme import Activations, QParams
+from octavo.separate import is_separable, separate
 from octavo.trainee import training_of
 
 __all__ = ["FORMAT_VERSION", "load", "save", "stored_bytes"]
@@ -270,17 +271,22 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """``model``, or a copy of it whose weights are plain tensors."""
+    """``model``, or a copy of it whose weights are plain tensors, all of them in layers."""
+    if is_separable(model):
+        return _materialised(copy_model(model))
     for module in model.modules():
         hooks = module._forward_pre_hooks.values()
         if hasattr(module, "parametrizations") or any(
             type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in hooks
         ):
-            copied = copy_model(model)
-            for _ in materialise(copied):
-                pass
-            return copied
+            return _materialised(copy_model(model))
     return model
+
+
+def _materialised(model: nn.Module) -> nn.Module:
+    for _ in materialise(model):
+        pass
+    return separate(model)
 
 
 def _content(

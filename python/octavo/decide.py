@@ -125,9 +125,8 @@ def _schemes(
                     f"got {widths[site.name]} and {widths[other]}. Give both the same, or exclude "
                     "one."
                 )
-    schemes = {
-        site.name: Scheme(widths[site.name], grid) if site.name in widths else None
-        for site in found.sites
+    schemes = dict.fromkeys((site.name for site in found.sites), None) | {
+        site.name: Scheme(widths[site.name], grid) for site in chosen
     }
     return schemes, reasons, unmatched
 

@@ -1,4 +1,4 @@
-"""BatchNorm into the layer before it, weight_norm made plain. Changes the model it is given."""
+"""BatchNorm into the layer before it, plain weights, layers. Changes the model it is given."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from octavo.capture import Capture, Example, capture
 from octavo.flow import Flow, Step, refs
+from octavo.separate import separate
 
 __all__ = ["Folded", "affine_of", "fold", "fold_pair", "materialise"]
 
@@ -35,7 +36,7 @@ class Folded:
         return "\n".join(lines) or "nothing to fold"
 
 
-def fold(model: nn.Module, example: Example = None) -> Folded:
+def fold(model: nn.Module, example: Example = None, training: bool = False) -> Folded:
     """The same function with fewer layers, in place: pass a copy of the model, in eval mode.
 
     A BatchNorm with running statistics goes into the convolution or linear layer before it if
@@ -47,9 +48,11 @@ def fold(model: nn.Module, example: Example = None) -> Folded:
         model: any module; its parameters are replaced, not written into.
         example: as for `octavo.capture.capture`. Without one, a BatchNorm behind a Linear stays,
             since nothing tells which dimension of its input holds the channels.
+        training: as for `octavo.separate.separate`.
     """
     with torch.no_grad(), torch.inference_mode(False):
         materialised = tuple(materialise(model))
+        separate(model, training)
         found = capture(model, example)
         pairs = tuple(_pairs(model, found))
         for norm_name, layer_name in pairs:

@@ -165,6 +165,20 @@ def report(model: nn.Module, data: object = None, *, reference: nn.Module | None
     )
 
 
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object
+) -> int:
+    """Scores and their products with values: of shapes [batch, heads, positions, width]."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[2] * (width + value[3])
+
+
+#: What torch's counter does not know.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+}
+
+
 def count_multiplies(model: nn.Module, data: object) -> Multiplies:
     """Multiply-adds of the first batch: integer ones as octavo's ops count them, float as torch."""
     batches = data if isinstance(data, Batches) else Batches(data)
@@ -185,7 +199,7 @@ def count_multiplies(model: nn.Module, data: object) -> Multiplies:
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
                 run()
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)

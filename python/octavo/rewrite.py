@@ -18,6 +18,7 @@ from octavo.nn.registry import quantized_class
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.rounding import Codes
 from octavo.scheme import QParams
+from octavo.separate import rejoin
 
 __all__ = ["copy_model", "dequantize", "install", "replace_modules", "rewrite"]
 
@@ -178,14 +179,14 @@ _OWN = frozenset({"_parameters", "panel", "_prepared", "input_params", "float_cl
 def copy_model(
     model: nn.Module,
     replaced: Mapping[int, nn.Module] | None = None,
-    shared: Iterable[nn.Parameter] = (),
+    shared: Iterable[Tensor] = (),
 ) -> nn.Module:
     """A deep copy; tensors that are no leaves become clones, hook callables stay the same objects.
 
     Args:
         model: any module.
         replaced: id of a module to the module that stands for it, wherever it is referred to.
-        shared: Parameters that the copy has in common with ``model``.
+        shared: tensors that the copy has in common with ``model``.
     """
     memo: dict[int, Any] = dict(replaced or {})
     memo.update((id(parameter), parameter) for parameter in shared)
@@ -256,4 +257,4 @@ def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:
     for module in result.modules():
         if captured_forward(module) is not None:
             del module.__dict__["forward"]
-    return result
+    return rejoin(result)

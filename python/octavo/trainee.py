@@ -20,6 +20,7 @@ from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.rewrite import copy_model
 from octavo.rounding import nearest
 from octavo.scheme import QParams
+from octavo.separate import separate
 
 __all__ = ["Training", "entry", "forget", "make_trainee", "range_parameters", "training_of"]
 
@@ -97,6 +98,7 @@ def make_trainee(
     """
     result = model if inplace else copy_model(model, shared=model.parameters())
     with torch.no_grad(), torch.inference_mode(False):
+        separate(result, training=True)
         builder = _Builder(result, plan, params, method)
         for flow_plan in plan.flows:
             builder.capture(flow_plan)

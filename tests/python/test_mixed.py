@@ -83,6 +83,16 @@ def test_an_average_is_spent_and_not_exceeded(average):
     assert any(n.startswith(f"average of {average} bits") for n in octavo.report(small).notes)
 
 
+@pytest.mark.parametrize("with_data", [False, True])
+def test_an_average_beside_layers_without_an_integer_form(with_data):
+    model = nn.Sequential(nn.Linear(64, 32), nn.LayerNorm(32), nn.Linear(32, 10)).eval()
+    x = torch.randn(16, 64) if with_data else None
+    small = octavo.quantize(model, 4.5, data=x, progress=False)
+    bits = {row.layer.name: row.layer.bits for row in octavo.report(small).rows}
+    assert bits["1"] == 0
+    assert 64 * 32 * bits["0"] + 32 * 10 * bits["2"] <= 4.5 * (64 * 32 + 32 * 10)
+
+
 def test_an_average_beats_the_same_width_everywhere():
     model = uneven()
     with torch.no_grad():

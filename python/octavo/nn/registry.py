@@ -26,6 +26,9 @@ WEIGHT_READERS: dict[str, tuple[str, ...]] = {
     "torchvision.models.swin_transformer.ShiftedWindowAttention": ("qkv", "proj"),
 }
 
+#: Where a module's dict holds this, it calls its children after all (`octavo.separate.separate`).
+SEPARATED = "_octavo_before"
+
 _Class = TypeVar("_Class", bound="type[QLayer]")
 
 
@@ -82,6 +85,8 @@ def float_reasons(model: nn.Module) -> dict[str, str]:
     """
     read_by_parent: dict[int, str] = {}
     for parent in model.modules():
+        if SEPARATED in parent.__dict__:
+            continue
         for base in type(parent).__mro__:
             for child in WEIGHT_READERS.get(qualified_name(base), ()):
                 if isinstance(getattr(parent, child, None), nn.Module):
