@@ -65,6 +65,17 @@ struct GatherBlock {
 /// Columns that minmax_columns_f32 takes at once.
 inline constexpr int64_t kMinMaxColumns = 256;
 
+/// Weights that share a scale: the sum of (|x - q * scale| / unit)^2.4, each times its importance
+/// if there are some, with q = rne(min(max(x * (1 / scale), low), high)). Sums of up to
+/// kClipErrorBlock values are taken in float32, sixteen at a time, those in double.
+struct ClipErrorJob {
+  const float* x;
+  const float* importance;  // or null
+  int64_t count;
+  float scale, unit, low, high;
+};
+inline constexpr int64_t kClipErrorBlock = 512;
+
 /// In `lo` and `hi` of the rules stand codes in [0, 255]. Outputs may alias an input exactly,
 /// except where the layouts differ (planes, windows).
 struct ElementTable {
@@ -98,6 +109,7 @@ struct ElementTable {
   /// are not finite nowhere. exponent in [-800, 800], bin_count < 2^31.
   void (*histogram_f32)(const float* x, int64_t count, int32_t exponent, int64_t first,
                         int64_t bin_count, int64_t* bins);
+  double (*clip_error_f32)(const ClipErrorJob& job);
 
   // ---- elementwise ----
   void (*add_u8u8_u8)(const uint8_t* a, const uint8_t* b, int64_t count, const AddRule& rule,

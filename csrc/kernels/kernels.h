@@ -61,6 +61,20 @@ void minmax_per_channel(const float* x, int64_t outer, int64_t channels, int64_t
 void histogram(const float* x, int64_t count, int32_t exponent, int64_t first, int64_t bin_count,
                int64_t* bins);
 
+// ---- clip_error.cpp
+// -------------------------------------------------------------------------------
+
+/// Rows of weights [rows, columns], each rounded with `scales` scales: see ClipErrorJob.
+struct ClipErrors {
+  const float* x;
+  const float* importance;  // [rows, columns] or null
+  int64_t rows, columns, scales;
+  const float* scale;              // [rows, scales]
+  const float *unit, *low, *high;  // [rows]
+};
+/// error: [rows, scales].
+void clip_error(const ClipErrors& errors, double* error);
+
 // ---- fake_quantize.cpp
 // ---------------------------------------------------------------------------
 

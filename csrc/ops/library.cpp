@@ -32,6 +32,8 @@ STABLE_TORCH_LIBRARY(octavo, m) {
   m.def("minmax(Tensor x) -> (Tensor, Tensor)");
   m.def("minmax_per_channel(Tensor x, int axis) -> (Tensor, Tensor)");
   m.def("histogram(Tensor x, int exponent, int first, int bins) -> Tensor");
+  m.def(
+      "clip_error(Tensor x, Tensor scale, Tensor unit, Tensor ends, Tensor? importance) -> Tensor");
   m.def("pack_bits(Tensor codes, int bits) -> Tensor");
   m.def("unpack_bits(Tensor packed, int[] shape, int bits) -> Tensor");
   m.def("pack_weight(Tensor codes, Tensor scale, Tensor? bias, int groups, int bits) -> Tensor");

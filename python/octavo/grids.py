@@ -273,6 +273,16 @@ class Snap:
         low = self._lowest(self._low[:rows], columns)
         return low, low + (self._scheme.codes - 1)
 
+    def ends_of(self, count: int, rows: int, first: int) -> Tensor:
+        """float32 [2, count]: the smallest and largest level of rows as `__call__` takes them.
+
+        Linear grid.
+        """
+        if self._low is None:
+            return torch.tensor(self._bounds, dtype=torch.float32)[:, None].expand(2, count)
+        low = self._low[first : first + count // rows].reshape(-1)
+        return torch.stack([low, low + (self._scheme.codes - 1)])
+
     def _lowest(
         self, low: Tensor, columns: int, rows: int = 1, column: int | None = None
     ) -> Tensor:

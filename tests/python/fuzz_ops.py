@@ -288,6 +288,8 @@ def case(source: Source) -> None:
     elif which == 2:
         ops.dequantize(source.tensor(torch.uint8), source.real(), source.integer())
     elif which == 3:
+        if r.random() < 0.5:
+            ops.clip_error(*(source.tensor(f32) for _ in range(r.choice((4, 5)))))
         ops.minmax(source.tensor(f32))
     elif which == 4:
         ops.minmax_per_channel(source.tensor(f32), source.integer())

@@ -52,6 +52,12 @@ def samples(name: str) -> list[tuple[Any, ...]]:
             out.append((torch.randint(0, 256, shape, dtype=torch.uint8, generator=g), 0.1, i))
         elif name == "minmax":
             out.append((x,))
+        elif name == "clip_error":
+            rows = x.flatten(1) if x.dim() > 1 else x[None]
+            unit, ends = torch.ones(len(rows)), torch.tensor([[-8.0], [7.0]])
+            scales = torch.rand(len(rows), 1 + i) + 0.1
+            weights = rows.abs() if i % 2 else None
+            out.append((rows, scales, unit, ends.repeat(1, len(rows)), weights))
         elif name == "minmax_per_channel":
             out.append((x, i % x.dim()))
         elif name == "histogram":

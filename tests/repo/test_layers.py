@@ -170,17 +170,16 @@ def test_only_ops_touch_torch_ops() -> None:
         if path.parent.name == "ops" or path == PYTHON / "__init__.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and node.attr in ("ops", "library"):
-                base = node.value
-                assert not (isinstance(base, ast.Name) and base.id == "torch"), (
+            if isinstance(node, ast.Attribute) and node.attr in ("octavo", "library"):
+                assert ast.unparse(node.value) not in ("torch", "torch.ops"), (
                     f"{path.name}:{node.lineno}"
                 )
 
 
 def test_only_rewrite_assigns_submodules() -> None:
     for path in PYTHON.rglob("*.py"):
-        if path.name in ("rewrite.py", "fold.py"):
-            continue
+        if path.name in ("rewrite.py", "fold.py") or path.name.startswith("layered"):
+            continue  # The last take modules apart that hold no layers.
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 assert node.func.attr not in ("set_submodule", "add_module"), (

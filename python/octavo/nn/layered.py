@@ -34,8 +34,9 @@ class Layered(Protocol):
 
 def has_class(module: nn.Module, cls: type) -> bool:
     """Whether the class of ``module`` is ``cls``, all but for its name, and runs its forward."""
-    same = type(module).forward is getattr(cls, "forward", None)
-    return isinstance(module, cls) and same and not hasattr(module, "parametrizations")
+    if not isinstance(module, cls) or hasattr(module, "parametrizations"):
+        return False
+    return type(module).forward is getattr(cls, "forward", None)
 
 
 def become(module: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:

@@ -1,6 +1,7 @@
 """The operators as typed Python functions. Only this package touches ``torch.ops.octavo``."""
 
 from octavo.ops.checks import as_float32
+from octavo.ops.clip_error import clip_error
 from octavo.ops.embedding_lowbit import embedding_lowbit
 from octavo.ops.fake_quantize import fake_quantize
 from octavo.ops.fake_quantize_clipped import fake_quantize_clipped, fake_quantize_clipped_watched
@@ -34,6 +35,7 @@ __all__ = [
     "Observed",
     "active_isa",
     "as_float32",
+    "clip_error",
     "dequantize",
     "dequantize_lowbit",
     "embedding_lowbit",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.grids import Snap, largest_level, levels_of, spread
+from octavo.ops.clip_error import clip_error
 from octavo.ranges import MIN_SCALE
 from octavo.rounding.codes import Codes
 from octavo.scheme import Scheme
@@ -104,17 +105,28 @@ class _Pieces:
             start // self.groups,
         )
 
-    def error(self, scale: Tensor) -> Tensor:
-        """float64 [rows]: sum |w - Q(w)|^2.4 in units of the row's largest weight."""
-        u = self.rows * (1.0 / scale)[:, None]
-        off = self.rows - self.snap(u, self.groups, self.first) * scale[:, None]
+    def errors(self, scales: Tensor) -> Tensor:
+        """float64 [rows, n]: sum |w - Q(w)|^2.4 in units of the row's largest weight.
+
+        Args:
+            scales: [rows, n].
+        """
         low, high = _ends(self.rows, self.scheme)
         unit = torch.maximum(-low, high).clamp(min=MIN_SCALE)
+        if self.scheme.grid == "linear":
+            ends = self.snap.ends_of(len(self.rows), self.groups, self.first)
+            errors = clip_error(self.rows, scales, unit, ends, self.importance)
+        else:
+            errors = torch.stack([self._error(scale, unit) for scale in scales.unbind(1)], 1)
+        return errors.sum(0).expand_as(errors) if self.scheme.per_tensor else errors
+
+    def _error(self, scale: Tensor, unit: Tensor) -> Tensor:
+        u = self.rows * (1.0 / scale)[:, None]
+        off = self.rows - self.snap(u, self.groups, self.first) * scale[:, None]
         power = (off.abs_() / unit[:, None]).pow_(_EXPONENT)
         if self.importance is not None:
             power *= self.importance
-        error = power.sum(1, dtype=torch.float64)
-        return error.sum().expand_as(error) if self.scheme.per_tensor else error
+        return power.sum(1, dtype=torch.float64)
 
 
 def _initial(rows: Tensor, scheme: Scheme) -> Tensor:
@@ -165,16 +177,9 @@ def _search(pieces: _Pieces) -> Tensor:
         return torch.full((rows.shape[0],), MIN_SCALE)
     widest = _widest(rows, scheme)
 
-    def scale_of(ratio: Tensor) -> Tensor:
-        return safe_scale(widest * ratio, scheme)
-
     ratio = torch.ones_like(widest)
-    error = pieces.error(scale_of(ratio))
     for offsets in (_COARSE, _FINE):
-        center = ratio if offsets is _FINE else torch.ones_like(ratio)
-        for offset in offsets:
-            candidate = (center + offset).clamp(0.2, 1.0)
-            new = pieces.error(scale_of(candidate))
-            ratio = torch.where(new < error, candidate, ratio)
-            error = torch.minimum(new, error)
-    return scale_of(ratio)
+        candidates = (ratio[:, None] + torch.tensor((0.0, *offsets))).clamp(0.2, 1.0)
+        errors = pieces.errors(safe_scale(widest[:, None] * candidates, scheme))
+        ratio = candidates.gather(1, errors.argmin(1, keepdim=True)).squeeze(1)
+    return safe_scale(widest * ratio, scheme)

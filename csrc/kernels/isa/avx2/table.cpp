@@ -8,6 +8,7 @@ void fill_depthwise(GemmTable& table);
 void fill_lowbit(LowbitTable& table);
 void fill_quantize(ElementTable& table);
 void fill_minmax(ElementTable& table);
+void fill_clip_error(ElementTable& table);
 void fill_elementwise(ElementTable& table);
 void fill_pool(ElementTable& table);
 void fill_fake_quantize(FakeQuantizeTable& table);
@@ -19,6 +20,7 @@ void fill(KernelTable& table) {
   fill_lowbit(table.lowbit);
   fill_quantize(table.element);
   fill_minmax(table.element);
+  fill_clip_error(table.element);
   fill_elementwise(table.element);
   fill_pool(table.element);
   fill_fake_quantize(table.fake);
