@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,11 +38,13 @@ class Sensitivity:
     """What quantizing one layer alone does to the output of the model.
 
     costs: layer to {bits: squared error of the output over its square}; without data the error of
-      the weight itself. sizes: layer to its number of weights.
+      the weight itself. sizes: layer to its number of weights. tied: layer to the
+      first one of the same weight, where that is another: they have one width.
     """
 
     costs: Mapping[str, Mapping[int, float]]
     sizes: Mapping[str, int]
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         widths = sorted({bits for costs in self.costs.values() for bits in costs})
@@ -55,7 +57,16 @@ class Sensitivity:
 
     def allocate(self, average: float) -> dict[str, int]:
         """Bits of each layer, at most ``average`` a weight, with the smallest sum of costs."""
-        return allocate(self.costs, self.sizes, average)
+        costs: dict[str, dict[int, float]] = {}
+        sizes: dict[str, int] = {}
+        for name, own in self.costs.items():
+            first = self.tied.get(name, name)
+            together = costs.setdefault(first, dict.fromkeys(own, 0.0))
+            for bits, cost in own.items():
+                together[bits] += cost
+            sizes[first] = sizes.get(first, 0) + self.sizes[name]
+        widths = allocate(costs, sizes, average)
+        return {name: widths[self.tied.get(name, name)] for name in self.costs}
 
     def front(self, averages: Sequence[float] = (2, 2.5, 3, 3.5, 4, 5, 6, 8)) -> str:
         """A table: average of bits, what the best allocation costs, and its widths."""
@@ -147,7 +158,15 @@ def measure_sensitivity(
             else:
                 noise = float((real - weight).square().sum(dtype=torch.float64))
                 costs[name][bits] = noise / (float(weight.square().sum()) or 1.0)
-    return Sensitivity(costs, sizes)
+    return Sensitivity(costs, sizes, _tied(model, names))
+
+
+def _tied(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Layers to the first one of the same weight, where that is another."""
+    first: dict[int, str] = {}
+    owners = ((name, model.get_submodule(name)._parameters["weight"]) for name in names)
+    found = {name: first.setdefault(id(weight), name) for name, weight in owners}
+    return {name: owner for name, owner in found.items() if owner != name}
 
 
 def allocate(

@@ -25,7 +25,7 @@ def matching(
 
     A string means the module of that name and all modules below it, or is a glob such as
     "layer?.*.conv1"; "@first" and "@last" are the first and last layer with an integer form, in the
-    order of calls where known. A class means its instances.
+    order of calls where known, and those tied to it. A class means its instances.
     """
     if isinstance(pattern, type) and issubclass(pattern, nn.Module):
         found = [site for site in sites if isinstance(model.get_submodule(site.name), pattern)]
@@ -38,7 +38,8 @@ def matching(
         )
     if pattern in ("@first", "@last"):
         eligible = [site for site in sites if not site.reason]
-        return (eligible[:1] if pattern == "@first" else eligible[-1:]), ""
+        ends = eligible[:1] if pattern == "@first" else eligible[-1:]
+        return [s for s in eligible if any(s is e or s.name in e.tied for e in ends)], ""
     found = [site for site in sites if any(_fits(pattern, n) for n in (site.name, *site.aliases))]
     if not found and (pattern == "*" or pattern in dict(model.named_modules())):
         return [], ""  # The module exists; it just holds no layer.

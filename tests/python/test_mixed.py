@@ -93,6 +93,35 @@ def test_an_average_beside_layers_without_an_integer_form(with_data):
     assert 64 * 32 * bits["0"] + 32 * 10 * bits["2"] <= 4.5 * (64 * 32 + 32 * 10)
 
 
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.middle, self.head = (
+            nn.Embedding(50, 32),
+            nn.Linear(32, 32),
+            nn.Linear(32, 50),
+        )
+        self.head.weight = self.table.weight
+
+    def forward(self, index):
+        return self.head(self.middle(self.table(index)).relu())
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+def test_layers_of_one_weight_have_one_width(with_data):
+    model, x = Tied().eval(), torch.randint(0, 50, (8, 5))
+    found = octavo.sensitivity(model, x if with_data else None, progress=False)
+    assert found.tied in ({"head": "table"}, {"table": "head"})
+    for average in (2.5, 3.3, 4.5, 6.2):
+        widths = found.allocate(average)
+        assert widths["table"] == widths["head"]
+    small = octavo.quantize(model, 8, x, evaluate=lambda _: 1.0, max_drop=0.1, progress=False)
+    ends = octavo.quantize(model, {"*": 4, "@last": 8}, x, progress=False)
+    for made, bits in ((small, 2), (ends, 8)):
+        rows = {row.layer.name: row.layer.bits for row in octavo.report(made).rows}
+        assert rows["table"] == rows["head"] == bits
+
+
 def test_an_average_beats_the_same_width_everywhere():
     model = uneven()
     with torch.no_grad():

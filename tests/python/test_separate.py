@@ -401,3 +401,35 @@ def test_experts_stay_fused_in_training():
     model = nn.Sequential(nn.Linear(32, 32), drawn(Experts()))
     assert type(separate(model, training=True)[1]) is Experts
     assert "Experts has no integer form" in float_reasons(model)["1"]
+
+
+class Mixture(nn.Module):
+    """A router in front of experts, and a layer that other code sends every other sample to."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.experts = nn.Linear(32, 32), Experts()
+        self.router, self.some = nn.Linear(32, 4), nn.Linear(32, 32)
+
+    def forward(self, x):
+        x = self.first(x)
+        weights, index = self.router(x).softmax(-1).topk(2)
+        y = self.experts(x, index, weights)
+        some = y[:, 0] > 0
+        return y.index_put((some,), self.some(y[some]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rounding": "gptq"}, {"rounding": "adaround"}, {"effort": "best"}, {"grid": "kmeans"}],
+    ids=lambda options: str(*options.values()),
+)
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_rounding_where_samples_are_routed_otherwise_than_in_float(options, activations):
+    model, data = drawn(Mixture()), [normal(64, 32, seed=i) for i in range(4)]
+    static = {} if activations == "static" else {"activations": activations}
+    bits = (3, 8) if activations == "static" else 3
+    small = octavo.quantize(model, bits, data=data, progress=False, **options, **static)
+    assert sum(type(m).__name__ == "QLinear" for m in small.modules()) == 11
+    with torch.no_grad():
+        assert decibels(model(data[0]), small(data[0])) > 3

@@ -37,7 +37,7 @@ def hqq(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
     plain = nearest(weight, module._parameters.get("bias"), scheme)
     if weight.numel() == 0:
         return plain
-    rows = weight.float().reshape(weight.shape[0], -1)
+    rows = weight.float().reshape(weight.shape[0], -1).contiguous()
     size = scheme.group_size or rows.shape[1]
     groups = -(-rows.shape[1] // size)
     rows = F.pad(rows, (0, groups * size - rows.shape[1])).view(-1, size)

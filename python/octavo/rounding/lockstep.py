@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from octavo import ops
 from octavo.batches import Batches, Call
 from octavo.flow import Flow
+from octavo.nn.layered_experts import LayeredExperts
 from octavo.nn.registry import canonical_weight
 from octavo.plan import FlowPlan, Plan, SitePlan
 from octavo.replay import replayed
@@ -98,6 +99,12 @@ class Lockstep:
         self.plans = {id(p.flow): p for p in flows}
         self.blocks = {id(p.flow): blocks_of(p, model, names) for p in flows} if flows else {}
         self.blockwise = blockwise
+        self._routed = {
+            f"{name}.{layer}"
+            for name, experts in model.named_modules()
+            if isinstance(experts, LayeredExperts)
+            for layer, _ in experts.named_modules()
+        }
         self._stack = ExitStack()
         self._pairs: list[tuple[_Run, _Run]] = []
         few_bits = any(s.scheme is not None and s.scheme.bits < 6 for s in self.sites.values())
@@ -139,7 +146,7 @@ class Lockstep:
             members = [i for i, halt in enumerate(at) if halt and halt.unit == unit]
             halts = [halt for halt in at if halt and halt.unit == unit]
             pairs = [
-                self._float(i, unit, waiting[i]) or self._answered(halt)
+                self._counterpart(self._float(i, unit, waiting[i]), halt)
                 for i, halt in zip(members, halts, strict=True)
             ]
             yield Pause(
@@ -177,6 +184,18 @@ class Lockstep:
                 return None
             waiting[halt.unit] = halt if halt.unit == unit else halt.cloned()
         return waiting.pop(unit)
+
+    def _counterpart(self, wanted: _Halt | None, halt: _Halt) -> _Halt:
+        """What a quantized run's halt is compared with.
+
+        A router may send other samples to a layer than in the float run.
+        """
+        if wanted is None:
+            return self._answered(halt)
+        if isinstance(halt.unit, Block):
+            return wanted
+        alike = halt.unit not in self._routed and wanted.inputs.shape == halt.inputs.shape
+        return wanted if alike else self._answered(halt)
 
     def _answered(self, halt: _Halt) -> _Halt:
         """A halt of a quantized run with what the float layers say to its inputs."""

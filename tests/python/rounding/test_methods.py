@@ -9,6 +9,7 @@ from torch import nn
 import octavo
 from octavo.nn.layer import QLayer
 from octavo.rounding import METHODS, choose
+from octavo.scheme import Scheme
 
 X = torch.randn(96, 3, 10, 10, generator=torch.Generator().manual_seed(1)).cumsum(3)
 
@@ -123,6 +124,17 @@ def test_choice_for_depthwise_convolutions():
     assert choose([8], True, "balanced", depthwise=True)[0] == "gptq"
     assert choose([8], True, "fast", depthwise=True)[0] == "nearest"
     assert choose([8], False, "balanced", depthwise=True)[0] == "squant"
+
+
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.from_weight])
+@pytest.mark.parametrize("group", [0, 32])
+def test_a_weight_that_is_a_view(name, group):
+    """transformers' Conv1D holds [in, out]: its canonical weight is a view."""
+    layer = nn.Linear(64, 24)
+    turned = layer.weight.detach().t().contiguous().t()
+    scheme, round_ = Scheme(4, "linear", group), METHODS[name].from_weight
+    found, wanted = (round_(layer, w, scheme) for w in (turned, layer.weight.detach()))
+    assert torch.equal(found.codes, wanted.codes) and torch.equal(found.scale, wanted.scale)
 
 
 def test_methods_that_need_data_say_so():
