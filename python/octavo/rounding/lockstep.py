@@ -190,12 +190,9 @@ class Lockstep:
 
         A router may send other samples to a layer than in the float run.
         """
-        if wanted is None:
+        if wanted is None or halt.unit in self._routed:
             return self._answered(halt)
-        if isinstance(halt.unit, Block):
-            return wanted
-        alike = halt.unit not in self._routed and wanted.inputs.shape == halt.inputs.shape
-        return wanted if alike else self._answered(halt)
+        return wanted if _shapes(wanted.inputs) == _shapes(halt.inputs) else self._answered(halt)
 
     def _answered(self, halt: _Halt) -> _Halt:
         """A halt of a quantized run with what the float layers say to its inputs."""
@@ -426,6 +423,12 @@ class _Outside(TorchFunctionMode):
 
 def _layers(unit: str | Block) -> tuple[str, ...]:
     return unit.layers if isinstance(unit, Block) else (unit,)
+
+
+def _shapes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _shapes(v) for name, v in value.items()}
+    return value.shape if isinstance(value, Tensor) else None
 
 
 def _clone(value: Any) -> Any:
