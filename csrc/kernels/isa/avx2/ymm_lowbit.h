@@ -275,7 +275,6 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
          k -= kUnit) {
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-#pragma GCC unroll 4
         for (int i = v * kPlanes * kLines / V; i < (v + 1) * kPlanes * kLines / V; ++i) {
           ask<1>(codes + i / kLines * step + i % kLines * 64, ahead);
         }
