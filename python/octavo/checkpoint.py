@@ -272,21 +272,19 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 def _plain(model: nn.Module) -> nn.Module:
     """``model``, or a copy of it whose weights are plain tensors, all of them in layers."""
-    if is_separable(model):
-        return _materialised(copy_model(model))
-    for module in model.modules():
-        hooks = module._forward_pre_hooks.values()
-        if hasattr(module, "parametrizations") or any(
-            type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in hooks
-        ):
-            return _materialised(copy_model(model))
-    return model
-
-
-def _materialised(model: nn.Module) -> nn.Module:
-    for _ in materialise(model):
+    if not is_separable(model) and not any(map(_is_computed, model.modules())):
+        return model
+    copied = copy_model(model)
+    for _ in materialise(copied):
         pass
-    return separate(model)
+    return separate(copied)
+
+
+def _is_computed(module: nn.Module) -> bool:
+    hooks = module._forward_pre_hooks.values()
+    return hasattr(module, "parametrizations") or any(
+        type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in hooks
+    )
 
 
 def _content(

@@ -13,6 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from octavo.capture import Capture, Example, capture
 from octavo.flow import Flow, Step, refs
+from octavo.nn.layered import parameter_like
 from octavo.separate import separate
 
 __all__ = ["Folded", "affine_of", "fold", "fold_pair", "materialise"]
@@ -132,8 +133,8 @@ def fold_pair(model: nn.Module, norm_name: str, layer_name: str) -> None:
     bias = torch.zeros_like(offset) if layer.bias is None else layer.bias.double()
     shape = [-1] + [1] * (weight.dim() - 1)
     like = layer.weight
-    layer.weight = _parameter(weight * multiplier.view(shape), like)
-    layer.bias = _parameter(bias * multiplier + offset, like)
+    layer.weight = parameter_like(weight * multiplier.view(shape), like)
+    layer.bias = parameter_like(bias * multiplier + offset, like)
     identity = nn.Identity()
     for name, table in vars(norm).items():
         if "hooks" in name and name in vars(identity):
@@ -161,7 +162,3 @@ def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     if norm.bias is not None:
         offset = offset + norm.bias.double()
     return multiplier, offset
-
-
-def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.to(like.dtype), requires_grad=like.requires_grad)

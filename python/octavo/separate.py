@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from octavo.nn.layered import Layered
+from octavo.nn.layered import Layered, has_class
 from octavo.nn.layered_attention import LayeredAttention
 from octavo.nn.layered_experts import LayeredExperts
 from octavo.nn.layered_window_attention import LayeredWindowAttention
@@ -78,6 +78,5 @@ def _switch(module: nn.Module) -> tuple[str, Any] | None:
     for base in type(module).__mro__:
         name, off = _SWITCHES.get(qualified_name(base), ("", None))
         if name in module.__dict__:
-            same = type(module).forward is getattr(base, "forward", None)
-            return (name, off) if same else None
+            return (name, off) if has_class(module, base) else None
     return None

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from octavo.batches import Batches, Call
 from octavo.nn.registry import float_reasons
 from octavo.rewrite import copy_model
-from octavo.separate import separate
+from octavo.separate import is_separable, separate
 
 __all__ = ["Left", "Traits", "is_depthwise", "traits"]
 
@@ -87,8 +87,8 @@ def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
 
     batches: one call of the first of them is run; where a callable runs the model, all of it.
     """
-    # As `quantize` sees it, but with the very tensors.
-    model = separate(copy_model(model, shared=(*model.parameters(), *model.buffers())))
+    if is_separable(model):  # As `quantize` sees it, but with the very tensors.
+        model = separate(copy_model(model, shared=(*model.parameters(), *model.buffers())))
     weights = dict.fromkeys(KINDS, 0)
     reasons = float_reasons(model)
     left: dict[tuple[str, str], list[int]] = {}

@@ -63,5 +63,5 @@ def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
 
 
 def parameter_like(value: Tensor, like: Tensor) -> nn.Parameter:
-    """A Parameter that is trained if ``like`` is."""
-    return nn.Parameter(value, requires_grad=like.requires_grad)
+    """A Parameter of the type of ``like`` that is trained if that is."""
+    return nn.Parameter(value.to(like.dtype), requires_grad=like.requires_grad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -84,7 +85,7 @@ class LayeredExperts(nn.Module):
 
         Each token's result is the weighted sum of its experts', added in the order of experts.
         """
-        call = inspect.signature(self.fused.forward).bind(self, *args, **kwargs)  # type: ignore[attr-defined]
+        call = _signature(self.fused).bind(self, *args, **kwargs)
         _, hidden, index, weights, *_ = call.arguments.values()
         chosen = index.reshape(-1)
         order = chosen.argsort(stable=True)
@@ -107,6 +108,12 @@ class LayeredExperts(nn.Module):
         up = fused._apply_gate(self, up) if self.has_gate else self.act_fn(up)
         y: Tensor = self.down[i](up)
         return self.post_expert_norm(y) if self.has_post_expert_norm else y
+
+
+@functools.cache
+def _signature(fused: type) -> inspect.Signature:
+    """Of the forward, whose arguments have other names in some classes."""
+    return inspect.signature(fused.forward)  # type: ignore[attr-defined]
 
 
 def _parameters(module: nn.Module) -> dict[str, int]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.nn.layered import become
+from octavo.nn.layered import become, parameter_like
 from octavo.nn.registry import qualified_name
 
 __all__ = ["LayeredWindowAttention"]
@@ -51,7 +51,7 @@ class LayeredWindowAttention(nn.Module):
             queries, keys, values = bias.detach().chunk(3)
             if keys.any():
                 cleared = torch.cat([queries, torch.zeros_like(keys), values])
-                qkv._parameters["bias"] = nn.Parameter(cleared, bias.requires_grad)
+                qkv._parameters["bias"] = parameter_like(cleared, bias)
         become(module, LayeredWindowAttention, fused=type(module))
 
     @staticmethod

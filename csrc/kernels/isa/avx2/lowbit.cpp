@@ -19,7 +19,8 @@ template <int kBits>
 struct SplitLevels {
   static constexpr int kStored = kBits, kOperands = 2, kMost = kBits == 3 ? 3 : 4;
   OCTAVO_INLINE explicit SplitLevels(const LowbitPanel& p)
-      : even(halves_of(table_of<kBits, 0x80, 0>(p))), odd(halves_of(table_of<kBits, 0x80, 1>(p))) {}
+      : even(halves_of(table_of<kBits, 0x80, 0>(p))),
+        odd(kBits == 2 ? halves_of(table_of<kBits, 0x80, 1>(p)) : even) {}
   static OCTAVO_INLINE Halves halves_of(__m256i levels) {
     return {_mm256_and_si256(levels, bytes(0x0f)),
             _mm256_and_si256(_mm256_srli_epi16(levels, 4), bytes(0x0f))};

@@ -88,7 +88,7 @@ template <int kBits, int kFlip>
 struct Shuffled {
   static constexpr int kStored = kBits, kOperands = 1, kMost = 4;
   OCTAVO_INLINE explicit Shuffled(const LowbitPanel& p)
-      : even(table_of<kBits, kFlip, 0>(p)), odd(table_of<kBits, kFlip, 1>(p)) {}
+      : even(table_of<kBits, kFlip, 0>(p)), odd(kBits == 2 ? table_of<kBits, kFlip, 1>(p) : even) {}
   template <int Q>
   OCTAVO_INLINE __m256i quad(const __m256i* p) const {
     return _mm256_shuffle_epi8(kBits == 2 && Q % 2 == 1 ? odd : even, index_quad<kBits, Q>(p));
