@@ -17,7 +17,7 @@ from octavo.rounding.nearest import nearest, safe_scale
 from octavo.rounding.quadratic import Moments
 from octavo.scheme import Scheme
 
-__all__ = ["gptq", "solve"]
+__all__ = ["gptq", "solution", "solve"]
 
 _RATIOS = (0.85, 0.925, 1.0, 1.075)  # Scales tried, of the one that suits plain rounding.
 _COSTLY = 1 << 17  # Weights of a layer beyond which one scale is tried.
@@ -33,9 +33,14 @@ def solve(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments) -
     layer = LayerProblem.of(module, weight, scheme, moments)
     if layer is None:
         return nearest(weight, module._parameters.get("bias"), scheme)
-    problem = layer.problem
+    return layer.codes(*solution(layer))
+
+
+def solution(layer: LayerProblem) -> tuple[Tensor, Tensor]:
+    """Levels [G, R, K] and scales [G, R, 1 or K], the best of some starts in every row."""
+    problem, scheme = layer.problem, layer.plain.scheme
     best: tuple[Tensor, Tensor, Tensor] | None = None
-    several = weight.numel() <= _COSTLY and not scheme.per_tensor
+    several = problem.wanted.numel() <= _COSTLY and not scheme.per_tensor
     for ratio in _RATIOS if several else (1.0,):
         first = safe_scale(layer.start * ratio, scheme)
         codes, scale = problem.solve(first, scheme.group_size, not scheme.per_tensor)
@@ -50,4 +55,4 @@ def solve(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments) -
                 torch.minimum(error, best[2]),
             )
     assert best is not None
-    return layer.codes(best[0], best[1])
+    return best[:2]

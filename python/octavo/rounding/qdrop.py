@@ -3,9 +3,10 @@
 Each code is the level below or above (see soft.py). Li et al., "BRECQ" (2021): the loss is that of
 the output of a block. Wei et al., "QDrop" (2022): half of the elements of stored values, drawn anew
 in each step, stay unquantized meanwhile, and steps of values of fewer than 8 bits are learned too.
-GPTQ's codes are where it starts, and what does not lower the error on samples held out is not kept.
+AdaRound's codes of single layers are where it starts, and what does not lower the error on samples
+held out is not kept.
 
-In blocks with depthwise convolutions GPTQ's codes stay, since learned ones lost in all 17 of
+In blocks with depthwise convolutions those codes stay, since learned ones lost in all 17 of
 MobileNetV2 at 4 bits; there scales and biases are learned by the same loss, as in Chen et al.,
 "EfficientQAT" (2024): 81.81 % instead of 81.39 %. Elsewhere, and with fewer bits, they are not:
 errors of blocks fell in ResNet-20 at 2 bits, and its accuracy from 89.75 % to 89.24 %.
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 
 from octavo import ops
-from octavo.grids import neighbours, spread
+from octavo.grids import spread
+from octavo.rounding.adaround import solve
 from octavo.rounding.codes import Codes
-from octavo.rounding.gptq import solve
 from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize
 from octavo.rounding.nearest import safe_scale
 from octavo.rounding.patches import moments_of
@@ -37,17 +38,17 @@ __all__ = ["qdrop"]
 _SAMPLES = 32  # In each step.
 _HELD_OUT = 8  # One sample of so many only judges.
 _STEP_WAY = 1.0  # `_Layer.way` of the logarithm of a step of values.
-_PENALTY = 5.0  # Of the mean over a block's weights, where the error at the start is 1.
+_PENALTY = 1.0  # Of the mean over a block's weights, where the error at the start is 1.
 _DROP = 0.5
 _SCALED_BITS = 4  # From which on scales are learned.
-_SURE = 0.8  # h of GPTQ's code at the start; the other level has 1 - h.
+_LAST_RATE = 0.2  # Of the first: variables must still reach their ends.
 
 
 def qdrop(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     """Codes of the layers of a pause; steps of its values are learned too, in ``runs.qparams``."""
-    codes = _gptq_in_block(runs, pause)
+    codes = _layer_by_layer(runs, pause)
     if pause.block is None or len(pause.layers) < 2:
-        return codes  # For a layer alone GPTQ minimises the same error, and better.
+        return codes  # For a layer alone AdaRound minimises the same error, and better.
     kind = _kind(runs, codes)
     data = _Samples.of(pause) if kind is not None else None
     if kind is None or data is None:
@@ -72,8 +73,8 @@ def _kind(runs: Lockstep, codes: dict[str, Codes]) -> type[_Layer] | None:
 # ---- the start -----------------------------------------------------------------------------------
 
 
-def _gptq_in_block(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
-    """GPTQ's codes of the layers of a block, one after the other."""
+def _layer_by_layer(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
+    """AdaRound's codes of the layers of a pause, one after the other."""
     if pause.block is None:
         (name,) = pause.layers
         scheme = runs.sites[name].scheme
@@ -175,19 +176,6 @@ class _Samples:
         return cls(joined[0], joined[1], joined[2], index[~held], index[held])
 
 
-def _soft(weight: Tensor, codes: Codes) -> Soft:
-    """A layer's variables: the start and its neighbour on the side of the weight."""
-    rows = weight.float().reshape(weight.shape[0], -1)
-    start = codes.codes.reshape(rows.shape).float()
-    u = rows / codes.spread()
-    toward = torch.where(u >= start, start + 0.25, start - 0.25)
-    low, high = neighbours(toward, codes.scheme, codes.levels, codes.zero_point)
-    h = torch.where(start >= high, _SURE, 1 - _SURE)
-    nearer = ((u - low) / (high - low).clamp(min=1e-6)).clamp(0.02, 0.98)
-    h = 0.5 * (h + nearer)
-    return Soft(low, high, torch.where(start >= high, h.clamp(min=0.51), h.clamp(max=0.49)))
-
-
 class _Layer:
     """A layer while something of it is learned; its bias always is.
 
@@ -227,7 +215,11 @@ class _Rounded(_Layer):
 
     def __init__(self, weight: Tensor, codes: Codes) -> None:
         super().__init__(weight, codes)
-        self._soft, self._scale = _soft(weight, codes), codes.spread()
+        rows, self._scale = weight.float().reshape(len(weight), -1), codes.spread()
+        start = codes.codes.reshape(rows.shape).float()
+        self._soft = Soft.beside(
+            start, rows / self._scale, codes.scheme, codes.levels, codes.zero_point
+        )
 
     @property
     def learned(self) -> Tensor:
@@ -314,7 +306,7 @@ def _learned(  # noqa: PLR0917 (all of a block)
     if steps:
         groups.append({"params": [s.growth for s in steps.values()], "lr": _STEP_WAY / kind.steps})
     optimizer = torch.optim.Adam(groups)
-    slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, kind.steps)
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, _LAST_RATE, kind.steps)
     generator = torch.Generator().manual_seed(0)
 
     def layer(name: str, x: Tensor, alone: bool) -> Tensor:

@@ -2,6 +2,9 @@
 
 Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (2020), section 3.2:
 h is a stretched and clipped sigmoid of v, and a penalty drives it to its ends while v is learned.
+Theirs has an exponent that falls over ten thousands of steps. In the hundreds taken here it left up
+to 47 % of the variables between, and rounding those cost more than all had gained: in blocks of
+ResNet-20 at 4 bits errors of 1.2 to 5.6 times those at the start. So its strength grows instead.
 """
 
 from __future__ import annotations
@@ -9,11 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from octavo.grids import neighbours
+from octavo.scheme import Scheme
+
 __all__ = ["Soft", "inverse", "penalty", "share"]
 
 _ZETA, _GAMMA = 1.1, -0.1
-_BETA = (20.0, 2.0)
 _WARM_UP = 0.2  # Share of the steps without penalty.
+_GROWTH = 1000.0  # Of the penalty from then on.
+_SURE = 0.95  # Share of the level that is started from.
 
 
 def share(v: Tensor) -> Tensor:
@@ -27,12 +34,15 @@ def inverse(h: Tensor) -> Tensor:
 
 
 def penalty(v: Tensor, done: float) -> Tensor | None:
-    """The sum of 1 - |2 h - 1|^beta when ``done`` (0..1) of the steps are; None in the first."""
-    left = (done - _WARM_UP) / (1 - _WARM_UP)
-    if left <= 0:
+    """The sum of 1 - (2 h - 1)^2, grown, ``done`` (0..1) being the share of steps taken.
+
+    None in the first steps, which go without.
+    """
+    grown = (done - _WARM_UP) / (1 - _WARM_UP)
+    if grown <= 0:
         return None
-    beta = _BETA[1] + (_BETA[0] - _BETA[1]) * (1 - left)
-    return (1 - (2 * share(v) - 1).abs().pow(beta)).sum()
+    strength: float = _GROWTH**grown
+    return strength * (1 - (2 * share(v) - 1).square()).sum()
 
 
 class Soft:
@@ -46,6 +56,28 @@ class Soft:
     def __init__(self, low: Tensor, high: Tensor, h: Tensor) -> None:
         self.low, self.high = low, high
         self.v = inverse(h.clamp(0.02, 0.98)).requires_grad_()
+
+    @classmethod
+    def beside(
+        cls,
+        start: Tensor,
+        u: Tensor,
+        scheme: Scheme,
+        levels: Tensor | None,
+        zero_point: Tensor | None,
+    ) -> Soft:
+        """Nearly at levels [R, K], between them and the next ones on the side of weights.
+
+        Args:
+            start: the levels.
+            u: the weights, in units of the scale.
+            scheme: of the weights.
+            levels: of the grid, as in `octavo.grids.neighbours`.
+            zero_point: of rows, as there.
+        """
+        toward = torch.where(u >= start, start + 0.25, start - 0.25)
+        low, high = neighbours(toward, scheme, levels, zero_point)
+        return cls(low, high, torch.where(start >= high, _SURE, 1 - _SURE))
 
     def levels(self) -> Tensor:
         """Levels with shares between."""

@@ -61,7 +61,7 @@ def test_learning_lowers_the_error_of_blocks(activations, options, monkeypatch):
     better = {}
     for pause in runs:
         data = module._Samples.of(pause)
-        start = module._gptq_in_block(runs, pause)
+        start = module._layer_by_layer(runs, pause)
         before = module._error(runs, pause, start, data, {})
         codes = module.qdrop(runs, pause)
         after = module._error(runs, pause, codes, data, {})
@@ -73,7 +73,7 @@ def test_learning_lowers_the_error_of_blocks(activations, options, monkeypatch):
             assert code.codes.shape == runs.weights[name].shape
         runs.codes |= codes
     assert better.pop(("block.a", "block.b")) < 0.95
-    # For a layer alone GPTQ is all that is done. (Libraries of linear algebra may give other bits
+    # For a layer alone AdaRound is all that is done. (Libraries of linear algebra may give other bits
     # for memory of another alignment: now and then a code differs.)
     assert better == pytest.approx({("stem",): 1.0, ("head",): 1.0}, abs=0.1)
 
@@ -84,7 +84,7 @@ def test_depthwise_blocks_keep_their_codes_and_learn_scales(bits, per_tensor, mo
     monkeypatch.setattr(module._Rounded, "steps", 0)  # Would divide by it.
     runs = runs_of("static", bits, groups=12, per_tensor=per_tensor)
     for pause in runs:
-        start = module._gptq_in_block(runs, pause)
+        start = module._layer_by_layer(runs, pause)
         codes = module.qdrop(runs, pause)
         if pause.block is not None and len(pause.layers) > 1:
             data = module._Samples.of(pause)
