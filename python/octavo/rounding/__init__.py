@@ -23,7 +23,7 @@ METHODS: dict[str, Method] = {
         Method("hqq", hqq),
         Method("gptq", from_data=gptq),
         Method("adaround", from_data=adaround),
-        Method("qdrop", from_data=qdrop, blockwise=True),
+        Method("qdrop", from_data=qdrop, blockwise=True, end_to_end=True),
     )
 }
 """Name of a method to its row."""

@@ -21,12 +21,14 @@ class Method:
     from_weight: (float layer, its canonical weight, scheme) -> codes, without data.
     from_data: (runs, pause) -> codes of the layers of the pause, biases fitted.
     blockwise: whether it wants whole blocks of captured modules.
+    end_to_end: whether scales and biases are learned at the end, for the outputs of the model.
     """
 
     name: str
     from_weight: Callable[[nn.Module, Tensor, Scheme], Codes] | None = None
     from_data: Callable[[Lockstep, Pause], dict[str, Codes]] | None = None
     blockwise: bool = False
+    end_to_end: bool = False
 
     @property
     def needs_data(self) -> bool:

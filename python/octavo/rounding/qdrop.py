@@ -22,13 +22,11 @@ import torch
 from torch import Tensor
 
 from octavo import ops
-from octavo.grids import spread
 from octavo.rounding.adaround import solve
 from octavo.rounding.codes import Codes
+from octavo.rounding.learnable import Learnable, Rounded, Scaled
 from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize
-from octavo.rounding.nearest import safe_scale
 from octavo.rounding.patches import moments_of
-from octavo.rounding.soft import Soft, penalty
 from octavo.rounding.units import apply_layer, walk_block
 from octavo.scheme import QParams
 from octavo.traits import is_depthwise
@@ -37,7 +35,7 @@ __all__ = ["qdrop"]
 
 _SAMPLES = 32  # In each step.
 _HELD_OUT = 8  # One sample of so many only judges.
-_STEP_WAY = 1.0  # `_Layer.way` of the logarithm of a step of values.
+_STEP_WAY = 1.0  # `Learnable.way` of the logarithm of a step of values.
 _PENALTY = 1.0  # Of the mean over a block's weights, where the error at the start is 1.
 _DROP = 0.5
 _SCALED_BITS = 4  # From which on scales are learned.
@@ -62,12 +60,12 @@ def qdrop(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     return learned
 
 
-def _kind(runs: Lockstep, codes: dict[str, Codes]) -> type[_Layer] | None:
+def _kind(runs: Lockstep, codes: dict[str, Codes]) -> type[Learnable] | None:
     """What is learned of a block's layers; None: nothing."""
     if not any(is_depthwise(runs.model.get_submodule(name)) for name in codes):
-        return _Rounded
+        return Rounded
     few = any(code.scheme.bits < _SCALED_BITS for code in codes.values())
-    return None if few else _Scaled
+    return None if few else Scaled
 
 
 # ---- the start -----------------------------------------------------------------------------------
@@ -176,93 +174,6 @@ class _Samples:
         return cls(joined[0], joined[1], joined[2], index[~held], index[held])
 
 
-class _Layer:
-    """A layer while something of it is learned; its bias always is.
-
-    steps: of learning. way: half of the steps times the rate: how far a variable can go.
-    """
-
-    steps: int
-    way: float
-
-    def __init__(self, weight: Tensor, codes: Codes) -> None:
-        self.codes = codes
-        bias = torch.zeros(len(codes.codes)) if codes.bias is None else codes.bias.clone()
-        self.bias = bias.requires_grad_()
-
-    @property
-    def learned(self) -> Tensor:
-        """What is learned beside the bias."""
-        raise NotImplementedError
-
-    def weight(self) -> Tensor:
-        """The weight meanwhile."""
-        raise NotImplementedError
-
-    def unsure(self, done: float) -> Tensor | None:
-        """A penalty when ``done`` (0..1) of the steps are."""
-        return None
-
-    def hard(self) -> Codes:
-        """What has been learned."""
-        return dataclasses.replace(self.codes, bias=self.bias.detach().clone())
-
-
-class _Rounded(_Layer):
-    """Codes are learned: weights with levels between."""
-
-    steps, way = 600, 30.0  # From end to end are 5.
-
-    def __init__(self, weight: Tensor, codes: Codes) -> None:
-        super().__init__(weight, codes)
-        rows, self._scale = weight.float().reshape(len(weight), -1), codes.spread()
-        start = codes.codes.reshape(rows.shape).float()
-        self._soft = Soft.beside(
-            start, rows / self._scale, codes.scheme, codes.levels, codes.zero_point
-        )
-
-    @property
-    def learned(self) -> Tensor:
-        return self._soft.v
-
-    def weight(self) -> Tensor:
-        return (self._soft.levels() * self._scale).view(self.codes.codes.shape)
-
-    def unsure(self, done: float) -> Tensor | None:
-        return penalty(self._soft.v, done)
-
-    def hard(self) -> Codes:
-        levels = self._soft.hard().to(torch.int8).view(self.codes.codes.shape)
-        return dataclasses.replace(super().hard(), codes=levels)
-
-
-class _Scaled(_Layer):
-    """Codes stay, scales are learned, by their logarithms."""
-
-    steps, way = 300, 0.05
-
-    def __init__(self, weight: Tensor, codes: Codes) -> None:
-        super().__init__(weight, codes)
-        scale = codes.scale[:1] if codes.scheme.per_tensor else codes.scale
-        self._growth = torch.zeros_like(scale).requires_grad_()
-        self._levels = codes.codes.reshape(len(weight), -1).float()
-
-    @property
-    def learned(self) -> Tensor:
-        return self._growth
-
-    def _scale(self) -> Tensor:
-        return self.codes.scale * self._growth.exp()
-
-    def weight(self) -> Tensor:
-        scale = spread(self._scale(), self.codes.scheme.group_size, self._levels.shape[1])
-        return (self._levels * scale).view(self.codes.codes.shape)
-
-    def hard(self) -> Codes:
-        scale = safe_scale(self._scale().detach(), self.codes.scheme)
-        return dataclasses.replace(super().hard(), scale=scale)
-
-
 class _Step:
     """The step of a stored value while it is learned: LSQ (arXiv 1902.08153), by its logarithm."""
 
@@ -288,7 +199,7 @@ def _learned(  # noqa: PLR0917 (all of a block)
     start: dict[str, Codes],
     before: float,
     data: _Samples,
-    kind: type[_Layer],
+    kind: type[Learnable],
 ) -> tuple[dict[str, Codes], dict[str, QParams]]:
     """Codes of the block's layers, and parameters of values that nothing but the block reads.
 

@@ -17,6 +17,7 @@ from octavo.rounding.lockstep import Lockstep
 from octavo.rounding.method import Method
 from octavo.rounding.nearest import nearest_of_layer
 from octavo.rounding.squant import squant
+from octavo.rounding.tune import tune
 from octavo.scheme import QParams
 
 __all__ = ["Rounded", "choose", "round_model"]
@@ -122,7 +123,12 @@ def round_model(
         notes.append(f"rounding read {runs.samples} of {runs.given} samples, as memory allows")
     if missing:
         notes.append(f"rounded without data, which never reached them: {_names(missing)}")
-    return Rounded(runs.codes, runs.qparams, tuple(notes))
+    codes = runs.codes
+    # Steps of few bits have been learned with the scales of their blocks and would no longer fit.
+    if method.end_to_end and all(p.bits >= 8 for p in runs.qparams.values()):
+        codes, note = tune(model, codes, batches, progress)
+        notes += [note] if note else []
+    return Rounded(codes, runs.qparams, tuple(notes))
 
 
 def _names(sites: Sequence[object]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from octavo.batches import Batches, Call
 
-__all__ = ["Supply"]
+__all__ = ["Supply", "training_calls"]
 
 _MERGED = 64  # Samples of one run: small batches are joined, so that there are few threads.
 _RUNS = 256
@@ -27,6 +27,7 @@ _MEMORY = 3 << 30  # Bytes of activations that all runs together may hold.
 # unless they are next to nothing.
 _LITTLE_MEMORY = 1 << 29
 _LEAST_MEMORY = 1 << 26
+_TRAINED = 32  # Samples of one call that gradients are taken of.
 _HELD = 6  # Times the largest value: three values, in each of two runs.
 
 
@@ -81,6 +82,19 @@ class Supply:
         """Samples that runs may hold which wait at a layer (None: which start)."""
         largest = max(self.held.values(), default=1.0)
         return self.memory / max(self.held.get(layer or "", largest), 1)
+
+
+def training_calls(model: nn.Module, batches: Batches) -> list[Call] | None:
+    """All data in calls of 32 samples, or as many as fit into memory with what gradients need.
+
+    None where a call that cannot be cut needs more.
+    """
+    calls = batches.recorded(model)
+    if not calls:
+        return []
+    each = sum(size for _, size in _sizes(model, calls[0])) or 1.0
+    cut = list(_cut(iter(calls), int(min(max(_MEMORY / each, 1), _TRAINED))))
+    return cut if all(c.samples * each <= 2 * _MEMORY for c in cut) else None
 
 
 def _sizes(model: nn.Module, call: Call) -> list[tuple[str, float]]:

@@ -18,7 +18,7 @@ X = torch.randn(96, 3, 10, 10, generator=torch.Generator().manual_seed(1)).cumsu
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning in a tenth of the steps."""
     module = importlib.import_module("octavo.rounding.qdrop")
-    monkeypatch.setattr(module._Rounded, "steps", 60)
+    monkeypatch.setattr(module.Rounded, "steps", 60)
     monkeypatch.setattr(module._Scaled, "steps", 30)
 
 
