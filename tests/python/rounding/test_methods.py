@@ -19,7 +19,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning in a tenth of the steps."""
     module = importlib.import_module("octavo.rounding.qdrop")
     monkeypatch.setattr(module.Rounded, "steps", 60)
-    monkeypatch.setattr(module._Scaled, "steps", 30)
+    monkeypatch.setattr(module.Scaled, "steps", 30)
 
 
 class Network(nn.Module):
