@@ -96,7 +96,8 @@ def quantize(
             bits (of all widths in networks with depthwise convolutions), and with data corrects
             biases, equalizes channel ranges in networks with depthwise convolutions and moves
             activation outliers behind normalisations into weights.
-            "best" learns the rounding of few bits block by block, which takes longer.
+            "best" learns the rounding of few bits block by block, and scales and biases for the
+            outputs of the float model, which takes longer.
         exclude: names, globs or classes of layers to leave out.
         only: names, globs or classes of layers to keep to.
         inplace: change and return ``model`` itself. If anything fails it is as it was.
