@@ -85,16 +85,24 @@ class Supply:
 
 
 def training_calls(model: nn.Module, batches: Batches) -> list[Call] | None:
-    """All data in calls of 32 samples, or as many as fit into memory with what gradients need.
+    """Calls of 32 samples, or of as many as fit into memory with what gradients need.
 
-    None where a call that cannot be cut needs more.
+    As much of the data as 3 GiB hold. None where a call that cannot be cut needs more than twice
+    that.
     """
-    calls = batches.recorded(model)
-    if not calls:
+    source = iter(batches.recorded(model) if batches.runs_model else batches.calls(model))
+    taken: list[Call] = []
+    room = float(_MEMORY)
+    for call in source:
+        room -= _bytes(call)
+        if taken and room < 0:
+            break
+        taken.append(call)
+    if not taken:
         return []
-    each = sum(size for _, size in _sizes(model, calls[0])) or 1.0
-    cut = list(_cut(iter(calls), int(min(max(_MEMORY / each, 1), _TRAINED))))
-    return cut if all(c.samples * each <= 2 * _MEMORY for c in cut) else None
+    each = sum(size for _, size in _sizes(model, taken[0])) or 1.0
+    cut = list(_cut(iter(taken), int(min(max(_MEMORY / each, 1), _TRAINED))))
+    return cut if all(call.samples * each <= 2 * _MEMORY for call in cut) else None
 
 
 def _sizes(model: nn.Module, call: Call) -> list[tuple[str, float]]:

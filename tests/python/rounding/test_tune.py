@@ -8,6 +8,7 @@ from torch import nn
 
 import octavo
 from octavo.batches import Batches
+from octavo.rounding import supply
 from octavo.rounding.nearest import nearest_of_layer
 from octavo.rounding.tune import tune
 from octavo.scheme import Scheme
@@ -129,3 +130,22 @@ def test_the_call_says_so_and_the_weights_of_few_bits_are_what_was_learned():
     assert float(off) < float(before)
     one = octavo.quantize(model, 3, data[0], **options)
     assert any("one batch only" in note for note in octavo.report(one).notes)
+
+
+class Endless:
+    def __iter__(self):
+        while True:
+            yield X[:16]
+
+
+def test_no_more_data_is_kept_than_memory_is_granted(monkeypatch):
+    monkeypatch.setattr(supply, "_MEMORY", 10 * X[:16].numel() * 4)
+    calls = supply.training_calls(Deep().eval(), Batches(Endless()))
+    assert calls is not None and sum(call.samples for call in calls) == 160
+    monkeypatch.setattr(supply, "_MEMORY", 400)
+    calls = supply.training_calls(Deep().eval(), Batches([X[:3]]))
+    assert calls is not None and [call.samples for call in calls] == [1, 1, 1]
+    model = Deep().eval()
+    codes = rounded(model, Scheme(4))
+    tuned, note = tune(model, codes, Batches([{"x": X[:16]}]), progress=False)
+    assert "too much memory" in note and all(tuned[name] is codes[name] for name in codes)
