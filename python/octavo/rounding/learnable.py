@@ -12,7 +12,7 @@ from octavo.rounding.codes import Codes
 from octavo.rounding.nearest import safe_scale
 from octavo.rounding.soft import Soft, penalty
 
-__all__ = ["Learnable", "Rounded", "Scaled"]
+__all__ = ["Learnable", "LearnableCodes", "LearnableScales"]
 
 
 class Learnable:
@@ -47,7 +47,7 @@ class Learnable:
         return dataclasses.replace(self.codes, bias=self.bias.detach().clone())
 
 
-class Rounded(Learnable):
+class LearnableCodes(Learnable):
     """Codes are learned: weights with levels between."""
 
     steps, way = 600, 30.0  # From end to end are 5.
@@ -79,7 +79,7 @@ class Rounded(Learnable):
         return dataclasses.replace(super().hard(), codes=levels)
 
 
-class Scaled(Learnable):
+class LearnableScales(Learnable):
     """Codes stay, scales are learned, by their logarithms."""
 
     steps, way = 300, 0.05

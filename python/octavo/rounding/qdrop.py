@@ -25,7 +25,7 @@ from torch import Tensor
 from octavo import ops
 from octavo.rounding.adaround import solve
 from octavo.rounding.codes import Codes
-from octavo.rounding.learnable import Learnable, Rounded, Scaled
+from octavo.rounding.learnable import Learnable, LearnableCodes, LearnableScales
 from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize
 from octavo.rounding.patches import moments_of
 from octavo.rounding.units import apply_layer, walk_block
@@ -64,9 +64,9 @@ def qdrop(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
 def _kind(runs: Lockstep, codes: dict[str, Codes]) -> type[Learnable] | None:
     """What is learned of a block's layers; None: nothing."""
     if not any(is_depthwise(runs.model.get_submodule(name)) for name in codes):
-        return Rounded
+        return LearnableCodes
     few = any(code.scheme.bits < _SCALED_BITS for code in codes.values())
-    return None if few else Scaled
+    return None if few else LearnableScales
 
 
 # ---- the start -----------------------------------------------------------------------------------

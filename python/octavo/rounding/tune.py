@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from octavo.batches import Batches, Call, float_tensors
 from octavo.nn.registry import canonical_weight
 from octavo.rounding.codes import Codes
-from octavo.rounding.learnable import Scaled
+from octavo.rounding.learnable import LearnableScales
 from octavo.rounding.supply import training_calls
 from octavo.rounding.units import apply_layer
 
@@ -51,7 +51,7 @@ def tune(
     if not learn:
         return unchanged, _why("there is one batch only")
     layers = {
-        name: Scaled(canonical_weight(model.get_submodule(name)), code)
+        name: LearnableScales(canonical_weight(model.get_submodule(name)), code)
         for name, code in codes.items()
         if not isinstance(model.get_submodule(name), nn.Embedding)
     }
@@ -86,12 +86,15 @@ def _why(reason: str) -> str:
 
 
 def _learn(
-    layers: Sequence[Scaled], calls: Sequence[Call], error: Callable[[Call], Tensor], progress: bool
+    layers: Sequence[LearnableScales],
+    calls: Sequence[Call],
+    error: Callable[[Call], Tensor],
+    progress: bool,
 ) -> None:
     """Descends on the error of calls in random order."""
     steps = min(_STEPS, _EPOCHS * len(calls))
     typical = [max(float(layer.bias.detach().abs().mean()), 1e-6) for layer in layers]
-    rate = 2 * Scaled.way / steps
+    rate = 2 * LearnableScales.way / steps
     optimizer = torch.optim.Adam(
         [
             {"params": [layer.learned for layer in layers], "lr": rate},

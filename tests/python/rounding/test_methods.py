@@ -18,8 +18,8 @@ X = torch.randn(96, 3, 10, 10, generator=torch.Generator().manual_seed(1)).cumsu
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning in a tenth of the steps."""
     module = importlib.import_module("octavo.rounding.qdrop")
-    monkeypatch.setattr(module.Rounded, "steps", 60)
-    monkeypatch.setattr(module.Scaled, "steps", 30)
+    monkeypatch.setattr(module.LearnableCodes, "steps", 60)
+    monkeypatch.setattr(module.LearnableScales, "steps", 30)
 
 
 class Network(nn.Module):

@@ -56,7 +56,7 @@ def runs_of(activations, bits, groups=1, **options):
 )
 @torch.no_grad()
 def test_learning_lowers_the_error_of_blocks(activations, options, monkeypatch):
-    monkeypatch.setattr(module.Rounded, "steps", 200)
+    monkeypatch.setattr(module.LearnableCodes, "steps", 200)
     runs = runs_of(activations, 2, **options)
     better = {}
     for pause in runs:
@@ -81,7 +81,7 @@ def test_learning_lowers_the_error_of_blocks(activations, options, monkeypatch):
 @pytest.mark.parametrize(("bits", "per_tensor"), [(3, False), (4, False), (4, True)])
 @torch.no_grad()
 def test_depthwise_blocks_keep_their_codes_and_learn_scales(bits, per_tensor, monkeypatch):
-    monkeypatch.setattr(module.Rounded, "steps", 0)  # Would divide by it.
+    monkeypatch.setattr(module.LearnableCodes, "steps", 0)  # Would divide by it.
     runs = runs_of("static", bits, groups=12, per_tensor=per_tensor)
     for pause in runs:
         start = module._layer_by_layer(runs, pause)
@@ -99,7 +99,7 @@ def test_depthwise_blocks_keep_their_codes_and_learn_scales(bits, per_tensor, mo
 
 
 def test_the_whole_call_leaves_no_trace_of_learning(monkeypatch):
-    monkeypatch.setattr(module.Rounded, "steps", 30)
+    monkeypatch.setattr(module.LearnableCodes, "steps", 30)
     torch.manual_seed(0)
     model = Network().eval()
     small = octavo.quantize(model, (3, 3), X, effort="best", progress=False)
