@@ -62,6 +62,8 @@ ROWS = (
     Row("resnet20 W2 balanced", "resnet20", 2, 88.0),
     Row("resnet20 W4 without data", "resnet20", 4, 90.6, 0),
     Row("resnet20 W4 best", "resnet20", 4, 91.7, 1024, BEST),
+    Row("resnet20 W3 best", "resnet20", 3, 91.3, 1024, BEST),
+    Row("resnet20 W2 best", "resnet20", 2, 88.0, 1024, BEST),
     Row("resnet20 W4A4 best", "resnet20", (4, 4), 90.7, 1024, BEST),
     Row("resnet20 W4A4 balanced", "resnet20", (4, 4), 90.6),
     Row("resnet20 W3A3 balanced", "resnet20", (3, 3), 87.5),
