@@ -12,7 +12,7 @@ from octavo.rounding.codes import Codes
 from octavo.rounding.nearest import safe_scale
 from octavo.rounding.soft import Soft, penalty
 
-__all__ = ["Learnable", "LearnableCodes", "LearnableScales"]
+__all__ = ["Learnable", "LearnableCodes", "LearnableScales", "descend"]
 
 
 class Learnable:
@@ -107,3 +107,12 @@ class LearnableScales(Learnable):
         """With the scales learned."""
         scale = safe_scale(self._scale().detach(), self.codes.scheme)
         return dataclasses.replace(super().hard(), scale=scale)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of the optimizer; parameters that are not its own get no gradients."""
+    variables = [v for group in optimizer.param_groups for v in group["params"]]
+    gradients = torch.autograd.grad(loss, variables, materialize_grads=True)
+    for variable, gradient in zip(variables, gradients, strict=True):
+        variable.grad = gradient
+    optimizer.step()

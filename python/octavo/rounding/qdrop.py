@@ -25,7 +25,7 @@ from torch import Tensor
 from octavo import ops
 from octavo.rounding.adaround import solve
 from octavo.rounding.codes import Codes
-from octavo.rounding.learnable import Learnable, LearnableCodes, LearnableScales
+from octavo.rounding.learnable import Learnable, LearnableCodes, LearnableScales, descend
 from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize
 from octavo.rounding.patches import moments_of
 from octavo.rounding.units import apply_layer, walk_block
@@ -249,9 +249,7 @@ def _learned(  # noqa: PLR0917 (all of a block)
             unsure = own.unsure(step / kind.steps)
             if unsure is not None:
                 loss = loss + _PENALTY / weights * unsure
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        descend(optimizer, loss)
         slower.step()
     codes = {name: own.hard() for name, own in layers.items()}
     return codes, {key: step.hard() for key, step in steps.items()}

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from octavo.batches import Batches, Call, float_tensors
 from octavo.nn.registry import canonical_weight
 from octavo.rounding.codes import Codes
-from octavo.rounding.learnable import LearnableScales
+from octavo.rounding.learnable import LearnableScales, descend
 from octavo.rounding.supply import training_calls
 from octavo.rounding.units import apply_layer
 
@@ -105,17 +105,12 @@ def _learn(
         ]
     )
     slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    variables = [v for layer in layers for v in (layer.learned, layer.bias)]
     generator = torch.Generator().manual_seed(0)
     order: list[int] = []
     label = "octavo: scales and biases"
     for _ in tqdm(range(steps), desc=label, unit="step", disable=not progress, leave=False):
         order = order or torch.randperm(len(calls), generator=generator).tolist()
-        loss = error(calls[order.pop()])
-        gradients = torch.autograd.grad(loss, variables, materialize_grads=True)
-        for variable, gradient in zip(variables, gradients, strict=True):
-            variable.grad = gradient
-        optimizer.step()
+        descend(optimizer, error(calls[order.pop()]))
         slower.step()
 
 

@@ -111,6 +111,28 @@ def test_the_whole_call_leaves_no_trace_of_learning(monkeypatch):
     assert float((one - two).norm() / one.norm()) < 0.2  # Equal but for rare codes, as above.
 
 
+def test_parameters_that_stay_float_get_no_gradients(monkeypatch):
+    monkeypatch.setattr(module.LearnableCodes, "steps", 30)
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(16)
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return x + self.b(torch.relu(self.a(self.norm(x))))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Normed(), nn.Linear(16, 4)).eval()
+    data = [torch.randn(32, 16) for _ in range(4)]
+    small = octavo.quantize(
+        model, 3, data, effort="best", activations="float", inplace=True, progress=False
+    )
+    assert small is model and model[0].norm.weight.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_unequal_samples_keep_the_start():
     class Words(nn.Module):
         def __init__(self):
