@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from octavo.rounding.codes import Codes
 from octavo.rounding.gptq import solution
 from octavo.rounding.layer_problem import LayerProblem, solved
+from octavo.rounding.learnable import descend
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.nearest import nearest
 from octavo.rounding.quadratic import Moments, Problem
@@ -65,6 +66,4 @@ def _learn(soft: Soft, problem: Problem, scale: Tensor, unit: Tensor) -> None:
         unsure = penalty(soft.v, step / _STEPS)
         if unsure is not None:
             loss = loss + _PENALTY * unsure / problem.wanted.shape[2]
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        descend(optimizer, loss)

@@ -49,7 +49,7 @@ class Supply:
     @classmethod
     def of(cls, model: nn.Module, batches: Batches, few_bits: bool) -> Supply:
         """What the data gives for a model whose weights get ``few_bits`` (below 6) or more."""
-        source = iter(batches.recorded(model) if batches.runs_model else batches.calls(model))
+        source = _source(model, batches)
         first = next(source, None)
         if first is None:
             return cls([], 0, {}, 0.0, False)
@@ -90,10 +90,9 @@ def training_calls(model: nn.Module, batches: Batches) -> list[Call] | None:
     As much of the data as 3 GiB hold. None where a call that cannot be cut needs more than twice
     that.
     """
-    source = iter(batches.recorded(model) if batches.runs_model else batches.calls(model))
     taken: list[Call] = []
     room = float(_MEMORY)
-    for call in source:
+    for call in _source(model, batches):
         room -= _bytes(call)
         if taken and room < 0:
             break
@@ -103,6 +102,11 @@ def training_calls(model: nn.Module, batches: Batches) -> list[Call] | None:
     each = sum(size for _, size in _sizes(model, taken[0])) or 1.0
     cut = list(_cut(iter(taken), int(min(max(_MEMORY / each, 1), _TRAINED))))
     return cut if all(call.samples * each <= 2 * _MEMORY for call in cut) else None
+
+
+def _source(model: nn.Module, batches: Batches) -> Iterator[Call]:
+    """The calls of the data, read one by one; those that a callable makes are recorded first."""
+    return iter(batches.recorded(model)) if batches.runs_model else batches.calls(model)
 
 
 def _sizes(model: nn.Module, call: Call) -> list[tuple[str, float]]:
