@@ -76,6 +76,18 @@ struct ClipErrorJob {
 };
 inline constexpr int64_t kClipErrorBlock = 512;
 
+/// One step of one sequence. Gates stand one after another, `width` values each: x from the input,
+/// h from the hidden state, biases included. LSTM (i, f, g, o): c' = sigmoid(f) c + sigmoid(i)
+/// tanh(g), h' = sigmoid(o) tanh(c'); GRU (r, z, n): n' = tanh(x_n + sigmoid(r) h_n), h' = n' +
+/// sigmoid(z) (state - n'); else h' = tanh or max(., 0) of x + h.
+struct RecurrentCell {
+  RecurrentMode mode;
+  int64_t width;
+  const float *x, *h;
+  const float* state;      // c of LSTM, h of GRU
+  float *next_h, *next_c;  // may be the state; next_c for LSTM only
+};
+
 /// In `lo` and `hi` of the rules stand codes in [0, 255]. Outputs may alias an input exactly,
 /// except where the layouts differ (planes, windows).
 struct ElementTable {
@@ -110,6 +122,9 @@ struct ElementTable {
   void (*histogram_f32)(const float* x, int64_t count, int32_t exponent, int64_t first,
                         int64_t bin_count, int64_t* bins);
   double (*clip_error_f32)(const ClipErrorJob& job);
+
+  // ---- recurrent ----
+  void (*recurrent_cell_f32)(const RecurrentCell& cell);
 
   // ---- elementwise ----
   void (*add_u8u8_u8)(const uint8_t* a, const uint8_t* b, int64_t count, const AddRule& rule,

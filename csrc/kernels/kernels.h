@@ -215,6 +215,9 @@ void conv_f32(const Image& in, const ConvGeometry& g, const void* panel, const E
 /// bias[c]). No memory beyond a per-thread scratch.
 void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const void* panel, float* y,
                     int64_t ldy);
+/// The same with given parameters of x.
+void linear_static(const float* x, int64_t m, int64_t k, int64_t ldx, QuantParams params,
+                   const void* panel, float* y, int64_t ldy);
 /// Dynamic convolution: one scale a sample. params has in.n entries; y as in linear_dynamic.
 void conv_dynamic(const Image& in, const QuantParams* params, const ConvGeometry& g,
                   const void* panel, const FloatImage& out);
@@ -276,6 +279,33 @@ void linear_lowbit_float(const float* x, int64_t m, int64_t ldx, const void* pac
 /// y[i] = row indices[i] of a weight packed as kRows: float(level) * scale of its group. Indices
 /// lie in [0, out_features).
 void embedding_lowbit(const int64_t* indices, int64_t count, const void* packed, float* y);
+
+// ---- recurrent.cpp
+// --------------------------------------------------------------------------------
+
+/// The weight of hidden states: a panel with dynamic activations or given ones, or packed codes
+/// (kColumns) with these or float activations.
+struct HiddenWeight {
+  const void* weight;
+  bool packed, floats;
+  const QuantParams* fixed;  // or null
+};
+/// One level in one direction. batch_sizes[t] sequences at each of `times` times, never growing;
+/// rows of gates and y stand time after time.
+struct Recurrence {
+  RecurrentMode mode;
+  int64_t width, times;
+  const int64_t* batch_sizes;
+  bool reverse;        // from the last time to the first; a sequence begins where it ends
+  const float* gates;  // [rows, gates_of(mode) * width]: the input's part
+  float *h, *c;        // [batch_sizes[0], width]: the first state, then the last; c for LSTM only
+  float* y;            // [rows, width]: h of every time
+};
+/// The product of h with the weight is linear_dynamic's, linear_static's or linear_lowbit*'s.
+void recurrent(const Recurrence& r, const HiddenWeight& weight);
+/// One step of `rows` sequences: see RecurrentCell. state: h of GRU, c of LSTM.
+void recurrent_cell(RecurrentMode mode, int64_t rows, int64_t width, const float* x, const float* h,
+                    const float* state, float* next_h, float* next_c);
 
 // ---- elementwise.cpp
 // -------------------------------------------------------------------------------- Images have

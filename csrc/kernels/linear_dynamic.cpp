@@ -1,5 +1,5 @@
-// Linear layers whose rows are quantized as they come, by the thread that multiplies them. Called
-// by ops/.
+// Linear layers whose rows are quantized by the thread that multiplies them: as they come, or with
+// given parameters. Called by ops/ and recurrent.cpp.
 #include <cmath>
 
 #include "dispatch.h"
@@ -9,7 +9,7 @@
 namespace octavo {
 namespace {
 
-/// Rows of dynamic linear layers quantized at a time.
+/// Rows quantized at a time.
 constexpr int64_t kRowsBytes = 640 << 10;
 
 /// A block of quantized rows in the calling thread's scratch.
@@ -20,7 +20,8 @@ struct QuantizedRows {
   int32_t* zero_point;
 };
 
-QuantizedRows quantize_rows(const float* x, int64_t rows, int64_t k, int64_t ldx) {
+QuantizedRows quantize_rows(const float* x, int64_t rows, int64_t k, int64_t ldx,
+                            const QuantParams* fixed) {
   const ElementTable& table = active_table().element;
   QuantizedRows q;
   // A pitch of a multiple of 1 KiB would put the rows of a tile into few sets of L1.
@@ -31,11 +32,17 @@ QuantizedRows quantize_rows(const float* x, int64_t rows, int64_t k, int64_t ldx
   q.scale = reinterpret_cast<float*>(params.get(rows * 8));
   q.zero_point = reinterpret_cast<int32_t*>(q.scale + rows);
   for (int64_t i = 0; i < rows; ++i) {
-    float min = 0.0f, max = 0.0f;  // every range holds 0
-    table.range_f32(x + i * ldx, k, &min, &max);
-    const QuantParams p = params_of_range(min, max, 255);
+    QuantParams p;
+    if (fixed != nullptr) {
+      p = *fixed;
+    } else {
+      float min = 0.0f, max = 0.0f;  // every range holds 0
+      table.range_f32(x + i * ldx, k, &min, &max);
+      p = params_of_range(min, max, 255);
+    }
     const auto zero = static_cast<float>(p.zero_point);
-    const QuantizeRule rule{1.0f / p.scale, -zero, 255.0f - zero, p.zero_point};
+    const QuantizeRule rule{1.0f / p.scale, -zero, static_cast<float>(p.max_code) - zero,
+                            p.zero_point};
     table.quantize_f32_u8(x + i * ldx, k, rule, q.codes + i * q.pitch);
     q.scale[i] = p.scale;
     q.zero_point[i] = p.zero_point;
@@ -77,11 +84,11 @@ void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int
   table.gemm_u8s8_rows(job);
 }
 
-void long_rows(const float* x, int64_t m, int64_t k, int64_t ldx, const Panel& panel, float* y,
-               int64_t ldy) {
+void long_rows(const float* x, int64_t m, int64_t k, int64_t ldx, const QuantParams* fixed,
+               const Panel& panel, float* y, int64_t ldy) {
   parallel_for(0, m, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const QuantizedRows q = quantize_rows(x + i * ldx, 1, k, ldx);
+      const QuantizedRows q = quantize_rows(x + i * ldx, 1, k, ldx, fixed);
       Image row;
       row.data = q.codes;
       row.n = row.h = row.w = 1;
@@ -96,17 +103,15 @@ void long_rows(const float* x, int64_t m, int64_t k, int64_t ldx, const Panel& p
   });
 }
 
-}  // namespace
-
-void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const void* panel, float* y,
-                    int64_t ldy) {
+void linear(const float* x, int64_t m, int64_t k, int64_t ldx, const QuantParams* fixed,
+            const void* panel, float* y, int64_t ldy) {
   const Panel p(panel);
   const int64_t columns = p.geometry.panels;
   if (m * p.header.out_channels == 0) return;
   const int64_t macs = m * k * p.header.out_channels;
   add_integer_macs(macs);
   if (k > kLongestSum) {
-    long_rows(x, m, k, ldx, p, y, ldy);
+    long_rows(x, m, k, ldx, fixed, p, y, ldy);
     return;
   }
   // Rows are quantized by the thread that multiplies them: once where threads split rows, once a
@@ -122,7 +127,7 @@ void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const voi
     for (int64_t i = begin; i < end;) {
       const int64_t band = i / columns, first = m * band / bands, last = m * (band + 1) / bands;
       if (band != held) {
-        q = quantize_rows(x + first * ldx, last - first, k, ldx);
+        q = quantize_rows(x + first * ldx, last - first, k, ldx, fixed);
         held = band;
       }
       const int64_t index = i % columns;
@@ -131,6 +136,18 @@ void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const voi
       i += count;
     }
   });
+}
+
+}  // namespace
+
+void linear_dynamic(const float* x, int64_t m, int64_t k, int64_t ldx, const void* panel, float* y,
+                    int64_t ldy) {
+  linear(x, m, k, ldx, nullptr, panel, y, ldy);
+}
+
+void linear_static(const float* x, int64_t m, int64_t k, int64_t ldx, QuantParams params,
+                   const void* panel, float* y, int64_t ldy) {
+  linear(x, m, k, ldx, &params, panel, y, ldy);
 }
 
 }  // namespace octavo

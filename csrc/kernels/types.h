@@ -46,6 +46,12 @@ struct QuantParams {
   int32_t max_code = 255;
 };
 
+/// Recurrent networks: what a step computes (element_table.h).
+enum class RecurrentMode : int32_t { kLstm, kGru, kTanh, kRelu };
+constexpr int64_t gates_of(RecurrentMode mode) {
+  return mode == RecurrentMode::kLstm ? 4 : mode == RecurrentMode::kGru ? 3 : 1;
+}
+
 /// Shape and steps of one convolution. Padding below and right follows from the output's size.
 struct ConvGeometry {
   int64_t kernel_h = 1, kernel_w = 1;

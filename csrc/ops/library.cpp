@@ -51,6 +51,11 @@ STABLE_TORCH_LIBRARY(octavo, m) {
       "linear_lowbit_static(Tensor x, Tensor packed, int out_features, float scale, int "
       "zero_point, "
       "int max_code) -> Tensor");
+  m.def(
+      "recurrent(Tensor gates, Tensor weight, Tensor h, Tensor? c, int[] batch_sizes, bool "
+      "reverse, str mode, str activations, float scale, int zero_point, int max_code, bool packed) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def("recurrent_cell(Tensor x, Tensor h, Tensor state, str mode) -> (Tensor, Tensor)");
   m.def("embedding_lowbit(Tensor indices, Tensor packed, int features) -> Tensor");
   m.def(
       "fake_quantize(Tensor x, Tensor scale, Tensor? zero_point, int qmin, int qmax, int? axis, "

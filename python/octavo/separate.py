@@ -12,12 +12,18 @@ from torch import nn
 from octavo.nn.layered import Layered, has_class
 from octavo.nn.layered_attention import LayeredAttention
 from octavo.nn.layered_experts import LayeredExperts
+from octavo.nn.layered_recurrent import ROWS as RECURRENT
 from octavo.nn.layered_window_attention import LayeredWindowAttention
 from octavo.nn.registry import SEPARATED, qualified_name
 
 __all__ = ["is_separable", "rejoin", "separate"]
 
-_ROWS: tuple[type[Layered], ...] = (LayeredAttention, LayeredWindowAttention, LayeredExperts)
+_ROWS: tuple[type[Layered], ...] = (
+    LayeredAttention,
+    LayeredWindowAttention,
+    LayeredExperts,
+    *RECURRENT,
+)
 _CLASSES: dict[type, type[Layered]] = {row: row for row in _ROWS}
 
 #: Switches of fast paths in evaluation mode, which read children's weights, and what is off.

@@ -97,8 +97,9 @@ def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
     # A table that is the weight of a linear layer too counts as that.
     heads = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     seen: set[int] = set()
+    recurrent = {id(layer) for m in model.modules() if _is_recurrent(m) for layer in m.children()}
     for name, module in model.named_modules():
-        kind = _kind(module)
+        kind = "recurrent" if id(module) in recurrent else _kind(module)
         skipped = seen | heads if kind == "embedding" else seen
         own = [p for p in module.parameters(recurse=False) if p.dim() > 1 and id(p) not in skipped]
         seen |= {id(p) for p in own}
@@ -142,13 +143,17 @@ def _kind(module: nn.Module) -> str:
         return "depthwise" if is_depthwise(module) else "convolution"
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+    if _is_recurrent(module):
         return "recurrent"
     # By their interface: transformers' Conv1D is one too, and so is a subclass with a forward.
     parameter = module._parameters.get("weight")
     if isinstance(module, nn.Linear) or (hasattr(module, "nf") and parameter is not None):
         return "linear"
     return "linear" if "in_proj_weight" in module._parameters else ""
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase))
 
 
 def _is_attention(module: nn.Module) -> bool:

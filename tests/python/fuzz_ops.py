@@ -243,7 +243,7 @@ def lowbit_case(source: Source) -> None:
     packed, n, k = lowbit_packed(source)
     if r.random() < 0.2:
         n, k = source.integer(), source.integer()
-    which = r.randrange(5)
+    which = r.randrange(6)
     if which == 0:
         codes = source.tensor(torch.uint8, (1, 2, 3))
         scale = torch.ones(codes.shape[0] if codes.dim() else 1, r.choice((1, 1, 2, 7)))
@@ -263,6 +263,17 @@ def lowbit_case(source: Source) -> None:
     elif which == 3:
         x = torch.randn(3, max(0, min(k, 200)), generator=source.generator)
         ops.linear_lowbit_static(x, packed, n, source.real(), source.integer(), source.integer())
+    elif which == 4:
+        width = max(0, min(k, 200))
+        h = torch.randn(r.choice((1, 3)), width, generator=source.generator)
+        gates = torch.randn(r.choice((3, 6)), max(0, min(n, 200)), generator=source.generator)
+        sizes = r.choice(([3, 3], [1, 1, 1], [3, 2, 1], [3, -1], [2**62, 2**62], [1, 2], []))
+        mode = r.choice(("LSTM", "GRU", "RNN_TANH", "RNN_RELU", "other"))
+        how = r.choice(("dynamic", "float", "static"))
+        c = r.choice((None, h, source.tensor(torch.float32)))
+        numbers = (source.real(), source.integer(), source.integer(), r.random() < 0.8)
+        ops.recurrent(gates, packed, h, c, sizes, r.random() < 0.5, mode, how, *numbers)
+        ops.recurrent_cell(gates, source.tensor(torch.float32), h, mode)
     else:
         indices = torch.randint(
             -1, max(0, min(n, 200)) + 1, (r.choice((0, 1, 3)),), generator=source.generator

@@ -76,6 +76,8 @@ def samples(name: str) -> list[tuple[Any, ...]]:
             lead = [(4,), (2, 3), (0,), (), (1, 1, 2)][i % 5]
             rows = torch.randn(*lead, codes.shape[1], generator=g)
             out.append((rows, torch.ops.octavo.pack_weight(codes, scale, bias, 1, 8), channels))
+        elif "recurrent" in name:
+            out.append(recurrent_sample(name, i, g))
         elif "lowbit" in name:
             out.append(lowbit_sample(name, i, g))
         elif "fake_quantize" in name:
@@ -124,6 +126,27 @@ def lowbit_sample(name: str, i: int, g: torch.Generator) -> tuple[Any, ...]:
     if name == "linear_lowbit":
         return x, packed, channels, ("dynamic", "float")[i // 2 % 2]
     return x, packed, channels, 0.05, i, 255
+
+
+def recurrent_sample(name: str, i: int, g: torch.Generator) -> tuple[Any, ...]:
+    """Each mode in turn, dense and packed weights, batches and packed sequences."""
+    mode, gates = [("LSTM", 4), ("GRU", 3), ("RNN_TANH", 1), ("RNN_RELU", 1)][i % 4]
+    width, sizes = 3 + i, [[3, 3], [4, 2, 1], [1], [0, 0]][i // 4 % 4]
+    state = torch.randn(sizes[0], width, generator=g)
+    if name == "recurrent_cell":
+        x, h = torch.randn(2, sizes[0], gates * width, generator=g)
+        return x, h, state, mode
+    codes = torch.randint(-7, 8, (gates * width, width), dtype=torch.int8, generator=g)
+    scale, packed = torch.rand(gates * width, generator=g) + 0.1, i % 3 == 0
+    if packed:
+        codes = (codes.to(torch.int16) + 8).to(torch.uint8)
+        weight = torch.ops.octavo.pack_lowbit(codes, scale[:, None], None, None, None, 4, 0, False)
+    else:
+        weight = torch.ops.octavo.pack_weight(codes, scale, None, 1, 8)
+    how = ("dynamic", "static", "float" if packed else "dynamic")[i // 3 % 3]
+    x = torch.randn(sum(sizes), gates * width, generator=g)
+    c = torch.randn(state.shape, generator=g) if gates == 4 else None
+    return x, weight, state, c, sizes, bool(i % 2), mode, how, 0.01, 128, 255, packed
 
 
 def training_sample(name: str, x: torch.Tensor, i: int, g: torch.Generator) -> tuple[Any, ...]:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from octavo import ops
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
+from octavo.nn.hooks import is_watched
 from octavo.nn.layer import QLayer
 from octavo.replay import call_tensors
 
@@ -303,7 +303,7 @@ class _Bound:
         module, step = self.module_of(relu.module), relu
 
         def store_relu(values: dict[str, Any], training: bool) -> None:
-            if _is_watched(module):
+            if is_watched(module):
                 evaluate(step, self.module_of, values)
                 values[result] = quantizer(values[step.output])
             else:
@@ -335,18 +335,6 @@ class _Bound:
             evaluate(other if training and other is not None else step, self.module_of, values)
 
         return general
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether a hook would see a call of the module."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-    )
 
 
 def _calls(action: Compute | Store) -> Iterator[Step]:

@@ -28,6 +28,7 @@ from octavo.ops.pack_weight import (
     unpack_weight,
 )
 from octavo.ops.quantize import dequantize, quantize, quantize_per_channel
+from octavo.ops.recurrent import recurrent, recurrent_cell
 from octavo.ops.run_region import region_constants, run_region
 
 __all__ = [
@@ -59,6 +60,8 @@ __all__ = [
     "panel_is_current",
     "quantize",
     "quantize_per_channel",
+    "recurrent",
+    "recurrent_cell",
     "region_constants",
     "run_region",
     "saved_as_codes",

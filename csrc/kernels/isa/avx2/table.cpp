@@ -9,6 +9,7 @@ void fill_lowbit(LowbitTable& table);
 void fill_quantize(ElementTable& table);
 void fill_minmax(ElementTable& table);
 void fill_clip_error(ElementTable& table);
+void fill_recurrent_cell(ElementTable& table);
 void fill_elementwise(ElementTable& table);
 void fill_pool(ElementTable& table);
 void fill_fake_quantize(FakeQuantizeTable& table);
@@ -21,6 +22,7 @@ void fill(KernelTable& table) {
   fill_quantize(table.element);
   fill_minmax(table.element);
   fill_clip_error(table.element);
+  fill_recurrent_cell(table.element);
   fill_elementwise(table.element);
   fill_pool(table.element);
   fill_fake_quantize(table.fake);
