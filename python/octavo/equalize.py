@@ -101,7 +101,7 @@ def equalize(model: nn.Module, plan: Plan, data: object) -> Equalized:
         return Equalized(())
     seen = _observe(model, plan, groups, data if isinstance(data, Batches) else Batches(data))
     done = []
-    with torch.no_grad(), torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         for group in groups:
             readers = [model.get_submodule(name) for name in group.readers]
             divisor = _divisor(readers, seen[group])

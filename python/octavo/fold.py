@@ -51,7 +51,7 @@ def fold(model: nn.Module, example: Example = None, training: bool = False) -> F
             since nothing tells which dimension of its input holds the channels.
         training: as for `octavo.separate.separate`.
     """
-    with torch.no_grad(), torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         materialised = tuple(materialise(model))
         separate(model, training)
         found = capture(model, example)

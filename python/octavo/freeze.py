@@ -48,7 +48,7 @@ def freeze(trainee: nn.Module, *, progress: bool = True) -> nn.Module:
     """
     training = check_trainee(trainee, "freeze")
     _check_finite(trainee)
-    with torch.no_grad(), torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         params = qparams_of(trainee, training.plan)
         weights = _weights(trainee, training.plan)
         plain = _plain(trainee)

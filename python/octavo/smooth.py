@@ -98,7 +98,7 @@ def smooth(model: nn.Module, plan: Plan, flows: Iterable[Flow], data: object) ->
         for handle in handles:
             handle.remove()
     done = []
-    with torch.no_grad(), torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         for norm, layers in pairs.items():
             readers = [(model.get_submodule(name), sites[name]) for name in layers]
             s = _divisor(readers, seen[norm])

@@ -97,7 +97,7 @@ def make_trainee(
         inplace: make ``model`` itself the trainee.
     """
     result = model if inplace else copy_model(model, shared=model.parameters())
-    with torch.no_grad(), torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         separate(result, training=True)
         builder = _Builder(result, plan, params, method)
         for flow_plan in plan.flows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,7 @@ from octavo.nn.hooks import is_watched
 from octavo.nn.layered import become, has_class, linear_of, weight_and_bias
 from octavo.nn.linear import QLinear
 from octavo.nn.recurrence import State, cell, over_time
+from octavo.nn.training import trained_layer
 
 __all__ = ["ROWS", "LayeredCell", "LayeredRecurrent"]
 
@@ -209,9 +212,12 @@ class LayeredRecurrent(_Products):
         if isinstance(hh, QLinear) and hr is None and _is_silent(hh, gates, state):
             return _all_steps(self.mode, gates, hh, state, batch_sizes, reverse)
 
+        from_h, project = _many_times(hh), None if hr is None else _many_times(hr)
+
         def step(gates: Tensor, state: State) -> State:
-            h, *c = _next(self.mode, gates, hh, state)
-            return (h if hr is None else hr(h), *c)
+            form = _cell_after(hh, gates, state)
+            h, *c = form(self.mode, gates, from_h(state[0]), state)
+            return (h if project is None else project(h), *c)
 
         return over_time(gates, state, batch_sizes, reverse, step)
 
@@ -296,20 +302,33 @@ class LayeredCell(_Products):
                 f"{name}: expected {'h and c' if has_c else 'h'} of shape {list(wanted)}, got "
                 f"{[list(s.shape) for s in state]}"
             )
-        state = _next(self.mode, self.ih(x), self.hh, state)
+        gates = self.ih(x)
+        form = _cell_after(self.hh, gates, state)
+        state = form(self.mode, gates, self.hh(state[0]), state)
         state = state if batched else tuple(s.squeeze(0) for s in state)
         return state if has_c else state[0]
 
 
-def _next(mode: str, gates: Tensor, hh: nn.Module, state: State) -> State:
-    """One step, by octavo's own functions where the layer is an integer one."""
-    h = hh(state[0])
-    if not isinstance(hh, QLinear) or _passes_gradients(hh, gates, state):
-        return cell(mode, gates, h, state)
-    kind = gates.dtype
-    last = state[-1].float()
-    next_h, next_c = ops.recurrent_cell(gates.float(), h.float(), last, mode)
-    return (next_h.to(kind), next_c.to(kind)) if mode == "LSTM" else (next_h.to(kind),)
+def _many_times(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The layer, for calls of which a trainee fake-quantizes the weight once."""
+    trained = trained_layer(layer)
+    if trained is None or is_watched(layer):
+        return layer
+    return functools.partial(trained, weight=trained.weight())
+
+
+def _cell_after(
+    hh: nn.Module, gates: Tensor, state: State
+) -> Callable[[str, Tensor, Tensor, State], State]:
+    """The step that follows a layer: with gradients, or octavo's own."""
+    own = isinstance(hh, QLinear) and not _passes_gradients(hh, gates, state)
+    return _own_cell if own else cell
+
+
+def _own_cell(mode: str, x: Tensor, h: Tensor, state: State) -> State:
+    """`cell` without gradients: equal bits wherever it runs."""
+    next_h, next_c = ops.recurrent_cell(x.float(), h.float(), state[-1].float(), mode)
+    return tuple(s.to(x.dtype) for s in (next_h, next_c)[: len(state)])
 
 
 def _all_steps(  # noqa: PLR0917

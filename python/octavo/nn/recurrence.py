@@ -15,6 +15,8 @@ State = tuple[Tensor, ...]
 Step = Callable[[Tensor, State], State]
 
 
+# One function for function modes too: rounding in lockstep changes threads for every function.
+@torch.overrides.wrap_torch_function(lambda mode, x, h, state: (x, h))
 def cell(mode: str, x: Tensor, h: Tensor, state: State) -> State:
     """The next state, by the formulas of torch.nn.LSTM, GRU and RNN.
 

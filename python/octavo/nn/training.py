@@ -113,29 +113,39 @@ class TrainedLayer(_Owned):
         super().__init__(owner)
         self.quantized, self.source = quantized, source
 
-    def __call__(self, input: Tensor, quantized: bool = False) -> Tensor:
-        """The layer's result.
-
-        quantized: whether ``input`` is what a fake-quantizer gave.
-        """
+    def weight(self) -> Tensor:
+        """The fake-quantized weight, as it is now."""
         owner = self.owner()
         quantizer = owner.weight_quantizer
         assert isinstance(quantizer, FakeQuantizeWeight)
-        weight = quantizer(owner.weight)
+        weight: Tensor = quantizer(owner.weight)
+        return weight
+
+    def __call__(
+        self, input: Tensor, quantized: bool = False, weight: Tensor | None = None
+    ) -> Tensor:
+        """The layer's result.
+
+        quantized: whether ``input`` is what a fake-quantizer gave.
+        weight: what `weight` gave, where several calls share it.
+        """
+        shared = weight is not None
+        weight = self.weight() if weight is None else weight
         if isinstance(self.source, FakeQuantizeDynamic):
             # Samples are the rows of a linear layer, the images of a convolution.
             sample = weight.dim() - 1
             lead = input.shape[: max(input.dim() - sample, 0)]
             samples = self.source(input.reshape(-1, *input.shape[len(lead) :]))
-            y = self._call(samples, weight)
+            y = self._call(samples, weight, shared)
             return y.reshape(*lead, *y.shape[1:])
         if not quantized and self.source is not None:
             input = self.source(input)
-        return self._call(input, weight)
+        return self._call(input, weight, shared)
 
-    def _call(self, input: Tensor, weight: Tensor) -> Tensor:
+    def _call(self, input: Tensor, weight: Tensor, shared: bool) -> Tensor:
         owner = self.owner()
-        with ops.saved_as_codes(input, weight):
+        # A weight that many calls share is there once: as codes it would be made anew for each.
+        with ops.saved_as_codes(input) if shared else ops.saved_as_codes(input, weight):
             return self.quantized.call_float(owner, input, weight)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainedLayer:

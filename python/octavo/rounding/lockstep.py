@@ -5,7 +5,9 @@ threads runs at any time. A run halts in front of (float: behind) every layer or
 integers yet. When the runs of all batches have come to the same place, the caller gets their inputs
 and outputs, rounds, and the runs go on with the integers; where there is room, more runs join in.
 So each layer is rounded on what the rounded layers before it give, with one pass over the data,
-whatever the model's forward does.
+whatever the model's forward does. A layer that one call of the model calls several times (recurrent
+networks, shared weights) is rounded on what all these calls have in the float model, since its own
+integers decide what later calls would get.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Pause:
     layers: names of its layers. block: None for a layer alone. inputs: of each batch, as the
     rounded layers before give them; a layer's are in their codes, a block's are not yet.
     float_inputs, targets: of each batch, of the float model. For a block these are {value: tensor},
-    for a layer tensors.
+    for a layer tensors; of what is called several times the lists have as many entries as needed.
     """
 
     layers: tuple[str, ...]
@@ -145,10 +147,14 @@ class Lockstep:
                 self._start(unit, at, waiting)
             members = [i for i, halt in enumerate(at) if halt and halt.unit == unit]
             halts = [halt for halt in at if halt and halt.unit == unit]
-            pairs = [
-                self._counterpart(self._float(i, unit, waiting[i]), halt)
-                for i, halt in zip(members, halts, strict=True)
-            ]
+            if self._is_repeated(unit):
+                pairs = [x for i in members for x in self._float_calls(i, unit, waiting[i])]
+                halts = [self._in_codes(halt) for halt in pairs]
+            else:
+                pairs = [
+                    self._counterpart(self._float(i, unit, waiting[i]), halt)
+                    for i, halt in zip(members, halts, strict=True)
+                ]
             yield Pause(
                 _layers(unit),
                 unit if isinstance(unit, Block) else None,
@@ -185,6 +191,30 @@ class Lockstep:
             waiting[halt.unit] = halt if halt.unit == unit else halt.cloned()
         return waiting.pop(unit)
 
+    def _is_repeated(self, unit: str | Block) -> bool:
+        return not self._supply.repeated.isdisjoint(_layers(unit))
+
+    def _float_calls(
+        self, index: int, unit: str | Block, waiting: dict[object, _Halt]
+    ) -> list[_Halt]:
+        """What the float run of a batch has in all calls of a unit: it goes on to its end."""
+        run = self._pairs[index][0]
+        while (halt := run.advance()) is not None:
+            waiting[halt.unit] = halt.cloned()
+        kept = run.kept.pop(unit, [])
+        if isinstance(unit, Block):
+            return kept
+        alike: dict[object, list[_Halt]] = {}
+        for halt in kept:
+            alike.setdefault((halt.inputs.shape[1:], halt.outputs.shape[1:]), []).append(halt)
+        return [_Halt(unit, *map(torch.cat, _columns(halts))) for halts in alike.values()]
+
+    def _in_codes(self, halt: _Halt) -> _Halt:
+        """A float run's halt with a layer's input as it is stored."""
+        if isinstance(halt.unit, Block):
+            return halt
+        return _Halt(halt.unit, self.stored_input(halt.unit, halt.inputs))
+
     def _counterpart(self, wanted: _Halt | None, halt: _Halt) -> _Halt:
         """What a quantized run's halt is compared with.
 
@@ -212,10 +242,11 @@ class Lockstep:
             run = _Run.current()
             if not run.quantized:
                 return self._halting_float_layer(name, x)
-            stored = self.stored_input(name, x)
+            # As one task each: every function of torch would change threads twice.
+            stored = run.outside(lambda: self.stored_input(name, x))
             if name not in self.codes:
                 run.halt(_Halt(name, stored))
-            y = self.layer(name, stored)
+            y: Tensor = run.outside(lambda: self.layer(name, stored))
             return y.to(x.dtype) if x.is_floating_point() else y
 
         return forward
@@ -236,7 +267,7 @@ class Lockstep:
                 layer = self._float_layer if whole else self._halting_float_layer
                 walk_block(block, self.model, values, layer, lambda _key, x: x)
                 if wanted:
-                    run.halt(_Halt(block, kept, {n: values[n] for n in block.outputs}))
+                    self._give(_Halt(block, kept, {n: values[n] for n in block.outputs}))
             for name in [n for n in values if n not in block.alive]:
                 del values[name]
         return finish(block, values)
@@ -248,9 +279,18 @@ class Lockstep:
 
     def _halting_float_layer(self, name: str, x: Tensor, _alone: bool = True) -> Tensor:
         y = self._float_layer(name, x)
-        if name not in self.codes:  # Those that start late need no targets of layers that are done.
-            _Run.current().halt(_Halt(name, x, y))
+        if name in self.codes:  # Those that start late need no targets of layers that are done.
+            return y
+        self._give(_Halt(name, x, y))
         return y
+
+    def _give(self, halt: _Halt) -> None:
+        """What a float run has at a unit."""
+        run = _Run.current()
+        if self._is_repeated(halt.unit):
+            run.kept.setdefault(halt.unit, []).append(run.outside(halt.cloned))
+        else:
+            run.halt(halt)
 
     def _halting_layer(self, name: str, x: Tensor, alone: bool) -> Tensor:
         x = self.stored_input(name, x) if alone else x
@@ -311,7 +351,10 @@ class _Stopped(BaseException):
 
 
 class _Run:
-    """One call of a model in a thread that runs only while `advance` waits for it."""
+    """One call of a model in a thread that runs only while `advance` waits for it.
+
+    kept: of units that are called several times, inputs and outputs of all calls.
+    """
 
     _local = threading.local()
 
@@ -325,6 +368,7 @@ class _Run:
         self._error: BaseException | None = None
         self._stopping = False
         self._seen: set[object] = set()
+        self.kept: dict[str | Block, list[_Halt]] = {}
         self._thread = threading.Thread(target=self._body, daemon=True)
 
     @classmethod
@@ -419,6 +463,10 @@ class _Outside(TorchFunctionMode):
         if getattr(func, "__name__", "") == "__get__":  # Of shape and the like.
             return func(*args)
         return self._run.outside(lambda: func(*args, **(kwargs or {})))
+
+
+def _columns(halts: list[_Halt]) -> tuple[list[Tensor], list[Tensor]]:
+    return [halt.inputs for halt in halts], [halt.outputs for halt in halts]
 
 
 def _layers(unit: str | Block) -> tuple[str, ...]:

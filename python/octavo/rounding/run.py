@@ -83,7 +83,7 @@ def round_model(
     sites = [site for site in plan.sites if site.scheme is not None]
     label = f"octavo: rounding ({method.name})"
     bar = tqdm(total=len(sites), desc=label, unit="layer", disable=not progress, leave=False)
-    with bar, torch.no_grad():
+    with bar, torch.inference_mode(False), torch.no_grad():
         if method.from_weight is not None:
             codes = {}
             for site in sites:

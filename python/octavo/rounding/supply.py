@@ -9,11 +9,14 @@ the layers before are done.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from octavo.batches import Batches, Call
 
@@ -37,7 +40,8 @@ class Supply:
 
     calls: as many as will ever be wanted. given: samples in the data. held: layer to the bytes that
     the runs of one sample hold from there on. memory: bytes for all of them; one call is made in
-    any case. late: whether calls are started behind the first layer too.
+    any case. late: whether calls are started behind the first layer too. repeated: layers that one
+    call of the model calls several times.
     """
 
     calls: list[Call]
@@ -45,6 +49,7 @@ class Supply:
     held: Mapping[str, float]
     memory: float
     late: bool
+    repeated: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: nn.Module, batches: Batches, few_bits: bool) -> Supply:
@@ -55,7 +60,12 @@ class Supply:
             return cls([], 0, {}, 0.0, False)
         sizes = _sizes(model, first)
         own = _bytes(first) / max(first.samples, 1)
+        counts = Counter(name for name, _ in sizes)
+        repeated = frozenset(name for name, count in counts.items() if count > 1)
         held = _held(sizes, own)
+        if repeated:  # Runs go on to their ends there, and keep what all layers get and give.
+            everything = 2 * sum(size for _, size in sizes)
+            held = {name: size + everything for name, size in held.items()}
         memory: float = _MEMORY
         if not few_bits:
             activations = sum(size for _, size in sizes) * first.samples
@@ -76,7 +86,7 @@ class Supply:
             if not calls or (taken + call.samples <= wanted and len(calls) < _RUNS):
                 calls.append(call)
                 taken += call.samples
-        return cls(calls, given, held, memory, late)
+        return cls(calls, given, held, memory, late, repeated)
 
     def room(self, layer: str | None) -> float:
         """Samples that runs may hold which wait at a layer (None: which start)."""
@@ -106,18 +116,26 @@ def training_calls(model: nn.Module, batches: Batches) -> list[Call] | None:
 
 def _source(model: nn.Module, batches: Batches) -> Iterator[Call]:
     """The calls of the data, read one by one; those that a callable makes are recorded first."""
-    return iter(batches.recorded(model)) if batches.runs_model else batches.calls(model)
+    calls = iter(batches.recorded(model)) if batches.runs_model else batches.calls(model)
+    return (Call(*_trainable((call.args, call.kwargs))) for call in calls)
+
+
+def _trainable(values: Any) -> Any:
+    """Without tensors of inference mode, which gradients may not pass."""
+    return tree_map_only(Tensor, lambda x: x.clone() if x.is_inference() else x, values)
 
 
 def _sizes(model: nn.Module, call: Call) -> list[tuple[str, float]]:
-    """Modules without children in the order of their calls, with a sample's bytes of results."""
+    """Modules without children in the order of their calls, with a sample's bytes of results.
+
+    All of the call: its first dimension may be time, along which layers are called again.
+    """
     sizes: list[tuple[str, float]] = []
-    few = call.shortened(1) or call
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def measure(_module: nn.Module, _args: object, output: object) -> None:
             size = output.numel() * 4 if isinstance(output, Tensor) else 0
-            sizes.append((name, size / max(few.samples, 1)))
+            sizes.append((name, size / max(call.samples, 1)))
 
         return measure
 
@@ -128,7 +146,7 @@ def _sizes(model: nn.Module, call: Call) -> list[tuple[str, float]]:
     ]
     try:
         with torch.no_grad():
-            model(*few.args, **few.kwargs)
+            model(*call.args, **call.kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,5 +1,6 @@
 """rounding.lockstep: runs of all batches halt in order, with what rounded layers before give."""
 
+import copy
 import dataclasses
 import threading
 
@@ -228,22 +229,42 @@ def test_a_callable_that_runs_the_model_is_recorded():
     assert len(runs.codes) == 6
 
 
-def test_a_layer_called_twice_halts_once():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(6, 6)
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
 
-        def forward(self, x):
-            return self.layer(torch.relu(self.layer(x)))
+    def forward(self, x):
+        return self.head(self.layer(torch.relu(self.layer(x))))
 
-    model = model_of(Twice)
-    runs = runs_of(model, torch.randn(8, 6))
-    count = 0
+
+class UntracedTwice(Twice):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > -1e9 else x
+
+
+@pytest.mark.parametrize("blockwise", [False, True])
+@pytest.mark.parametrize("cls", [Twice, UntracedTwice])
+def test_a_layer_called_twice_halts_once_with_what_both_calls_have(cls, blockwise):
+    model, data = model_of(cls), [torch.randn(8, 6), torch.randn(5, 6)]
+    layer = copy.deepcopy(model.layer)
+    runs = runs_of(model, data, activations="dynamic", blockwise=blockwise)
+    assert not runs.plans or cls is Twice
+    seen = []
     for pause in runs:
-        count += 1
+        seen.append(pause.layers)
+        if pause.block is None and pause.layers == ("layer",):
+            first = torch.cat(data)
+            second = torch.relu(layer(first))
+            wanted = torch.cat([first, second])
+            got, targets = torch.cat(pause.inputs), torch.cat(pause.targets)
+            assert got.shape == wanted.shape
+            torch.testing.assert_close(targets, layer(torch.cat(pause.float_inputs)))
+            # The rows of both calls, in 8 bits, in some order.
+            assert torch.cdist(wanted, got).amin(1).max() < 0.05
         runs.codes |= {name: rounded(runs, name) for name in pause.layers}
-    assert count == 1
+    assert seen.count(("layer",)) + seen.count(("layer", "head")) == 1
+    assert set(runs.codes) == {"layer", "head"}
 
 
 def test_static_without_region_reads_its_own_range():

@@ -154,3 +154,36 @@ def test_layers_that_data_never_reaches_are_rounded_without():
     made = octavo.quantize(Dead().eval(), 4, data=torch.randn(32, 16), progress=False)
     assert isinstance(made.dead, QLayer)
     assert "rounded without data, which never reached them: 'dead'" in octavo.report(made).notes
+
+
+def test_inference_mode_of_the_caller_changes_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 5)
+    ).eval()  # fmt: skip
+    data, x = [torch.randn(8, 3, 8, 8) for _ in range(3)], torch.randn(2, 3, 8, 8)
+    for effort in ("balanced", "best"):
+        wanted = octavo.quantize(model, 3, data, effort=effort, progress=False)
+        with torch.inference_mode():
+            mine = [batch.clone() for batch in data]
+            got = octavo.quantize(model, 3, mine, effort=effort, progress=False)
+        assert torch.equal(got(x), wanted(x))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_calls_of_the_model_record_no_gradients(rounding):
+    recorded = set()
+
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            recorded.add(torch.is_grad_enabled())
+            return self.b(self.norm(self.a(x)))
+
+    data = [torch.randn(8, 16)]
+    octavo.quantize(Watching().eval(), 4, data, rounding=rounding, progress=False)
+    octavo.quantize(Watching(), 4, data, qat=True, progress=False)
+    assert recorded == {False}
