@@ -4,7 +4,8 @@
     python examples/table_low_bits.py --rows "resnet20 W4*" --images 1000
 
 Columns: top-1 in percent, at least what is asked for; of stories260k nats a token on the first 400
-windows, at most that; of MiniLM the mean cosine of 50 sentence embeddings to the float ones.
+windows, at most that; of MiniLM the mean cosine of 50 sentence embeddings to the float ones; of g2p
+(GRU encoder and decoder) words said right in percent.
 Needs the folder with weights and images (OCTAVO_DATA, or shared/data beside the repository).
 Calibration reads training images only; no test image takes part in any choice.
 """
@@ -49,7 +50,13 @@ class Result:
     seconds: float
 
 
-FLOAT = {"resnet20": 91.73, "mobilenet probe": 83.35, "stories260k": 1.4986, "minilm": 1.0}
+FLOAT = {
+    "resnet20": 91.73,
+    "mobilenet probe": 83.35,
+    "stories260k": 1.4986,
+    "minilm": 1.0,
+    "g2p": 63.88,
+}
 WEIGHT_ONLY = {"activations": "float", "group_size": 32}
 DYNAMIC = {"activations": "dynamic", "group_size": 64}
 AFFINE = {"symmetric": False}
@@ -76,6 +83,11 @@ ROWS = (
     Row("mobilenet probe W4 fast", "mobilenet probe", 4, 10.0, 1024, {"effort": "fast"}),
     Row("minilm W8 dynamic", "minilm", 8, 0.995, 0),
     Row("minilm W4 g64 affine dynamic", "minilm", 4, 0.97, 256, DYNAMIC | AFFINE),
+    # No outside figures: what they are today, less what 10 of 371 words differ by.
+    Row("g2p W8 dynamic", "g2p", 8, 61.2, 0),
+    Row("g2p W4 nf without data", "g2p", 4, 60.0, 0, {"grid": "nf"}),
+    Row("g2p W4 dynamic", "g2p", 4, 58.0, 256, {"activations": "dynamic"}),
+    Row("g2p W3 dynamic best", "g2p", 3, 50.0, 256, {"activations": "dynamic"} | BEST),
     Row("stories260k W8 g32", "stories260k", 8, 1.500, 0, WEIGHT_ONLY),
     Row("stories260k W4 g32", "stories260k", 4, 1.565, 128, WEIGHT_ONLY),
     Row("stories260k W3 g32", "stories260k", 3, 1.85, 128, WEIGHT_ONLY),
@@ -114,6 +126,12 @@ def measure(row: Row, data: Path, images: int = 10000, calibration: int | None =
         return Result(score, octavo.report(small).bytes, seconds)
     if row.network == "minilm":
         return measure_minilm(row, count)
+    if row.network == "g2p":
+        speller, words = networks.speller()
+        spoken = networks.own_speech(speller, count, words) if count else None
+        small, seconds = quantized(speller, row, spoken)
+        score = 100 * networks.said_right(small, words) / len(words)
+        return Result(score, octavo.report(small).bytes, seconds)
     probe = row.network != "resnet20"
     model = networks.mobilenet_probe(data) if probe else networks.resnet20(data)
     batches = None

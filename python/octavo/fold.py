@@ -66,7 +66,8 @@ def materialise(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             for tensor in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+                with torch.enable_grad():  # Else what is left would be no Parameter.
+                    parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
                 yield f"{name}.{tensor}" if name else tensor
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, (WeightNorm, SpectralNorm)):

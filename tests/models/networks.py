@@ -5,6 +5,7 @@ Used by the tests here and by examples/; imports nothing of octavo.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import warnings
@@ -333,6 +334,91 @@ def minilm() -> tuple[nn.Module, Any]:
         warnings.simplefilter("ignore")
         model = transformers.AutoModel.from_pretrained(config.parent).eval()
         return model, transformers.AutoTokenizer.from_pretrained(config.parent)
+
+
+LETTERS = ("<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz")
+_PHONEMES = (
+    "<pad> <unk> <s> </s> AA0 AA1 AA2 AE0 AE1 AE2 AH0 AH1 AH2 AO0 AO1 AO2 AW0 AW1 AW2 AY0 AY1 AY2 B CH D DH EH0 EH1 EH2 "
+    "ER0 ER1 ER2 EY0 EY1 EY2 F G HH IH0 IH1 IH2 IY0 IY1 IY2 JH K L M N NG OW0 OW1 OW2 OY0 OY1 OY2 P "
+    "R S SH T TH UH0 UH1 UH2 UW UW0 UW1 UW2 V W Y Z ZH"
+)
+PHONEMES = _PHONEMES.split()
+
+
+class Speller(nn.Module):
+    """Letters to phonemes: a GRU reads the word, a GRU cell says it (g2p-en)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters, self.phonemes = nn.Embedding(29, 256), nn.Embedding(74, 256)
+        self.encoder, self.decoder = nn.GRU(256, 256, batch_first=True), nn.GRUCell(256, 256)
+        self.head = nn.Linear(256, 74)
+
+    def forward(self, letters: Tensor, said: Tensor) -> Tensor:
+        """Logits [1, phonemes, 74] after each phoneme of ``said`` [1, phonemes], <s> the first."""
+        state = self.encoder(self.letters(letters))[1][0]
+        logits = []
+        for phoneme in self.phonemes(said).unbind(1):
+            state = self.decoder(phoneme, state)
+            logits.append(self.head(state))
+        return torch.stack(logits, 1)
+
+    @torch.no_grad()
+    def say(self, word: str) -> list[int]:
+        """The likeliest phonemes one after the other, <s> the first, </s> left out; at most 20."""
+        state, said = self.encoder(self.letters(spelled(word)))[1][0], [2]
+        while len(said) <= 20:
+            state = self.decoder(self.phonemes(torch.tensor([said[-1]])), state)
+            phoneme = int(self.head(state).argmax())
+            if PHONEMES[phoneme] == "</s>":
+                break
+            said.append(phoneme)
+        return said
+
+
+def spelled(word: str) -> Tensor:
+    """int64 [1, letters + 1]."""
+    return torch.tensor([[LETTERS.index(c) if c in LETTERS else 1 for c in word] + [2]])
+
+
+def speller() -> tuple[Speller, dict[str, set[str]]]:
+    """g2p-en's network, and English words with both of their pronunciations.
+
+    ImportError where the package is not installed; none of its code runs.
+    """
+    found = importlib.util.find_spec("g2p_en")
+    if found is None:
+        raise ImportError("g2p-en is not installed")
+    folder = Path(found.submodule_search_locations[0])
+    arrays = {name: torch.from_numpy(a) for name, a in np.load(folder / "checkpoint20.npz").items()}
+    state = {
+        "letters.weight": arrays["enc_emb"], "phonemes.weight": arrays["dec_emb"],
+        "head.weight": arrays["fc_w"], "head.bias": arrays["fc_b"],
+    }  # fmt: skip
+    for ours, theirs, end in (("encoder", "enc", "_l0"), ("decoder", "dec", "")):
+        for part in ("w_ih", "w_hh", "b_ih", "b_hh"):
+            kind = "weight" if part[0] == "w" else "bias"
+            state[f"{ours}.{kind}{part[1:]}{end}"] = arrays[f"{theirs}_{part}"]
+    model = Speller().eval()
+    model.load_state_dict(state)
+    lines = (folder / "homographs.en").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip().split("|") for line in lines if not line.startswith("#")]
+    return model, {word.lower(): {one, other} for word, one, other, _ in rows}
+
+
+def said_right(model: Speller, words: dict[str, set[str]]) -> int:
+    """Words said in one of their ways."""
+    return sum(" ".join(PHONEMES[i] for i in model.say(w)[1:]) in ways for w, ways in words.items())
+
+
+def own_speech(
+    model: Speller, count: int, without: dict[str, set[str]]
+) -> list[tuple[Tensor, ...]]:
+    """Calls to calibrate with: words of Python's documentation as the model itself says them."""
+    words = {word.strip(".,:;()").lower() for text in prose(1000) for word in text.split()}
+    words = sorted(w for w in words - without.keys() if w.isalpha() and w.isascii() and len(w) > 2)
+    random.Random(0).shuffle(words)
+    return [(spelled(word), torch.tensor([model.say(word)])) for word in words[:count]]
 
 
 def prose(count: int) -> list[str]:
