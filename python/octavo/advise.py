@@ -67,7 +67,12 @@ class Situation:
 
     @property
     def uses(self) -> float | None:
-        """Uses of a weight in a call, as data tells, or as many as texts are written at once."""
+        """Uses of a weight in a product, as data tells, or as many as texts are written at once.
+
+        A recurrent network has a product for every time, over the samples of a call.
+        """
+        if self.traits.family == "recurrent":
+            return None if self.traits.samples is None else float(self.traits.samples)
         if self.traits.uses is not None:
             return self.traits.uses
         return float(self.target.at_once) if self.traits.generates else None
@@ -75,7 +80,13 @@ class Situation:
     @property
     def products(self) -> bool:
         """Whether its work is that of linear layers outside of convolutional networks."""
-        return self.traits.family in ("transformer", "linear", "embedding")
+        return self.traits.family in ("transformer", "linear", "embedding", "recurrent")
+
+    @property
+    def often(self) -> str:
+        """How often a weight is used, in words."""
+        when = "at a time" if self.traits.family == "recurrent" else "in a call"
+        return f"each weight is used {self.uses:.3g} times {when}"
 
     @property
     def beyond_l2(self) -> bool:
@@ -173,16 +184,15 @@ RULES = (
         "many uses of a weight",
         lambda s: s.products and not s.few_uses and (s.uses or 0) >= 16 and not s.small,
         _nothing,
-        lambda s: f"each weight is used {s.uses:.3g} times in a call, so arithmetic is what takes "
-        "time: 4 bits would not be faster than 8",
+        lambda s: f"{s.often}, so arithmetic is what takes time: 4 bits would not be faster than 8",
         "examples/bench/README.md, One linear layer: 16, 4096, 4096 in 596 us at 8 bits, 637 at 4",
     ),
     Rule(
         "few uses of a weight",
         lambda s: s.few_uses,
         _packed,
-        lambda s: f"each weight is used {s.uses:.3g} times in a call and 8-bit weights exceed the "
-        "L2 cache, so products wait for weights: 4 bits bring them in half the time",
+        lambda s: f"{s.often} and 8-bit weights exceed the L2 cache, so products wait for weights: "
+        "4 bits bring them in half the time",
         "examples/bench/README.md, One linear layer: 1, 4096, 4096 in 161 us at 8 bits, 91 at 4",
     ),
     Rule(

@@ -160,6 +160,11 @@ def test_recurrent_networks_are_recognised():
     advice = octavo.advise(build("recurrent"))
     assert advice.traits.family == "recurrent" and not advice.traits.left
     assert advice.traits.share("recurrent") > 0.95 and "stays float" not in rules(advice)
+    many = octavo.advise(build("recurrent"), "server", [torch.randn(32, 5, 16)])
+    assert "each weight is used 32 times at a time" in str(many)
+    small = octavo.advise(build("recurrent"), "edge")
+    assert small.arguments["bits"] == 4 and small.arguments["grid"] == "nf"
+    small.apply(build("recurrent"))(torch.randn(2, 5, 16))
 
 
 def test_what_stays_float_is_said():
