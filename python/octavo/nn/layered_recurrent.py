@@ -137,7 +137,10 @@ class LayeredRecurrent(_Products):
             x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
             if self.training and self.dropout and level + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout, True)
-        ends = tuple(torch.stack(part) for part in zip(*last, strict=True))
+        if len(last) == 1:
+            ends = tuple(s.unsqueeze(0) for s in last[0])
+        else:
+            ends = tuple(torch.stack(part) for part in zip(*last, strict=True))
         if packed is not None:
             order = packed.unsorted_indices
             ends = ends if order is None else tuple(e.index_select(1, order) for e in ends)
@@ -327,23 +330,29 @@ def _cell_after(
 
 def _own_cell(mode: str, x: Tensor, h: Tensor, state: State) -> State:
     """`cell` without gradients: equal bits wherever it runs."""
-    next_h, next_c = ops.recurrent_cell(x.float(), h.float(), state[-1].float(), mode)
-    return tuple(s.to(x.dtype) for s in (next_h, next_c)[: len(state)])
+    full = torch.float32
+    found = ops.recurrent_cell(_as(full, x), _as(full, h), _as(full, state[-1]), mode)
+    return tuple(_as(x.dtype, s) for s in found[: len(state)])
 
 
 def _all_steps(  # noqa: PLR0917
     mode: str, gates: Tensor, hh: QLinear, state: State, batch_sizes: list[int], reverse: bool
 ) -> tuple[Tensor, State]:
     """What `over_time` gives, in one call."""
-    c = state[1].float() if mode == "LSTM" else None
+    h = _as(torch.float32, state[0])
+    c = _as(torch.float32, state[1]) if mode == "LSTM" else None
     given = hh.input_params
     params = (1.0, 0, 255) if given is None else (given.scale, given.zero_point, given.qmax)
     y, *last = ops.recurrent(
-        gates.float(), hh.current_panel(), state[0].float(), c, batch_sizes, reverse, mode,
+        _as(torch.float32, gates), hh.current_panel(), h, c, batch_sizes, reverse, mode,
         hh.activations, *params, hh.packed,
     )  # fmt: skip
-    kind = gates.dtype
-    return y.to(kind), tuple(s.to(kind) for s in last[: len(state)])
+    return _as(gates.dtype, y), tuple(_as(gates.dtype, s) for s in last[: len(state)])
+
+
+def _as(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """Of this dtype; a call that changes nothing would take part of a microsecond."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def _is_silent(hh: QLinear, gates: Tensor, state: State) -> bool:
