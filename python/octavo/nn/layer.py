@@ -335,7 +335,8 @@ class QLayer(nn.Module):
 
     def _float32(self, x: Tensor) -> Tensor:
         """``x`` as a float32 tensor on the CPU, or an error that names this layer."""
-        return ops.as_float32(x, self._where())
+        # Its name is not looked at where it is not needed: torch.compile would guard on it.
+        return x if ops.is_float32(x) else ops.as_float32(x, self._where())
 
     # ---- copies ----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The operators as typed Python functions. Only this package touches ``torch.ops.octavo``."""
 
-from octavo.ops.checks import as_float32
+from octavo.ops.checks import as_float32, is_float32
 from octavo.ops.clip_error import clip_error
 from octavo.ops.embedding_lowbit import embedding_lowbit
 from octavo.ops.fake_quantize import fake_quantize
@@ -47,6 +47,7 @@ __all__ = [
     "fake_quantize_learned_watched",
     "fake_quantize_levels",
     "histogram",
+    "is_float32",
     "linear_dynamic",
     "linear_lowbit",
     "linear_lowbit_static",

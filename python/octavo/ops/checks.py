@@ -19,6 +19,7 @@ __all__ = [
     "check_dtype",
     "check_scales",
     "check_tensor",
+    "is_float32",
     "needs_refusal",
 ]
 
@@ -53,10 +54,17 @@ def check_tensor(x: object, where: str) -> None:
     )
 
 
+def is_float32(x: object) -> bool:
+    """Whether ``x`` is a dense float32 tensor on the CPU."""
+    if not isinstance(x, Tensor) or x.dtype is not torch.float32:
+        return False
+    return x.layout is torch.strided and x.is_cpu and not x.is_nested
+
+
 def as_float32(x: object, where: str) -> Tensor:
     """``x`` as a dense float32 tensor on the CPU; other floats are converted, the rest refused."""
     if isinstance(x, Tensor):
-        if x.dtype is torch.float32 and x.layout is torch.strided and x.is_cpu and not x.is_nested:
+        if is_float32(x):
             return x
         check_tensor(x, where)
         if x.dtype in _FLOATS:
