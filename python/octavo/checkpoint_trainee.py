@@ -20,6 +20,7 @@ from octavo.plan import Plan
 from octavo.regions import RegionPlan
 from octavo.rewrite import copy_model
 from octavo.scheme import QParams
+from octavo.separate import separate
 from octavo.trainee import Training, make_trainee
 
 __all__ = ["load_trainee", "save_trainee"]
@@ -79,6 +80,7 @@ def load_trainee(
         plan = Plan.from_json(json.dumps(content["plan"]))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: expected the plan of a trainee, got {error}.") from None
+    model = separate(copy_model(model), training=True)
     there = _float_modules(model)
     wrong = sorted(
         name
@@ -99,7 +101,7 @@ def load_trainee(
     params = {key: _qparams(value, where) for key, value in content["params"].items()}
     norms = tuple((str(a), str(b)) for a, b in content["batch_norms"])
     trainee = make_trainee(
-        copy_model(model), plan, params, batch_norms=norms,
+        model, plan, params, batch_norms=norms,
         float_bytes=int(content["float_bytes"]), method=method, inplace=True,
     )  # fmt: skip
     tied = content["tied"]

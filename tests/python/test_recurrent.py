@@ -361,6 +361,18 @@ def test_training_reaches_what_is_frozen(cls, activations):
     close(frozen(data[0]), trainee(data[0]), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", [None, "lsq"])
+def test_trainees_are_saved_and_loaded(method, tmp_path):
+    model, data = tagger(nn.GRU), tokens()
+    trainee = octavo.quantize(model, 4, data, qat=True, method=method, progress=False)
+    trainee.train()(data[1])
+    trainee.eval()
+    octavo.save(trainee, tmp_path / "trainee.safetensors")
+    again = octavo.load(tmp_path / "trainee.safetensors", tagger(nn.GRU))
+    assert torch.equal(again(data[0]), trainee(data[0]))
+    assert torch.equal(octavo.freeze(again)(data[0]), octavo.freeze(trainee)(data[0]))
+
+
 def test_hooks_fire_for_every_time():
     quantized = octavo.quantize(tagger(), 8)
     x, seen = tokens(1, length=9)[0], []

@@ -434,3 +434,16 @@ def test_rounding_where_samples_are_routed_otherwise_than_in_float(options, acti
     assert sum(type(m).__name__ == "QLinear" for m in small.modules()) == 12
     with torch.no_grad():
         assert decibels(model(data[0]), small(data[0])) > 3
+
+
+def test_a_trainee_with_attention_is_saved_and_loaded(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        return nn.TransformerEncoderLayer(WIDTH, HEADS, 64, batch_first=True).eval()
+
+    x = normal(BATCH, LENGTH, WIDTH)
+    trainee = octavo.quantize(build(), 4, qat=True, progress=False).eval()
+    octavo.save(trainee, tmp_path / "trainee.safetensors")
+    again = octavo.load(tmp_path / "trainee.safetensors", build())
+    with torch.no_grad():
+        assert torch.equal(again(x), trainee(x))
