@@ -11,19 +11,17 @@ weights and more (that from plain rounding, without the sweeps: 5 % above GPTQ's
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.rounding.codes import Codes
-from octavo.rounding.gptq import solution
-from octavo.rounding.layer_problem import LayerProblem, solved
+from octavo.rounding.gptq import solution as gptq_solution
+from octavo.rounding.layer_problem import LayerProblem, solved_alone
 from octavo.rounding.learnable import descend
 from octavo.rounding.lockstep import Lockstep, Pause
-from octavo.rounding.nearest import nearest
-from octavo.rounding.quadratic import Moments, Problem
+from octavo.rounding.quadratic import Problem
 from octavo.rounding.soft import Soft, penalty
-from octavo.scheme import Scheme
 
-__all__ = ["adaround", "solve"]
+__all__ = ["adaround", "solution"]
 
 _STEPS = 400
 _RATE = 0.1
@@ -33,16 +31,13 @@ _SWEEPS = 3
 
 def adaround(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     """Codes of the layer of a pause."""
-    return solved(runs, pause, solve)
+    return solved_alone(runs, pause, solution)
 
 
-def solve(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments) -> Codes:
-    """The codes that second moments lead to."""
-    layer = LayerProblem.of(module, weight, scheme, moments)
-    if layer is None:
-        return nearest(weight, module._parameters.get("bias"), scheme)
-    problem, plain = layer.problem, layer.plain
-    start, scale = solution(layer)
+def solution(layer: LayerProblem) -> tuple[Tensor, Tensor]:
+    """Levels [G, R, K] and scales [G, R, 1 or K], in every row at least as good as GPTQ's."""
+    problem, plain, scheme = layer.problem, layer.plain, layer.plain.scheme
+    start, scale = gptq_solution(layer)
     at, u = (t.reshape(-1, start.shape[2]) for t in (start, problem.wanted / scale))
     soft = Soft.beside(at, u, scheme, plain.levels, plain.zero_point)
     before = problem.errors(start * scale)
@@ -52,7 +47,7 @@ def solve(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments) -
     for _ in range(_SWEEPS):
         levels = problem.descend(levels, scale)
     better = problem.errors(levels * scale) < before
-    return layer.codes(torch.where(better[:, :, None], levels, start), scale)
+    return torch.where(better[:, :, None], levels, start), scale
 
 
 def _learn(soft: Soft, problem: Problem, scale: Tensor, unit: Tensor) -> None:

@@ -8,16 +8,14 @@ single codes follows the pass, and scales are fitted to the codes.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.rounding.codes import Codes
-from octavo.rounding.layer_problem import LayerProblem, solved
+from octavo.rounding.layer_problem import LayerProblem, solved_alone
 from octavo.rounding.lockstep import Lockstep, Pause
-from octavo.rounding.nearest import nearest, safe_scale
-from octavo.rounding.quadratic import Moments
-from octavo.scheme import Scheme
+from octavo.rounding.nearest import safe_scale
 
-__all__ = ["gptq", "solution", "solve"]
+__all__ = ["gptq", "solution"]
 
 _RATIOS = (0.85, 0.925, 1.0, 1.075)  # Scales tried, of the one that suits plain rounding.
 _COSTLY = 1 << 17  # Weights of a layer beyond which one scale is tried.
@@ -25,15 +23,7 @@ _COSTLY = 1 << 17  # Weights of a layer beyond which one scale is tried.
 
 def gptq(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     """Codes of the layer of a pause."""
-    return solved(runs, pause, solve)
-
-
-def solve(module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments) -> Codes:
-    """The codes that second moments lead to."""
-    layer = LayerProblem.of(module, weight, scheme, moments)
-    if layer is None:
-        return nearest(weight, module._parameters.get("bias"), scheme)
-    return layer.codes(*solution(layer))
+    return solved_alone(runs, pause, solution)
 
 
 def solution(layer: LayerProblem) -> tuple[Tensor, Tensor]:

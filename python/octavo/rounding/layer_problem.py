@@ -18,7 +18,7 @@ from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments, Problem
 from octavo.scheme import Scheme
 
-__all__ = ["LayerProblem", "solved"]
+__all__ = ["LayerProblem", "Solution", "solve", "solved", "solved_alone"]
 
 _PULL = 0.05  # Of the mean diagonal: holds the least-squares weights to the float ones.
 # Positions for each input of a row from which on least squares are to be trusted. MobileNetV2 at 8
@@ -97,15 +97,36 @@ def _least_squares(weight: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
     return (weight.mT + solved).mT.float()
 
 
+#: Levels [G, R, K] and scales [G, R, 1 or K] of a layer.
+Solution = Callable[[LayerProblem], tuple[Tensor, Tensor]]
+
+
+def solve(
+    module: nn.Module, weight: Tensor, scheme: Scheme, moments: Moments, solution: Solution
+) -> Codes:
+    """The codes that second moments lead to; plainly rounded ones where there are none."""
+    layer = LayerProblem.of(module, weight, scheme, moments)
+    if layer is None:
+        return nearest(weight, module._parameters.get("bias"), scheme)
+    return layer.codes(*solution(layer))
+
+
 def solved(
     runs: Lockstep,
-    pause: Pause,
-    solve: Callable[[nn.Module, Tensor, Scheme, Moments], Codes],
-) -> dict[str, Codes]:
-    """What ``solve`` makes of the layer of a pause and its second moments."""
-    (name,) = pause.layers
+    name: str,
+    inputs: list[Tensor],
+    targets: list[Tensor],
+    solution: Solution,
+) -> Codes:
+    """The codes of a layer of runs, by its inputs and the outputs wanted of them."""
     scheme = runs.sites[name].scheme
     assert scheme is not None
     module = runs.model.get_submodule(name)
-    moments = moments_of(module, pause.inputs, pause.targets)
-    return {name: solve(module, runs.weights[name], scheme, moments)}
+    moments = moments_of(module, inputs, targets)
+    return solve(module, runs.weights[name], scheme, moments, solution)
+
+
+def solved_alone(runs: Lockstep, pause: Pause, solution: Solution) -> dict[str, Codes]:
+    """The codes of the one layer of a pause."""
+    (name,) = pause.layers
+    return {name: solved(runs, name, pause.inputs, pause.targets, solution)}

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from octavo import ops
-from octavo.rounding.adaround import solve
+from octavo.rounding.adaround import solution
 from octavo.rounding.codes import Codes
+from octavo.rounding.layer_problem import solved, solved_alone
 from octavo.rounding.learnable import Learnable, LearnableCodes, LearnableScales, descend
 from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize
-from octavo.rounding.patches import moments_of
 from octavo.rounding.units import apply_layer, walk_block
 from octavo.scheme import QParams
 from octavo.traits import is_depthwise
@@ -75,23 +75,14 @@ def _kind(runs: Lockstep, codes: dict[str, Codes]) -> type[Learnable] | None:
 def _layer_by_layer(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
     """AdaRound's codes of the layers of a pause, one after the other."""
     if pause.block is None:
-        (name,) = pause.layers
-        scheme = runs.sites[name].scheme
-        assert scheme is not None
-        module = runs.model.get_submodule(name)
-        moments = moments_of(module, pause.inputs, pause.targets)
-        return {name: solve(module, runs.weights[name], scheme, moments)}
+        return solved_alone(runs, pause, solution)
     codes: dict[str, Codes] = {}
     for name in pause.layers:
         inputs, targets = [], []
         for quantized, in_float in zip(pause.inputs, pause.float_inputs, strict=True):
             inputs.append(_seen(runs, pause, quantized, name, codes))
             targets.append(_seen(runs, pause, in_float, name, None))
-        scheme = runs.sites[name].scheme
-        assert scheme is not None
-        module = runs.model.get_submodule(name)
-        moments = moments_of(module, [x for x, _ in inputs], [y for _, y in targets])
-        codes[name] = solve(module, runs.weights[name], scheme, moments)
+        codes[name] = solved(runs, name, [x for x, _ in inputs], [y for _, y in targets], solution)
     return codes
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from octavo.grids import GRIDS, neighbours
-from octavo.rounding.adaround import solve
-from octavo.rounding.gptq import solve as gptq_solve
-from octavo.rounding.layer_problem import LayerProblem
+from octavo.rounding.adaround import solution
+from octavo.rounding.gptq import solution as gptq_solution
+from octavo.rounding.layer_problem import LayerProblem, solve
 from octavo.rounding.nearest import nearest
 from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments
@@ -40,7 +40,7 @@ def test_outputs_are_nearer_than_with_plain_rounding(name, grid):
     torch.manual_seed(1)
     module, moments = layer_and_moments(make().eval(), shape)
     scheme = Scheme(3, grid)
-    codes = solve(module, module.weight.detach(), scheme, moments)
+    codes = solve(module, module.weight.detach(), scheme, moments, solution)
     layer = LayerProblem.of(module, module.weight.detach(), scheme, moments)
     shape = layer.problem.wanted.shape
     errors = layer.problem.errors(codes.dequantize().reshape(shape))
@@ -57,7 +57,7 @@ def test_a_small_layer_is_rounded_nearly_as_well_as_can_be():
     torch.manual_seed(5)
     module, moments = layer_and_moments(nn.Linear(8, 6).eval(), (8,))
     scheme = Scheme(3)
-    codes = solve(module, module.weight.detach(), scheme, moments)
+    codes = solve(module, module.weight.detach(), scheme, moments, solution)
     problem = LayerProblem.of(module, module.weight.detach(), scheme, moments).problem
     scale = codes.scale.view(1, -1, 1)
     got = problem.errors(codes.codes.view(1, 6, 8) * scale)
@@ -74,10 +74,10 @@ def test_a_small_layer_is_rounded_nearly_as_well_as_can_be():
 
 def test_groups_and_layers_without_inputs():
     module, moments = layer_and_moments(nn.Linear(40, 6).eval(), (40,))
-    codes = solve(module, module.weight.detach(), Scheme(4, group_size=16), moments)
+    codes = solve(module, module.weight.detach(), Scheme(4, group_size=16), moments, solution)
     assert codes.scale.shape == (6, 3)
     assert torch.equal(codes.scale.bfloat16().float(), codes.scale)
-    unreached = solve(module, module.weight.detach(), Scheme(4), Moments())
+    unreached = solve(module, module.weight.detach(), Scheme(4), Moments(), solution)
     plain = nearest(module.weight.detach(), module.bias, Scheme(4))
     assert torch.equal(unreached.codes, plain.codes) and torch.equal(unreached.bias, plain.bias)
 
@@ -101,8 +101,8 @@ def test_rows_are_no_worse_than_those_of_gptq_and_most_are_better():
     weight, scheme = module.weight.detach(), Scheme(4)
     problem = LayerProblem.of(module, weight, scheme, moments).problem
     got, start = (
-        problem.errors(of(module, weight, scheme, moments).dequantize().view(1, 24, -1))
-        for of in (solve, gptq_solve)
+        problem.errors(solve(module, weight, scheme, moments, by).dequantize().view(1, 24, -1))
+        for by in (solution, gptq_solution)
     )
     assert bool((got <= start).all())
     assert float((got < start).float().mean()) > 0.5
@@ -114,6 +114,6 @@ def test_variables_come_to_their_ends(monkeypatch):
     hard = Soft.hard
     monkeypatch.setattr(Soft, "hard", lambda soft: ended.append(share(soft.v)) or hard(soft))
     module, moments = layer_and_moments(nn.Linear(64, 16).eval(), (64,))
-    solve(module, module.weight.detach(), Scheme(3), moments)
+    solve(module, module.weight.detach(), Scheme(3), moments, solution)
     (h,) = ended
     assert float(((h > 0.01) & (h < 0.99)).float().mean()) < 0.01
