@@ -110,7 +110,7 @@ class Lockstep:
         self._stack = ExitStack()
         self._pairs: list[tuple[_Run, _Run]] = []
         few_bits = any(s.scheme is not None and s.scheme.bits < 6 for s in self.sites.values())
-        self._supply = Supply.of(model, batches, few_bits)
+        self._supply = Supply.of(model, batches, names, few_bits)
         self.given = self._supply.given
         """Samples in the data."""
         self.samples = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,17 @@ class Supply:
     repeated: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, model: nn.Module, batches: Batches, few_bits: bool) -> Supply:
-        """What the data gives for a model whose weights get ``few_bits`` (below 6) or more."""
+    def of(
+        cls, model: nn.Module, batches: Batches, layers: Collection[str], few_bits: bool
+    ) -> Supply:
+        """What the data gives for a model whose ``layers`` get ``few_bits`` (below 6) or more."""
         source = _source(model, batches)
         first = next(source, None)
         if first is None:
             return cls([], 0, {}, 0.0, False)
         sizes = _sizes(model, first)
         own = _bytes(first) / max(first.samples, 1)
-        counts = Counter(name for name, _ in sizes)
+        counts = Counter(name for name, _ in sizes if name in layers)
         repeated = frozenset(name for name, count in counts.items() if count > 1)
         held = _held(sizes, own)
         if repeated:  # Runs go on to their ends there, and keep what all layers get and give.

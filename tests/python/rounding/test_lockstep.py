@@ -282,3 +282,29 @@ def test_static_without_region_reads_its_own_range():
         codes = pause.inputs[0] / p.scale
         assert torch.allclose(codes, codes.round(), atol=1e-2)
         runs.codes[name] = rounded(runs, name)
+
+
+def test_an_activation_called_twice_needs_no_more_memory():
+    """Residual networks call one ReLU again and again; only layers are kept with all their calls."""
+
+    class Shared(Residual):
+        def __init__(self):
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            x = self.relu(self.stem(x))
+            return self.head(self.relu(x + 1).mean((2, 3)))
+
+    class Apart(Shared):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.ReLU()
+
+        def forward(self, x):
+            x = self.relu(self.stem(x))
+            return self.head(self.other(x + 1).mean((2, 3)))
+
+    one, other = (runs_of(model_of(cls), X)._supply for cls in (Shared, Apart))
+    assert one.repeated == other.repeated == frozenset()
+    assert one.held["stem"] == other.held["stem"]
