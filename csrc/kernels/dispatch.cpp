@@ -171,6 +171,7 @@ struct State {
       missing[i] = missing_of(i);
       tables[i] = KernelTable{};
       if (missing[i].empty()) fill_with_parents(i, tables[i]);
+      if (tables[i].gemm.layout != PanelLayout::kAmx) tables[i].narrow = tables[i].gemm;
     }
   }
 };

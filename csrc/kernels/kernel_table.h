@@ -11,6 +11,7 @@ namespace octavo {
 
 struct KernelTable {
   GemmTable gemm;          // gemm_table.h: dense tiles, depthwise tiles, panel layout
+  GemmTable narrow;        // the same for groups of few channels (panel.h, layout_of)
   ElementTable element;    // element_table.h: quantize, min-max, elementwise, pooling
   LowbitTable lowbit;      // lowbit_table.h: packed 2..4-bit weights, group scales, look-ups
   FakeQuantizeTable fake;  // fake_quantize_table.h: fake quantization and its gradients

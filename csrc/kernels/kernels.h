@@ -175,7 +175,7 @@ struct WeightShape {
   int64_t out_channels, in_channels, groups, kernel_h, kernel_w;
   int32_t bits;
 };
-/// Bytes of the panel that pack_panel writes for the active ISA's layout.
+/// Bytes of the panel that pack_panel writes in the active ISA's layout for the shape (layout_of).
 int64_t panel_bytes(const WeightShape& shape);
 /// Packs codes, scale[out_channels] and bias[out_channels] (or nullptr) for the active ISA. panel:
 /// 64-byte aligned.

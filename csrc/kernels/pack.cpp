@@ -22,6 +22,11 @@ bool multiply(int64_t a, int64_t b, int64_t* product) {
   return !__builtin_mul_overflow(a, b, product);
 }
 
+PanelLayout active_layout(const WeightShape& shape) {
+  const int64_t groups = shape.groups > 0 ? shape.groups : 1;
+  return layout_of(active_table().gemm.layout, groups, shape.in_channels, shape.out_channels);
+}
+
 /// Everything in a header that follows from the shape and the layout. False if a size overflows.
 bool make_header(const WeightShape& shape, PanelLayout layout, PanelHeader* header) {
   PanelHeader h{};
@@ -101,13 +106,13 @@ T* section(void* panel, int64_t offset) {
 
 int64_t panel_bytes(const WeightShape& shape) {
   PanelHeader h;
-  return make_header(shape, active_table().gemm.layout, &h) ? h.total_bytes : -1;
+  return make_header(shape, active_layout(shape), &h) ? h.total_bytes : -1;
 }
 
 void pack_panel(const WeightShape& shape, const int8_t* codes, const float* scale,
                 const float* bias, void* panel) {
   PanelHeader h;
-  if (!make_header(shape, active_table().gemm.layout, &h)) return;
+  if (!make_header(shape, active_layout(shape), &h)) return;
   std::memset(panel, 0, static_cast<size_t>(h.total_bytes));
   std::memcpy(panel, &h, sizeof h);
 
@@ -153,7 +158,7 @@ PanelCheck check_panel(const void* panel, int64_t bytes) {
       h.total_bytes > bytes) {
     return PanelCheck::kMalformed;
   }
-  return layout == active_table().gemm.layout ? PanelCheck::kOk : PanelCheck::kOtherLayout;
+  return layout == active_layout(shape) ? PanelCheck::kOk : PanelCheck::kOtherLayout;
 }
 
 int64_t packed_row_bytes(int64_t per_channel, int32_t bits) { return bit_bytes(per_channel, bits); }

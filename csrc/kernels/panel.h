@@ -180,4 +180,17 @@ inline int64_t merged_blocks(PanelLayout layout, int64_t groups, int64_t group_i
   return groups;
 }
 
+/// The layout of a weight where `active` is the instruction set's: groups of few channels would
+/// fill a small part of AMX's tiles, and most of their panels would be zeros. 104 channels in 13
+/// groups, 3x3, 28 pixels: 124 KB and 151 us in tiles, 19 KB and 114 us as VNNI; 16 and more
+/// channels in blocks of 48 and more are faster in tiles.
+inline PanelLayout layout_of(PanelLayout active, int64_t groups, int64_t in_channels,
+                             int64_t out_channels) {
+  if (active != PanelLayout::kAmx || groups <= 1 || groups == in_channels) return active;
+  const int64_t group_in = in_channels / groups;
+  const int64_t blocks = merged_blocks(active, groups, group_in, out_channels / groups);
+  const bool narrow = group_in <= 16 && in_channels / blocks < 48;
+  return narrow ? PanelLayout::kVnni : active;
+}
+
 }  // namespace octavo

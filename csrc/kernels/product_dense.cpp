@@ -280,7 +280,10 @@ void run_dense(const Image& in, const ConvGeometry& g, const Panel& panel, const
     return;
   }
 
-  Dense dense{in, g, panel, e, sink, size, active_table().gemm, false, false, 1, {}};
+  const KernelTable& kernels = active_table();
+  const bool usual = panel.layout == kernels.gemm.layout;
+  const GemmTable& table = usual ? kernels.gemm : kernels.narrow;
+  Dense dense{in, g, panel, e, sink, size, table, false, false, 1, {}};
   dense.plan_runs();
   const PanelGeometry& p = panel.geometry;
   const int64_t columns = panel.header.blocks * p.panels;

@@ -7,6 +7,7 @@
 #include "dispatch.h"
 #include "kernel_table.h"
 #include "kernels.h"
+#include "panel.h"
 
 namespace octavo {
 
@@ -25,7 +26,7 @@ std::vector<int64_t> PanelChecker::gathers() const {
 }
 
 void PanelChecker::check(const std::vector<Shape>& shapes) {
-  const auto layout = static_cast<int32_t>(active_table().gemm.layout);
+  const PanelLayout layout = active_table().gemm.layout;
   for (size_t i = 0; i < program_.steps.size(); ++i) {
     const Step& step = program_.steps[i];
     if (step.panel < 0) continue;
@@ -78,7 +79,7 @@ void PanelChecker::check_gather(size_t i, const RegionPanel& panel, int64_t chan
 }
 
 void PanelChecker::check_weight(size_t i, const RegionPanel& panel, int64_t channels,
-                                int32_t layout) {
+                                PanelLayout active) {
   const Step& step = program_.steps[i];
   if (panel.type != RegionPanel::Type::kBytes ||
       panel.count < static_cast<int64_t>(sizeof(PanelHeader)) ||
@@ -87,7 +88,11 @@ void PanelChecker::check_weight(size_t i, const RegionPanel& panel, int64_t chan
   }
   const auto& header = *static_cast<const PanelHeader*>(panel.data);
   PanelHeader& known = headers_[i];
-  if (std::memcmp(&header, &known, sizeof(header)) != 0 || header.layout != layout ||
+  const auto is_current = [&] {  // of a header that is known
+    const auto layout = static_cast<PanelLayout>(header.layout);
+    return layout == layout_of(active, header.groups, header.in_channels, header.out_channels);
+  };
+  if (std::memcmp(&header, &known, sizeof(header)) != 0 || !is_current() ||
       header.total_bytes > panel.count) {
     const PanelCheck result = check_panel(panel.data, panel.count);
     if (result == PanelCheck::kOtherLayout) {

@@ -10,6 +10,7 @@ void fill_gemm(GemmTable& table);
 void fill_lowbit(LowbitTable& table);
 
 void fill(KernelTable& table) {
+  table.narrow = table.gemm;  // avx512_vnni's
   fill_gemm(table.gemm);
   fill_lowbit(table.lowbit);
 }
