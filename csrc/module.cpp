@@ -34,6 +34,11 @@ std::string missing_for(const std::string& name) {
   throw py::key_error(name);
 }
 
+bool panel_is_current(const std::string& header) {
+  if (header.size() != 128) throw py::value_error("panel_is_current: expected 128 bytes.");
+  return octavo_panel_is_current(header.data());
+}
+
 std::vector<std::vector<int64_t>> region_shapes(const std::string& program,
                                                 const std::vector<std::vector<int64_t>>& inputs,
                                                 const std::vector<int64_t>& panel_counts) {
@@ -76,6 +81,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "integer_macs", [] { return octavo_integer_macs(); },
       "Multiply-adds done in integers since the last reset.");
+  m.def("panel_is_current", &panel_is_current,
+        "Whether the active instruction set computes with a panel of this header.");
   m.def("reset_integer_macs", [] { octavo_reset_integer_macs(); });
   m.def("region_shapes", &region_shapes,
         "Shapes of a region program's results from its inputs' shapes and its panels' element "

@@ -187,6 +187,8 @@ void unpack_panel(const void* panel, int8_t* codes);
 /// layout.
 enum class PanelCheck { kOk, kMalformed, kOtherLayout };
 PanelCheck check_panel(const void* panel, int64_t bytes);
+/// Whether the active ISA computes with a well-formed panel, of which only the header is read.
+bool panel_is_current(const PanelHeader& header);
 
 /// Canonical bit stream: LSB-first, each output channel starts at a byte. bits 2..8, signed codes
 /// two's complement.

@@ -22,9 +22,11 @@ bool multiply(int64_t a, int64_t b, int64_t* product) {
   return !__builtin_mul_overflow(a, b, product);
 }
 
+PanelLayout active_layout(int64_t groups, int64_t in_channels, int64_t out_channels) {
+  return layout_of(active_table().gemm.layout, groups, in_channels, out_channels);
+}
 PanelLayout active_layout(const WeightShape& shape) {
-  const int64_t groups = shape.groups > 0 ? shape.groups : 1;
-  return layout_of(active_table().gemm.layout, groups, shape.in_channels, shape.out_channels);
+  return active_layout(shape.groups, shape.in_channels, shape.out_channels);
 }
 
 /// Everything in a header that follows from the shape and the layout. False if a size overflows.
@@ -158,7 +160,11 @@ PanelCheck check_panel(const void* panel, int64_t bytes) {
       h.total_bytes > bytes) {
     return PanelCheck::kMalformed;
   }
-  return layout == active_layout(shape) ? PanelCheck::kOk : PanelCheck::kOtherLayout;
+  return panel_is_current(h) ? PanelCheck::kOk : PanelCheck::kOtherLayout;
+}
+
+bool panel_is_current(const PanelHeader& h) {
+  return h.layout == static_cast<int32_t>(active_layout(h.groups, h.in_channels, h.out_channels));
 }
 
 int64_t packed_row_bytes(int64_t per_channel, int32_t bits) { return bit_bytes(per_channel, bits); }

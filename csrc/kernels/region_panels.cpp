@@ -4,10 +4,7 @@
 
 #include <cstring>
 
-#include "dispatch.h"
-#include "kernel_table.h"
 #include "kernels.h"
-#include "panel.h"
 
 namespace octavo {
 
@@ -26,7 +23,6 @@ std::vector<int64_t> PanelChecker::gathers() const {
 }
 
 void PanelChecker::check(const std::vector<Shape>& shapes) {
-  const PanelLayout layout = active_table().gemm.layout;
   for (size_t i = 0; i < program_.steps.size(); ++i) {
     const Step& step = program_.steps[i];
     if (step.panel < 0) continue;
@@ -46,7 +42,7 @@ void PanelChecker::check(const std::vector<Shape>& shapes) {
         check_gather(i, panel, channels);
         break;
       default:
-        check_weight(i, panel, channels, layout);
+        check_weight(i, panel, channels);
         break;
     }
   }
@@ -78,8 +74,7 @@ void PanelChecker::check_gather(size_t i, const RegionPanel& panel, int64_t chan
   }
 }
 
-void PanelChecker::check_weight(size_t i, const RegionPanel& panel, int64_t channels,
-                                PanelLayout active) {
+void PanelChecker::check_weight(size_t i, const RegionPanel& panel, int64_t channels) {
   const Step& step = program_.steps[i];
   if (panel.type != RegionPanel::Type::kBytes ||
       panel.count < static_cast<int64_t>(sizeof(PanelHeader)) ||
@@ -88,11 +83,7 @@ void PanelChecker::check_weight(size_t i, const RegionPanel& panel, int64_t chan
   }
   const auto& header = *static_cast<const PanelHeader*>(panel.data);
   PanelHeader& known = headers_[i];
-  const auto is_current = [&] {  // of a header that is known
-    const auto layout = static_cast<PanelLayout>(header.layout);
-    return layout == layout_of(active, header.groups, header.in_channels, header.out_channels);
-  };
-  if (std::memcmp(&header, &known, sizeof(header)) != 0 || !is_current() ||
+  if (std::memcmp(&header, &known, sizeof(header)) != 0 || !panel_is_current(header) ||
       header.total_bytes > panel.count) {
     const PanelCheck result = check_panel(panel.data, panel.count);
     if (result == PanelCheck::kOtherLayout) {

@@ -29,7 +29,7 @@ class PanelChecker {
   const RegionPanel& panel_of(size_t i) const;
   void check_table(size_t i, const RegionPanel& panel, RegionPanel::Type type, int64_t count) const;
   void check_gather(size_t i, const RegionPanel& panel, int64_t channels) const;
-  void check_weight(size_t i, const RegionPanel& panel, int64_t channels, PanelLayout active);
+  void check_weight(size_t i, const RegionPanel& panel, int64_t channels);
 
   const Program& program_;
   const std::vector<RegionPanel>& panels_;

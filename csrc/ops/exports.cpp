@@ -1,6 +1,7 @@
 // The C functions of exports.h: they pass on to kernels/dispatch.h, kernels.h and parallel.h.
 #include "exports.h"
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,12 @@ int octavo_set_isa(const char* name) { return static_cast<int>(octavo::set_isa(n
 
 int octavo_set_isa_from_environment() {
   return static_cast<int>(octavo::set_isa_from_environment());
+}
+
+bool octavo_panel_is_current(const void* header) {
+  octavo::PanelHeader h;
+  std::memcpy(&h, header, sizeof h);
+  return octavo::panel_is_current(h);
 }
 
 int64_t octavo_integer_macs() { return octavo::integer_macs(); }

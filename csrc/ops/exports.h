@@ -16,6 +16,8 @@ OCTAVO_EXPORT const char* octavo_active_isa();
 OCTAVO_EXPORT int octavo_set_isa(const char* name);
 /// Obeys OCTAVO_ISA; the same results.
 OCTAVO_EXPORT int octavo_set_isa_from_environment();
+/// Whether the active ISA computes with a panel that begins with these 128 bytes.
+OCTAVO_EXPORT bool octavo_panel_is_current(const void* header);
 OCTAVO_EXPORT int64_t octavo_integer_macs();
 OCTAVO_EXPORT void octavo_reset_integer_macs();
 /// Threads that a kernel called from here would use.

@@ -181,5 +181,14 @@ TEST(PackBits, StreamIsLeastSignificantBitFirst) {
   EXPECT_EQ(packed_row_bytes(6, 3), 3);
 }
 
+TEST_P(Pack, GroupsOfFewChannelsAreNoLargerThanInVnniForm) {
+  // 13 groups of 8 to 8 channels: nine runs of 8 codes for 16 columns each, and 3 x 416 + 128
+  // bytes.
+  EXPECT_LE(panel_bytes({104, 104, 13, 3, 3, 8}), 13 * 9 * 8 * 16 + 3 * 448 + 128);
+  // Wide groups keep the instruction set's own form: tiles of 64 inputs.
+  const int64_t wide = panel_bytes({128, 128, 2, 3, 3, 8});
+  EXPECT_LE(wide, 2 * 9 * 64 * 64 + 3 * 512 + 128);
+}
+
 }  // namespace
 }  // namespace octavo::testing

@@ -12,9 +12,7 @@ from octavo.ops import checks
 
 __all__ = ["pack_bits", "pack_weight", "panel_is_current", "unpack_bits", "unpack_weight"]
 
-_LAYOUT = slice(4, 8)  # Bytes of the panel's header that tell its layout (csrc/kernels/types.h).
-
-_layout_of_isa: dict[str, bytes] = {}
+_HEADER = 128  # Bytes before a panel's weights (csrc/kernels/types.h).
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
@@ -119,13 +117,7 @@ def active_isa() -> str:
 
 def panel_is_current(panel: Tensor) -> bool:
     """Whether the active instruction set can compute with ``panel``."""
-    isa = _C.isa()
-    layout = _layout_of_isa.get(isa)
-    if layout is None:
-        one = torch.ones(1)
-        probe = torch.ops.octavo.pack_weight(one.view(1, 1).to(torch.int8), one, None, 1, 8)
-        layout = _layout_of_isa[isa] = bytes(probe[_LAYOUT].tolist())
-    return bytes(panel[_LAYOUT].tolist()) == layout
+    return _C.panel_is_current(bytes(panel[:_HEADER].tolist()))
 
 
 def _check_rank(codes: Tensor, where: str) -> None:
