@@ -71,6 +71,22 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     octavo.set_isa(before)
 
 
+def isas_and_thread_counts() -> Iterator[None]:
+    """Every instruction set of this machine with one and two threads, one after the other."""
+    import octavo
+
+    before, threads = octavo.isa(), torch.get_num_threads()
+    try:
+        for name in _isas():
+            octavo.set_isa(name)
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                yield
+    finally:
+        octavo.set_isa(before)
+        torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def full() -> bool:
     """True when the long sizes were asked for."""

@@ -5,6 +5,7 @@
 #include "dispatch.h"
 #include "kernel_table.h"
 #include "product.h"
+#include "quantize_rule.h"
 
 namespace octavo {
 namespace {
@@ -32,18 +33,8 @@ QuantizedRows quantize_rows(const float* x, int64_t rows, int64_t k, int64_t ldx
   q.scale = reinterpret_cast<float*>(params.get(rows * 8));
   q.zero_point = reinterpret_cast<int32_t*>(q.scale + rows);
   for (int64_t i = 0; i < rows; ++i) {
-    QuantParams p;
-    if (fixed != nullptr) {
-      p = *fixed;
-    } else {
-      float min = 0.0f, max = 0.0f;  // every range holds 0
-      table.range_f32(x + i * ldx, k, &min, &max);
-      p = params_of_range(min, max, 255);
-    }
-    const auto zero = static_cast<float>(p.zero_point);
-    const QuantizeRule rule{1.0f / p.scale, -zero, static_cast<float>(p.max_code) - zero,
-                            p.zero_point};
-    table.quantize_f32_u8(x + i * ldx, k, rule, q.codes + i * q.pitch);
+    const QuantParams p = row_params(table, x + i * ldx, k, fixed);
+    table.quantize_f32_u8(x + i * ldx, k, rule_of(p), q.codes + i * q.pitch);
     q.scale[i] = p.scale;
     q.zero_point[i] = p.zero_point;
   }

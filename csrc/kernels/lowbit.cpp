@@ -9,6 +9,7 @@
 #include "kernel_table.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "quantize_rule.h"
 #include "scratch.h"
 
 namespace octavo {
@@ -127,17 +128,8 @@ Rows quantize_rows(const float* x, int64_t count, int64_t ldx, const QuantParams
   for (int64_t i = 0; i < count; ++i) {
     const float* row = x + i * ldx;
     uint8_t* codes = rows.codes + i * rows.pitch;
-    QuantParams p;
-    if (fixed != nullptr) {
-      p = *fixed;
-    } else {
-      float min = 0.0f, max = 0.0f;  // every range holds 0
-      table.element.range_f32(row, k, &min, &max);
-      p = params_of_range(min, max, 255);
-    }
-    const auto zero = static_cast<float>(p.zero_point);
-    const QuantizeRule rule{1.0f / p.scale, -zero, static_cast<float>(p.max_code) - zero,
-                            p.zero_point};
+    const QuantParams p = row_params(table.element, row, k, fixed);
+    const QuantizeRule rule = rule_of(p);
     if (!gaps) table.element.quantize_f32_u8(row, k, rule, codes);
     for (int64_t j = 0; j < groups; ++j) {
       const int64_t inputs = group_inputs(w.header, j);

@@ -12,6 +12,7 @@
 #include "kernel_table.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "quantize_rule.h"
 
 namespace octavo {
 namespace {
@@ -20,12 +21,6 @@ namespace {
 constexpr int64_t kGrain = int64_t{1} << 18;
 // Runs are cut at multiples of this, so that threads share no cache line of codes.
 constexpr int64_t kBlock = 4096;
-
-// Formed inside a parallel range, where the rounding mode is the default one.
-QuantizeRule rule_of(const QuantParams& p) {
-  return {1.0f / p.scale, static_cast<float>(-p.zero_point),
-          static_cast<float>(p.max_code - p.zero_point), p.zero_point};
-}
 
 template <class F>
 void for_each_block(int64_t count, F&& f) {

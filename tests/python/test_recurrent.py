@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 import octavo
+from conftest import isas_and_thread_counts
 from octavo import ops
 from octavo.nn import QLinear, float_reasons
 from octavo.nn.layered_recurrent import LayeredLSTM
@@ -474,17 +475,7 @@ def test_a_step_is_that_of_torch(isa, mode):
 def test_every_isa_and_thread_count_has_the_same_bits():
     network = octavo.quantize(drawn(nn.LSTM(64, 128, num_layers=2, bidirectional=True)), 8)
     x = normal(5, 40, 64)
-    before, threads = octavo.isa(), torch.get_num_threads()
-    found = []
-    try:
-        for isa in octavo.isas():
-            octavo.set_isa(isa)
-            for count in (1, 2):
-                torch.set_num_threads(count)
-                found.append(network(x)[0])
-    finally:
-        octavo.set_isa(before)
-        torch.set_num_threads(threads)
+    found = [network(x)[0] for _ in isas_and_thread_counts()]
     assert all(torch.equal(y, found[0]) for y in found)
 
 

@@ -1,22 +1,14 @@
-// The error of weights rounded with one scale, in vectors of OCTAVO_VECTOR_BYTES, which each
-// instruction set defines before it includes this file in its clip_error.cpp, compiled with its own
-// flags (unnamed namespace). No operation is contracted, and sums have sixteen parts whatever the
-// vectors are, so all have equal bits.
+// The error of weights rounded with one scale, included by each instruction set's clip_error.cpp
+// (vectors.h). No operation is contracted, and sums have sixteen parts whatever the vectors are, so
+// all have equal bits.
 #pragma once
 
-#include "../kernel_table.h"
+#include "vectors.h"
 
 namespace octavo {
 namespace {
 
-#define OCTAVO_INLINE inline __attribute__((always_inline))
-
-using Floats = float __attribute__((vector_size(OCTAVO_VECTOR_BYTES)));
-using Words = int32_t __attribute__((vector_size(OCTAVO_VECTOR_BYTES)));
-constexpr int64_t kLanes = OCTAVO_VECTOR_BYTES / 4, kParts = 16 / kLanes;
-
-/// Rounds to the nearest integer, halves to even: |x| < 2^22.
-OCTAVO_INLINE void round_to_even(Floats& x) { x = (x + 12582912.0f) - 12582912.0f; }
+constexpr int64_t kParts = 16 / kLanes;
 
 /// x^2.4 for x >= 0, within 1e-6 of it; below 2^-40 that of 2^-40.
 OCTAVO_INLINE void raise(Floats& x) {

@@ -1,23 +1,17 @@
-// One step of a recurrent network for one sequence, in vectors of OCTAVO_VECTOR_BYTES, which each
-// instruction set defines before it includes this file in its recurrent_cell.cpp, compiled with its
-// own flags (unnamed namespace). No operation is contracted, so all have equal bits.
+// One step of a recurrent network for one sequence, included by each instruction set's
+// recurrent_cell.cpp (vectors.h). No operation is contracted, so all have equal bits.
 #pragma once
 
-#include "../kernel_table.h"
+#include "vectors.h"
 
 namespace octavo {
 namespace {
 
-#define OCTAVO_INLINE inline __attribute__((always_inline))
-
-using Floats = float __attribute__((vector_size(OCTAVO_VECTOR_BYTES)));
-using Words = int32_t __attribute__((vector_size(OCTAVO_VECTOR_BYTES)));
-constexpr int64_t kLanes = OCTAVO_VECTOR_BYTES / 4;
-
 /// e^x, within 2 units in the last place, for x in [-87, 87]; NaN stays NaN.
 OCTAVO_INLINE void exponential(Floats& x) {
   // x = n ln 2 + z with |z| <= ln 2 / 2; ln 2 in two parts, of which n times the first is exact.
-  const Floats n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  Floats n = x * 1.44269504f;
+  round_to_even(n);
   const Floats z = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Floats power = z * (1.0f / 5040) + 1.0f / 720;
   power = power * z + 1.0f / 120;

@@ -12,6 +12,10 @@ from octavo.ops import checks
 
 __all__ = ["recurrent", "recurrent_cell"]
 
+# Bound once: looked up anew in every call, it took part of a microsecond.
+_operator = torch.ops.octavo.recurrent.default
+_cell_operator = torch.ops.octavo.recurrent_cell.default
+
 
 def recurrent(  # noqa: PLR0917 (the operator's own order)
     gates: Tensor,
@@ -82,12 +86,12 @@ def recurrent_cell(x: Tensor, h: Tensor, state: Tensor, mode: str) -> tuple[Tens
     if checks.needs_refusal((x, h, state)):
         result = _RefusingCell.apply(x, h, state, mode)  # type: ignore[no-untyped-call]
     else:
-        result = torch.ops.octavo.recurrent_cell(x, h, state, mode)
+        result = _cell_operator(x, h, state, mode)
     return result
 
 
 def _call(gates: Tensor, h: Tensor, c: Tensor | None, weight: Tensor, *options: Any) -> Any:
-    return torch.ops.octavo.recurrent(gates, weight, h, c, *options)
+    return _operator(gates, weight, h, c, *options)
 
 
 @checks.register_fake("octavo::recurrent")
@@ -123,7 +127,7 @@ class _RefusingCell(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, h: Tensor, state: Tensor, mode: str) -> Any:
-        return torch.ops.octavo.recurrent_cell(x, h, state, mode)
+        return _cell_operator(x, h, state, mode)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

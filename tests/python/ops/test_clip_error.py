@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import octavo
+from conftest import isas_and_thread_counts
 from octavo import ops
 
 
@@ -48,19 +48,11 @@ def test_what_is_hit_costs_nothing(isa: str) -> None:
 
 def test_every_isa_and_thread_count_has_the_same_bits() -> None:
     arguments = drawn(65, 700, 11)
-    before, threads = octavo.isa(), torch.get_num_threads()
     found = []
-    try:
-        for isa in octavo.isas():
-            octavo.set_isa(isa)
-            for count in (1, 2):
-                torch.set_num_threads(count)
-                found.append(ops.clip_error(*arguments))
-                turned = [a.t().contiguous().t() if a.dim() == 2 else a for a in arguments]
-                found.append(ops.clip_error(*turned))
-    finally:
-        octavo.set_isa(before)
-        torch.set_num_threads(threads)
+    for _ in isas_and_thread_counts():
+        found.append(ops.clip_error(*arguments))
+        turned = [a.t().contiguous().t() if a.dim() == 2 else a for a in arguments]
+        found.append(ops.clip_error(*turned))
     assert all(torch.equal(one, found[0]) for one in found)
 
 
