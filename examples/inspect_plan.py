@@ -17,8 +17,8 @@ import octavo
 from octavo.batches import Batches
 from octavo.capture import capture
 from octavo.fold import fold
+from octavo.nn.surgery import copy_model
 from octavo.plan import plan
-from octavo.rewrite import copy_model
 from octavo.scheme import Scheme
 
 

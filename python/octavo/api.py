@@ -20,10 +20,11 @@ from octavo.errors import describe
 from octavo.fold import fold
 from octavo.measure import tensor_bytes
 from octavo.nn.layer import QLayer
+from octavo.nn.surgery import copy_model
 from octavo.plan import FlowPlan, Plan
 from octavo.record import Record, attach, layer_records
-from octavo.rewrite import copy_model, rewrite
 from octavo.rewrite import dequantize as _dequantize
+from octavo.rewrite import rewrite
 from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
 from octavo.scheme import QParams
 from octavo.search import Search

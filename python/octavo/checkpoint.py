@@ -29,8 +29,9 @@ from octavo.nn.layer import QLayer
 from octavo.nn.program import parse
 from octavo.nn.region import Region, captured_forward
 from octavo.nn.registry import quantized_class
+from octavo.nn.surgery import copy_model
 from octavo.record import Record, attach, record_of
-from octavo.rewrite import copy_model, install
+from octavo.rewrite import install
 from octavo.scheme import Activations, QParams
 from octavo.separate import is_separable, separate
 from octavo.trainee import training_of

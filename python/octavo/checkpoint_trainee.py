@@ -16,9 +16,9 @@ from octavo.flow import Step
 from octavo.functions import FUNCTIONS
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
+from octavo.nn.surgery import copy_model
 from octavo.plan import Plan
 from octavo.regions import RegionPlan
-from octavo.rewrite import copy_model
 from octavo.scheme import QParams
 from octavo.separate import separate
 from octavo.trainee import Training, make_trainee

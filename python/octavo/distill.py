@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.errors import describe
-from octavo.rewrite import copy_model
+from octavo.nn.surgery import copy_model
 
 __all__ = ["DistillationLoss"]
 

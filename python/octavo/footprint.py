@@ -18,9 +18,10 @@ from octavo.fold import fold
 from octavo.grids import GRIDS, TABLE_CHANNELS
 from octavo.measure import tensor_bytes
 from octavo.nn.registry import canonical_weight
+from octavo.nn.surgery import copy_model
 from octavo.plan import Plan, SitePlan
 from octavo.report import resident_bytes
-from octavo.rewrite import copy_model, rewrite
+from octavo.rewrite import rewrite
 from octavo.rounding import Codes
 from octavo.scheme import QParams
 

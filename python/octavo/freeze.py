@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from octavo.errors import describe
 from octavo.fold import affine_of, fold_pair, materialise
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
+from octavo.nn.surgery import copy_model
 from octavo.nn.training import Store, TrainedForward, trained_forward, trained_layer
 from octavo.plan import Plan, SitePlan
 from octavo.record import Record, attach, layer_records
 from octavo.regions import RegionPlan
-from octavo.rewrite import copy_model, rewrite
+from octavo.rewrite import rewrite
 from octavo.rounding import Codes
 from octavo.scheme import QParams
 from octavo.trainee import Training, forget, training_of

@@ -21,9 +21,9 @@ from octavo.checks import check_model
 from octavo.errors import describe
 from octavo.grids import GRIDS
 from octavo.measure import tensor_bytes
+from octavo.nn.surgery import copy_model
 from octavo.plot.front import plot_front
 from octavo.report import align, resident_bytes
-from octavo.rewrite import copy_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,8 +18,8 @@ from octavo.capture import capture
 from octavo.checks import check_model
 from octavo.fold import fold
 from octavo.nn.registry import quantized_class
+from octavo.nn.surgery import copy_model
 from octavo.plot.sensitivity import plot_sensitivity
-from octavo.rewrite import copy_model
 from octavo.rounding.nearest import nearest
 from octavo.scheme import Scheme, default_group_size
 

@@ -21,9 +21,9 @@ from octavo.fold import fold
 from octavo.measure import bytes_of, decibels
 from octavo.nn.layer import QLayer
 from octavo.nn.region import captured_forward
+from octavo.nn.surgery import copy_model
 from octavo.plot.report import plot_report
 from octavo.record import LayerRecord, Record, record_of
-from octavo.rewrite import copy_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

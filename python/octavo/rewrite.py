@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from octavo.flow import Flow, Step
 from octavo.lower import lower
 from octavo.nn.layer import QLayer
 from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.registry import quantized_class
+from octavo.nn.surgery import copy_model, replace_modules
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.rounding import Codes
 from octavo.scheme import QParams
 from octavo.separate import rejoin
 
-__all__ = ["copy_model", "dequantize", "install", "replace_modules", "rewrite"]
+__all__ = ["dequantize", "install", "rewrite"]
 
 
 def rewrite(
@@ -167,82 +164,6 @@ def install(root: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> No
     runtime = CapturedForward(module, flow, items)
     module.__dict__["forward"] = runtime
     runtime.prepare()
-
-
-# What a layer that replaces another has to itself: the rest it shares with the model it came from.
-_OWN = frozenset({"_parameters", "panel", "_prepared", "input_params", "float_class"})
-
-
-# ---- copies --------------------------------------------------------------------------------------
-
-
-def copy_model(
-    model: nn.Module,
-    replaced: Mapping[int, nn.Module] | None = None,
-    shared: Iterable[Tensor] = (),
-) -> nn.Module:
-    """A deep copy; tensors that are no leaves become clones, hook callables stay the same objects.
-
-    Args:
-        model: any module.
-        replaced: id of a module to the module that stands for it, wherever it is referred to.
-        shared: tensors that the copy has in common with ``model``.
-    """
-    memo: dict[int, Any] = dict(replaced or {})
-    memo.update((id(parameter), parameter) for parameter in shared)
-    kept: list[Any] = []  # memo holds ids: what they belong to must live as long.
-    for module in model.modules():
-        for name, table in module.__dict__.items():
-            if "hooks" in name and isinstance(table, dict):
-                for hook in table.values():
-                    memo[id(hook)] = hook
-            elif not name.startswith("_"):
-                _clone_non_leaves(table, memo, kept)
-        for tensors in (module._parameters, module._buffers):
-            _clone_non_leaves(tensors, memo, kept)
-    # A layer that replaces another one took over its hook tables: the copy needs tables of its own.
-    result: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)
-    for layer in (replaced or {}).values():
-        for name, value in layer.__dict__.items():
-            if name not in _OWN:
-                layer.__dict__[name] = copy.deepcopy(value, memo)
-    for module in result.modules():
-        if parametrize.is_parametrized(module):
-            # Its class was made for one module, and removing the parametrization changes the class.
-            own = {
-                k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")
-            }
-            module.__class__ = type(type(module).__name__, type(module).__bases__, own)
-    return result
-
-
-def _clone_non_leaves(value: Any, memo: dict[int, Any], kept: list[Any], depth: int = 0) -> None:
-    if isinstance(value, Tensor):
-        if not value.is_leaf and id(value) not in memo:
-            with torch.no_grad():
-                memo[id(value)] = value.detach().clone()
-            kept.append(value)
-    elif isinstance(value, (list, tuple)) and depth < 4:
-        for item in value:
-            _clone_non_leaves(item, memo, kept, depth + 1)
-    elif isinstance(value, dict) and depth < 4:
-        for item in value.values():
-            _clone_non_leaves(item, memo, kept, depth + 1)
-
-
-def replace_modules(model: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
-    """``model`` itself with modules replaced wherever it has them as children."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is not None and id(child) in replaced:
-                parent._modules[name] = replaced[id(child)]
-    if id(model) in replaced:
-        # The root is the layer: the object that the caller holds becomes the new layer.
-        layer = replaced[id(model)]
-        model.__dict__.clear()
-        model.__class__ = type(layer)
-        model.__dict__.update(layer.__dict__)
-    return model
 
 
 def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:

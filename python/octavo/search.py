@@ -9,8 +9,8 @@ from dataclasses import replace
 from torch import nn
 
 from octavo.mixed import Sensitivity, sensitivity
+from octavo.nn.surgery import copy_model
 from octavo.record import attach, record_of
-from octavo.rewrite import copy_model
 
 __all__ = ["Search"]
 

@@ -15,9 +15,9 @@ from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight, Monitor, d
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
+from octavo.nn.surgery import copy_model
 from octavo.nn.training import Compute, Store, TrainedForward, TrainedLayer
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
-from octavo.rewrite import copy_model
 from octavo.rounding import nearest
 from octavo.scheme import QParams
 from octavo.separate import separate

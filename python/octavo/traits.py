@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from octavo.batches import Batches, Call
 from octavo.nn.registry import float_reasons
-from octavo.rewrite import copy_model
+from octavo.nn.surgery import copy_model
 from octavo.separate import is_separable, separate
 
 __all__ = ["Left", "Traits", "is_depthwise", "traits"]

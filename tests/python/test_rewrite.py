@@ -13,8 +13,9 @@ from torch import nn
 
 from octavo.nn import QConv2d, QLayer, QLinear
 from octavo.nn.region import captured_forward
+from octavo.nn.surgery import copy_model
 from octavo.plan import Plan, SitePlan
-from octavo.rewrite import copy_model, dequantize, install, rewrite
+from octavo.rewrite import dequantize, install, rewrite
 from octavo.rounding import nearest
 from octavo.scheme import QParams, Scheme
 

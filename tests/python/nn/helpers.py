@@ -11,8 +11,9 @@ from octavo.calibrate import calibrate
 from octavo.capture import capture
 from octavo.fold import fold
 from octavo.nn import QLayer, canonical_weight, quantized_class
+from octavo.nn.surgery import copy_model
 from octavo.plan import plan
-from octavo.rewrite import copy_model, rewrite
+from octavo.rewrite import rewrite
 from octavo.rounding import nearest
 from octavo.scheme import QParams, Scheme
 
