@@ -14,6 +14,7 @@ from octavo import checks
 from octavo.batches import Batches
 from octavo.calibrate import calibrate, without_unreached
 from octavo.capture import capture
+from octavo.codes import Codes
 from octavo.decide import decide
 from octavo.equalize import equalize
 from octavo.errors import describe
@@ -25,7 +26,7 @@ from octavo.plan import FlowPlan, Plan
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rewrite import rewrite
-from octavo.rounding import METHODS, Codes, choose, correct_bias, round_model
+from octavo.rounding import METHODS, choose, correct_bias, round_model
 from octavo.scheme import QParams
 from octavo.search import Search
 from octavo.smooth import smooth

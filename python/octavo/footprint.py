@@ -13,6 +13,7 @@ from octavo.calibrate import Calibration, region_keys, without_unreached
 from octavo.capture import capture
 from octavo.checkpoint import stored_bytes
 from octavo.checks import check_widths
+from octavo.codes import Codes
 from octavo.decide import decide
 from octavo.fold import fold
 from octavo.grids import GRIDS, TABLE_CHANNELS
@@ -22,7 +23,6 @@ from octavo.nn.surgery import copy_model
 from octavo.plan import Plan, SitePlan
 from octavo.report import resident_bytes
 from octavo.rewrite import rewrite
-from octavo.rounding import Codes
 from octavo.scheme import QParams
 
 __all__ = ["Footprint", "footprint"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from octavo.codes import Codes
 from octavo.errors import describe
 from octavo.fold import affine_of, fold_pair, materialise
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
@@ -17,7 +18,6 @@ from octavo.plan import Plan, SitePlan
 from octavo.record import Record, attach, layer_records
 from octavo.regions import RegionPlan
 from octavo.rewrite import rewrite
-from octavo.rounding import Codes
 from octavo.scheme import QParams
 from octavo.trainee import Training, forget, training_of
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from octavo.codes import Codes
 from octavo.measure import bytes_of, sqnr
 from octavo.nn.registry import canonical_weight
 from octavo.plan import Plan
-from octavo.rounding.codes import Codes
 
 __all__ = ["LayerRecord", "Record", "attach", "layer_records", "record_of"]
 

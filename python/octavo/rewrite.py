@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from octavo.codes import Codes
 from octavo.flow import Flow, Step
 from octavo.lower import lower
 from octavo.nn.layer import QLayer
@@ -13,7 +14,6 @@ from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model, replace_modules
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
-from octavo.rounding import Codes
 from octavo.scheme import QParams
 from octavo.separate import rejoin
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from octavo.codes import Codes
 from octavo.errors import describe
 from octavo.grids import GRIDS, TABLE_CHANNELS
 from octavo.measure import sqnr
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
 from octavo.plot.figure import COLOURS, new_figure, plain
-from octavo.rounding.codes import Codes
 from octavo.rounding.nearest import nearest
 from octavo.scheme import Scheme
 

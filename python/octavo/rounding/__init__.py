@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from octavo.rounding.adaround import adaround
 from octavo.rounding.bias import correct_bias
-from octavo.rounding.codes import Codes
 from octavo.rounding.gptq import gptq
 from octavo.rounding.hqq import hqq
 from octavo.rounding.method import Method
@@ -13,7 +12,7 @@ from octavo.rounding.qdrop import qdrop
 from octavo.rounding.run import choose, round_model
 from octavo.rounding.squant import squant
 
-__all__ = ["METHODS", "Codes", "Method", "choose", "correct_bias", "nearest", "round_model"]
+__all__ = ["METHODS", "Method", "choose", "correct_bias", "nearest", "round_model"]
 
 METHODS: dict[str, Method] = {
     method.name: method

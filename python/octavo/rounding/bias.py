@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from octavo.batches import Batches
+from octavo.codes import Codes
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.measure import decibels
 from octavo.plan import FlowPlan, Plan, RegionPlan
 from octavo.replay import replayed
-from octavo.rounding.codes import Codes
 from octavo.rounding.lockstep import fake_quantize
 from octavo.rounding.units import apply_layer, last_uses
 from octavo.scheme import QParams

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo.codes import Codes
 from octavo.grids import Snap
 from octavo.ranges import MIN_SCALE
-from octavo.rounding.codes import Codes
 from octavo.rounding.nearest import nearest, safe_scale
 from octavo.scheme import Scheme
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from octavo.rounding.codes import Codes
+from octavo.codes import Codes
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.nearest import nearest
 from octavo.rounding.patches import moments_of

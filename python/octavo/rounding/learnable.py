@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from octavo.codes import Codes
 from octavo.grids import spread
-from octavo.rounding.codes import Codes
 from octavo.rounding.nearest import safe_scale
 from octavo.rounding.soft import Soft, penalty
 

@@ -24,12 +24,12 @@ from torch.overrides import TorchFunctionMode
 
 from octavo import ops
 from octavo.batches import Batches, Call
+from octavo.codes import Codes
 from octavo.flow import Flow
 from octavo.nn.layered_experts import LayeredExperts
 from octavo.nn.registry import canonical_weight
 from octavo.plan import FlowPlan, Plan, SitePlan
 from octavo.replay import replayed
-from octavo.rounding.codes import Codes
 from octavo.rounding.supply import Supply
 from octavo.rounding.units import Block, apply_layer, blocks_of, finish, keys_of, walk_block
 from octavo.scheme import QParams

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from octavo.rounding.codes import Codes
+from octavo.codes import Codes
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.scheme import Scheme
 

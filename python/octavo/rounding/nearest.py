@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo.codes import Codes
 from octavo.grids import Snap, largest_level, levels_of, spread
 from octavo.ops.clip_error import clip_error
 from octavo.ranges import MIN_SCALE
-from octavo.rounding.codes import Codes
 from octavo.scheme import Scheme
 
 __all__ = ["nearest", "nearest_of_layer", "safe_scale"]

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from octavo import ops
+from octavo.codes import Codes
 from octavo.rounding.adaround import solution
-from octavo.rounding.codes import Codes
 from octavo.rounding.layer_problem import solved, solved_alone
 from octavo.rounding.learnable import Learnable, LearnableCodes, LearnableScales, descend
 from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize

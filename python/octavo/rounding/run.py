@@ -10,9 +10,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from octavo.batches import Batches
+from octavo.codes import Codes
 from octavo.nn.registry import canonical_weight
 from octavo.plan import FlowPlan, Plan
-from octavo.rounding.codes import Codes
 from octavo.rounding.lockstep import Lockstep
 from octavo.rounding.method import Method
 from octavo.rounding.nearest import nearest_of_layer

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from octavo.rounding.codes import Codes
+from octavo.codes import Codes
 from octavo.rounding.nearest import nearest
 from octavo.rounding.quadratic import Problem
 from octavo.scheme import Scheme

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from octavo.batches import Batches, Call, float_tensors
+from octavo.codes import Codes
 from octavo.nn.registry import canonical_weight
-from octavo.rounding.codes import Codes
 from octavo.rounding.learnable import LearnableScales, descend
 from octavo.rounding.supply import training_calls
 from octavo.rounding.units import apply_layer
