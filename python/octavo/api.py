@@ -21,6 +21,7 @@ from octavo.errors import describe
 from octavo.fold import fold
 from octavo.measure import tensor_bytes
 from octavo.nn.layer import QLayer
+from octavo.nn.registry import is_depthwise
 from octavo.nn.surgery import copy_model
 from octavo.plan import FlowPlan, Plan
 from octavo.record import Record, attach, layer_records
@@ -31,7 +32,6 @@ from octavo.scheme import QParams
 from octavo.search import Search
 from octavo.smooth import smooth
 from octavo.trainee import make_trainee
-from octavo.traits import is_depthwise
 
 __all__ = ["dequantize", "quantize"]
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from octavo.batches import Batches
 from octavo.flow import Flow, Step, run
+from octavo.nn.registry import is_depthwise
 from octavo.plan import Plan, RegionPlan
 from octavo.replay import replayed
-from octavo.traits import is_depthwise
 
 __all__ = ["Equalized", "equalize"]
 

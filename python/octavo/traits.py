@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from octavo.batches import Batches, Call
-from octavo.nn.registry import float_reasons
+from octavo.nn.registry import float_reasons, is_depthwise
 from octavo.nn.surgery import copy_model
 from octavo.separate import is_separable, separate
 
-__all__ = ["Left", "Traits", "is_depthwise", "traits"]
+__all__ = ["Left", "Traits", "traits"]
 
 Family = Literal["convolutional", "recurrent", "transformer", "embedding", "linear", "none"]
 KINDS = ("convolution", "depthwise", "linear", "embedding", "recurrent")
@@ -131,11 +131,6 @@ def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
         None if call is None else call.samples,
         None if call is None else _multiplies(model, call),
     )
-
-
-def is_depthwise(module: nn.Module) -> bool:
-    """Whether it is a convolution that reads each channel alone."""
-    return isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels
 
 
 def _kind(module: nn.Module) -> str:

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from octavo.nn.layer import QLayer
 
-__all__ = ["WEIGHT_READERS", "canonical_weight", "float_reasons", "quantized_class", "register"]
+__all__ = [
+    "WEIGHT_READERS",
+    "canonical_weight",
+    "float_reasons",
+    "is_depthwise",
+    "quantized_class",
+    "register",
+]
 
 #: Qualified name of a float class to its quantized class.
 _ROWS: dict[str, type[QLayer]] = {}
@@ -107,3 +114,8 @@ def canonical_weight(module: nn.Module) -> Tensor:
     if quantized is None:
         raise ValueError(f"canonical_weight: expected a layer with an integer form, got {reason}.")
     return quantized.canonical_weight(module)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether it is a convolution that reads each channel alone."""
+    return isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from octavo import ops
 from octavo.codes import Codes
+from octavo.nn.registry import is_depthwise
 from octavo.rounding.adaround import solution
 from octavo.rounding.layer_problem import solved, solved_alone
 from octavo.rounding.learnable import Learnable, LearnableCodes, LearnableScales, descend
 from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize
 from octavo.rounding.units import apply_layer, walk_block
 from octavo.scheme import QParams
-from octavo.traits import is_depthwise
 
 __all__ = ["qdrop"]
 
