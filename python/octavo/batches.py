@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.capture import Example
 from octavo.errors import CalibrationError, describe
 
-__all__ = ["Batches", "Call", "float_tensors"]
+__all__ = ["Batches", "Call", "Example", "float_tensors"]
+
+#: The arguments of one call, or a callable that is given the model and runs it.
+Example = tuple[tuple[Any, ...], Mapping[str, Any]] | Callable[[nn.Module], object] | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.batches import Example
 from octavo.flow import Flow, walk
 from octavo.kinds import recognise
 from octavo.nn.registry import float_reasons, quantized_class
 from octavo.trace import Untraceable, bind, is_leaf, trace, training_steps
 
-__all__ = ["Capture", "Example", "Site", "capture"]
-
-Example = tuple[tuple[Any, ...], Mapping[str, Any]] | Callable[[nn.Module], object] | None
+__all__ = ["Capture", "Site", "capture"]
 
 
 @dataclass(frozen=True)
