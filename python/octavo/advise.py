@@ -12,11 +12,11 @@ from torch import nn
 
 from octavo.api import quantize
 from octavo.batches import Batches
-from octavo.checks import check_model
 from octavo.errors import NothingQuantizedError, describe
 from octavo.footprint import Footprint, footprint
 from octavo.html import page, rows
 from octavo.machine import Machine, machine
+from octavo.model_checks import check_model
 from octavo.report import size_text
 from octavo.speeds import Speed, speed_of
 from octavo.traits import Traits, traits

@@ -20,6 +20,7 @@ from octavo.equalize import equalize
 from octavo.errors import describe
 from octavo.fold import fold
 from octavo.measure import tensor_bytes
+from octavo.model_checks import check_model
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import is_depthwise
 from octavo.nn.surgery import copy_model
@@ -133,7 +134,7 @@ def quantize(
     )  # fmt: skip
     asked, how_stored, activation_bits = checks.check_widths(bits, activations, data is not None)
     exclude, only = checks.check_patterns("exclude", exclude), checks.check_patterns("only", only)
-    checks.check_model(model, inplace)
+    check_model(model, inplace)
     batches = None if data is None else Batches(data)
     notes = _Notes(progress)
     if qat:

@@ -17,10 +17,10 @@ from octavo import html, library
 from octavo.api import quantize
 from octavo.batches import Batches, Call
 from octavo.checkpoint import stored_bytes
-from octavo.checks import check_model
 from octavo.errors import describe
 from octavo.grids import GRIDS
 from octavo.measure import tensor_bytes
+from octavo.model_checks import check_model
 from octavo.nn.surgery import copy_model
 from octavo.plot.front import plot_front
 from octavo.report import align, resident_bytes

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from octavo import html
 from octavo.batches import Batches, Call, float_tensors
 from octavo.capture import capture
-from octavo.checks import check_model
 from octavo.fold import fold
+from octavo.model_checks import check_model
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.plot.sensitivity import plot_sensitivity
