@@ -13,7 +13,8 @@ from octavo.errors import describe
 from octavo.fold import affine_of, fold_pair, materialise
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.surgery import copy_model
-from octavo.nn.training import Store, TrainedForward, trained_forward, trained_layer
+from octavo.nn.trained_layer import trained_layer
+from octavo.nn.training import Store, TrainedForward, trained_forward
 from octavo.plan import Plan, SitePlan
 from octavo.record import Record, attach, layer_records
 from octavo.regions import RegionPlan

@@ -16,7 +16,8 @@ from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
-from octavo.nn.training import Compute, Store, TrainedForward, TrainedLayer
+from octavo.nn.trained_layer import TrainedLayer
+from octavo.nn.training import Compute, Store, TrainedForward
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.rounding import nearest
 from octavo.scheme import QParams

@@ -18,7 +18,8 @@ from octavo.freeze import check_trainee
 from octavo.nn.layer import QLayer
 from octavo.nn.program import Program, parse
 from octavo.nn.region import CapturedForward, Region, captured_forward
-from octavo.nn.training import TrainedForward, trained_forward, trained_layer
+from octavo.nn.trained_layer import trained_layer
+from octavo.nn.training import TrainedForward, trained_forward
 from octavo.plan import Plan
 from octavo.replay import flow_arguments
 from octavo.scheme import QParams

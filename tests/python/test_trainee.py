@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import octavo
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
-from octavo.nn.training import Store, trained_forward, trained_layer
+from octavo.nn.trained_layer import trained_layer
+from octavo.nn.training import Store, trained_forward
 from octavo.trainee import training_of
 
 

@@ -16,7 +16,7 @@ from octavo.nn.hooks import is_watched
 from octavo.nn.layered import become, has_class, linear_of, weight_and_bias
 from octavo.nn.linear import QLinear
 from octavo.nn.recurrence import State, cell, over_time
-from octavo.nn.training import trained_layer
+from octavo.nn.trained_layer import trained_layer
 
 __all__ = ["ROWS", "LayeredCell", "LayeredRecurrent"]
 
