@@ -1,22 +1,21 @@
 """PyTorch models that compute in few bits on ordinary CPUs: quantize, look, save, load."""
 
-from octavo.library import __version__, isa, isas, set_isa  # first: it loads the compiled library
-
-from octavo import plot  # isort: skip
-from octavo.advise import Advice, advise  # isort: skip
-from octavo.api import dequantize, quantize  # isort: skip
-from octavo.checkpoint import load, save  # isort: skip
-from octavo.freeze import freeze  # isort: skip
-from octavo.front import Front, front  # isort: skip
-from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError  # isort: skip
-from octavo.grids import grids  # isort: skip
-from octavo.mixed import Sensitivity, sensitivity  # isort: skip
-from octavo.plan import Plan  # isort: skip
-from octavo.report import Report, report  # isort: skip
-from octavo.distill import DistillationLoss  # isort: skip
-from octavo.schedule import TrainingSchedule, reestimate  # isort: skip
-from octavo.trainee import range_parameters  # isort: skip
-from octavo.verify import Verification, verify  # isort: skip
+from octavo import plot
+from octavo.advise import Advice, advise
+from octavo.api import dequantize, quantize
+from octavo.checkpoint import load, save
+from octavo.distill import DistillationLoss
+from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError
+from octavo.freeze import freeze
+from octavo.front import Front, front
+from octavo.grids import grids
+from octavo.library import __version__, isa, isas, set_isa
+from octavo.mixed import Sensitivity, sensitivity
+from octavo.plan import Plan
+from octavo.report import Report, report
+from octavo.schedule import TrainingSchedule, reestimate
+from octavo.trainee import range_parameters
+from octavo.verify import Verification, verify
 
 __all__ = [
     "Advice",

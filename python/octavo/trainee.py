@@ -19,7 +19,7 @@ from octavo.nn.surgery import copy_model
 from octavo.nn.trained_layer import TrainedLayer
 from octavo.nn.training import Compute, Store, TrainedForward
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
-from octavo.rounding import nearest
+from octavo.rounding.nearest import nearest
 from octavo.scheme import QParams
 from octavo.separate import separate
 

@@ -1,8 +1,8 @@
 """Fake-quantizers: modules that round a value, or a layer's weight, as the integer model stores it.
 
 Each is one call of a fused operator. They stand inside the layers of a trainee
-(`octavo.nn.training`), so that their state travels with it: in state_dict, copies, pickles, and
-across processes.
+(`octavo.nn.trained_layer`), so that their state travels with it: in state_dict, copies, pickles,
+and across processes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The operators as typed Python functions. Only this package touches ``torch.ops.octavo``."""
 
+import octavo.library  # noqa: F401  # It loads the operators.
 from octavo.ops.checks import as_float32, is_float32
 from octavo.ops.clip_error import clip_error
 from octavo.ops.embedding_lowbit import embedding_lowbit
