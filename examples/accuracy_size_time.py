@@ -69,7 +69,7 @@ def main() -> None:
         )
         return 100 * right / len(labels)
 
-    front = octavo.front(
+    front = octavo.pareto_front(
         model,
         data,
         evaluate=accuracy,

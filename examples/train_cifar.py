@@ -65,7 +65,7 @@ def train(model, teacher, images, bits, share, args, state, log):
         data=images.plain.inputs(1024),
         qat=True,
         grid=args.grid,
-        method=args.method,
+        qat_method=args.method,
         progress=False,
     )
     criterion = octavo.DistillationLoss(teacher, args.temperature)

@@ -80,7 +80,8 @@ def main():
     schedule = octavo.TrainingSchedule(trainee, args.epochs * (len(train[0]) // 64))
     trainee.train()
     fit(trainee, *train, trainee.parameters(), 0.02, args.epochs, "quantized", schedule.step)
-    octavo.reestimate(trainee, train[0].split(128))  # Weights have moved far from the backbone's.
+    # Weights have moved far from the backbone's.
+    octavo.reestimate_batch_norm(trainee, train[0].split(128))
     print(f"trainee with {bits['*']} bits, all of it trained: {accuracy(trainee, *test):.1f} %")
 
     final = octavo.freeze(trainee)

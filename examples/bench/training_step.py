@@ -102,7 +102,7 @@ def torch_ao(model: nn.Module, x: Tensor) -> nn.Module:
 def contender(name: str, model: nn.Module, x: Tensor) -> nn.Module:
     if name.startswith("octavo"):
         method = "ste" if name.endswith("ste") else None
-        return octavo.quantize(model, (4, 4), data=[x], qat=True, method=method, progress=False)
+        return octavo.quantize(model, (4, 4), data=[x], qat=True, qat_method=method, progress=False)
     made = {"float": lambda m, _: m, "plain torch lsq": plain, "torch.ao": torch_ao}[name]
     return made(model, x)
 

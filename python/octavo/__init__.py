@@ -7,13 +7,13 @@ from octavo.checkpoint import load, save
 from octavo.distill import DistillationLoss
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError
 from octavo.freeze import freeze
-from octavo.front import Front, front
+from octavo.front import ParetoFront, pareto_front
 from octavo.grids import grids
 from octavo.library import __version__, isa, isas, set_isa
 from octavo.mixed import Sensitivity, sensitivity
 from octavo.plan import Plan
 from octavo.report import Report, report
-from octavo.schedule import TrainingSchedule, reestimate
+from octavo.schedule import TrainingSchedule, reestimate_batch_norm
 from octavo.trainee import range_parameters
 from octavo.verify import Verification, verify
 
@@ -22,9 +22,9 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "DistillationLoss",
-    "Front",
     "NothingQuantizedError",
     "OctavoError",
+    "ParetoFront",
     "Plan",
     "Report",
     "Sensitivity",
@@ -34,15 +34,15 @@ __all__ = [
     "advise",
     "dequantize",
     "freeze",
-    "front",
     "grids",
     "isa",
     "isas",
     "load",
+    "pareto_front",
     "plot",
     "quantize",
     "range_parameters",
-    "reestimate",
+    "reestimate_batch_norm",
     "report",
     "save",
     "sensitivity",

@@ -6,7 +6,7 @@ import dataclasses
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -18,8 +18,13 @@ from octavo.html import page, rows
 from octavo.machine import Machine, machine
 from octavo.model_checks import check_model
 from octavo.report import size_text
+from octavo.signature import check_names, known_arguments
 from octavo.speeds import Speed, speed_of
 from octavo.traits import Traits, traits
+from octavo.types import Data, Model, QuantizeOptions, TargetName
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["RULES", "TARGETS", "Advice", "Reason", "Rule", "Situation", "Target", "advise"]
 
@@ -321,7 +326,9 @@ class Advice:
         given = ["model", repr(self.arguments["bits"]), *(["data"] if self.uses_data else [])]
         return f"octavo.quantize({', '.join([*given, *others])})"
 
-    def apply(self, model: nn.Module, data: object = None, **others: Any) -> nn.Module:
+    def apply(
+        self, model: Model, data: Data | None = None, **others: Unpack[QuantizeOptions]
+    ) -> Model:
         """The quantized model: the call is made.
 
         Args:
@@ -333,6 +340,8 @@ class Advice:
             NothingQuantizedError: there is no call.
             ValueError: data is missing. Others as `octavo.quantize` has them.
         """
+        known = ["model", "data", *QuantizeOptions.__annotations__]
+        check_names("Advice.apply", others, known)
         if not self.arguments:
             raise NothingQuantizedError(
                 "Advice.apply: the model must hold a layer that octavo can quantize, got none. "
@@ -394,7 +403,8 @@ class Advice:
         return page(rows(self._lines()))
 
 
-def advise(model: nn.Module, target: str = "notebook", data: object = None) -> Advice:
+@known_arguments
+def advise(model: nn.Module, target: TargetName = "notebook", data: Data | None = None) -> Advice:
     """A call of `octavo.quantize` for this model and target, with reasons, size and speed.
 
     Nothing is quantized and the model stays as it is. The rules are rows of one table, `RULES` in

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 from torch import nn
 
@@ -31,35 +31,50 @@ from octavo.rewrite import rewrite
 from octavo.rounding import METHODS, choose, correct_bias, round_model
 from octavo.scheme import QParams
 from octavo.search import Search
+from octavo.signature import known_arguments
 from octavo.smooth import smooth
 from octavo.trainee import make_trainee
+from octavo.types import (
+    ActivationBits,
+    Bits,
+    Data,
+    Effort,
+    Evaluate,
+    Grid,
+    GroupSize,
+    Model,
+    Patterns,
+    QatMethod,
+    Ranges,
+    Rounding,
+)
 
 __all__ = ["dequantize", "quantize"]
 
 
+@known_arguments
 def quantize(
-    model: nn.Module,
-    bits: Any = 8,
-    data: object = None,
+    model: Model,
+    bits: Bits = 8,
+    data: Data | None = None,
     *,
-    grid: str = "linear",
-    activations: str | int | None = None,
-    group_size: int | str | None = None,
+    grid: Grid = "linear",
+    activations: ActivationBits | None = None,
+    group_size: GroupSize | None = None,
     symmetric: bool = True,
-    rounding: str | None = None,
-    ranges: str | None = None,
-    effort: str = "balanced",
-    evaluate: Callable[[nn.Module], float] | None = None,
+    rounding: Rounding | None = None,
+    ranges: Ranges | None = None,
+    effort: Effort = "balanced",
+    evaluate: Evaluate | None = None,
     max_drop: float | None = None,
-    exclude: Iterable[object] | object = (),
-    only: Iterable[object] | object = None,
+    exclude: Patterns = (),
+    include: Patterns | None = None,
     qat: bool = False,
-    method: str | None = None,
+    qat_method: QatMethod | None = None,
     inplace: bool = False,
     strict: bool = True,
     progress: bool = True,
-    **unknown: object,
-) -> nn.Module:
+) -> Model:
     """A model of the same class that computes in integers.
 
     Example:
@@ -102,7 +117,7 @@ def quantize(
             "best" learns the rounding of few bits block by block, and scales and biases for the
             outputs of the float model, which takes longer.
         exclude: names, globs or classes of layers to leave out.
-        only: names, globs or classes of layers to keep to.
+        include: names, globs or classes of the only layers to quantize. Default: all.
         inplace: change and return ``model`` itself. If anything fails it is as it was.
         strict: whether a pattern that matches nothing, or nothing to quantize, is an error.
         progress: tell on stderr what is going on.
@@ -114,10 +129,9 @@ def quantize(
             fake-quantizers exactly where the integer model stores values, for your own training
             loop and then `octavo.freeze`. Static ranges start from data; without data, activations
             are dynamic, or "float".
-        method: with qat, how ranges come about: "ste" (moving averages; adds no Parameters), "lsq",
-            "lsq+", "pact" (trained steps, zero points, clips: `octavo.range_parameters`) or
+        qat_method: with qat, how ranges come about: "ste" (moving averages; adds no Parameters),
+            "lsq", "lsq+", "pact" (trained steps, zero points, clips: `octavo.range_parameters`) or
             "dorefa". Default: "ste" for values and weights of 8 to 5 bits, "lsq" below.
-        **unknown: refused, with the nearest name that there is.
 
     Raises:
         TypeError: an argument of the wrong kind, a batch that ``forward`` cannot take.
@@ -126,14 +140,14 @@ def quantize(
         NothingQuantizedError: no layer was left to quantize.
         CalibrationError: no batches, or no layer was reached by them.
     """
-    checks.check_unknown(unknown, ["model", "bits", "data", *(quantize.__kwdefaults__ or {})])
     checks.check_choices(
         grid=grid, group_size=group_size, symmetric=symmetric, rounding=rounding, ranges=ranges,
-        effort=effort, evaluate=evaluate, max_drop=max_drop, qat=qat, method=method,
+        effort=effort, evaluate=evaluate, max_drop=max_drop, qat=qat, qat_method=qat_method,
         has_data=data is not None,
     )  # fmt: skip
     asked, how_stored, activation_bits = checks.check_widths(bits, activations, data is not None)
-    exclude, only = checks.check_patterns("exclude", exclude), checks.check_patterns("only", only)
+    excluded = checks.check_patterns("exclude", exclude)
+    included = checks.check_patterns("include", include)
     check_model(model, inplace)
     batches = None if data is None else Batches(data)
     notes = _Notes(progress)
@@ -145,11 +159,12 @@ def quantize(
         options: dict[str, Any] = {
             "grid": grid, "activations": activations, "group_size": group_size,
             "symmetric": symmetric, "rounding": rounding, "ranges": ranges, "effort": effort,
-            "exclude": exclude, "only": only, "strict": strict, "progress": progress,
+            "exclude": excluded, "include": included, "strict": strict, "progress": progress,
         }  # fmt: skip
-        checks.check_search(bits, qat)
+        widest = checks.check_search(bits, qat)
         search = Search(model, data, evaluate, functools.partial(quantize, **options))
-        return search.result(int(bits), float(max_drop), grid, inplace, progress)
+        narrowest = search.result(widest, float(max_drop), grid, inplace, progress)
+        return cast(Model, narrowest)
     with _unharmed(model) if inplace else contextlib.nullcontext():
         float_bytes = tensor_bytes(model)
         work = (model if inplace and not qat else copy_model(model)).eval()
@@ -164,8 +179,8 @@ def quantize(
             found = capture(work, example, training=qat)
             decision = decide(
                 work, found, widths=asked, activations=how_stored, activation_bits=activation_bits,
-                grid=grid, group_size=group_size, symmetric=symmetric, exclude=exclude, only=only,
-                strict=strict, batches=batches, training=qat, progress=progress,
+                grid=grid, group_size=group_size, symmetric=symmetric, exclude=excluded,
+                include=included, strict=strict, batches=batches, training=qat, progress=progress,
                 normed=frozenset(layer for _, layer in folded.batch_norms) if qat else frozenset(),
             )  # fmt: skip
             notes.add_all(decision.notes)
@@ -209,15 +224,16 @@ def quantize(
         if qat:
             result = make_trainee(
                 model, decided, params, batch_norms=folded.batch_norms,
-                float_bytes=float_bytes, method=method, inplace=inplace,
+                float_bytes=float_bytes, method=qat_method, inplace=inplace,
             )  # fmt: skip
         else:
             result = rewrite(work, decided, params, codes, inplace=True)
         attach(result, Record(layers, float_bytes, notes.said))
-    return result
+    return cast(Model, result)
 
 
-def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:
+@known_arguments
+def dequantize(model: Model, inplace: bool = False) -> Model:
     """A float model again, whose weights are what the integers stand for.
 
     Example:
@@ -241,7 +257,7 @@ def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:
             "any. "
             "Pass the result of octavo.quantize."
         )
-    return _dequantize(model, inplace)
+    return cast(Model, _dequantize(model, inplace))
 
 
 class _Notes:

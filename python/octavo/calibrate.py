@@ -252,7 +252,7 @@ class _Collector:
                 f"calibrate: {len(constant)} values never changed in the data (first "
                 f"{constant[0]!r}): their "
                 "ranges fit nothing else. Use real data.",
-                stacklevel=4,
+                stacklevel=5,
             )
         notes = []
         if self.dropped:

@@ -13,7 +13,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,9 @@ from octavo.record import Record, attach, record_of
 from octavo.rewrite import install
 from octavo.scheme import Activations, QParams
 from octavo.separate import is_separable, separate
+from octavo.signature import known_arguments
 from octavo.trainee import training_of
+from octavo.types import FilePath, Model
 
 __all__ = ["FORMAT_VERSION", "load", "save", "stored_bytes"]
 
@@ -53,7 +55,8 @@ _BAD_DATA = (
 # ---- save ----------------------------------------------------------------------------------------
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+@known_arguments
+def save(model: nn.Module, path: FilePath) -> None:
     """Writes a quantized model, or a trainee, to one safetensors file.
 
     What was at ``path`` is replaced when the file is complete, not before.
@@ -226,7 +229,8 @@ def _file_name(name: str) -> str:
 # ---- load ----------------------------------------------------------------------------------------
 
 
-def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+@known_arguments
+def load(path: FilePath, model: Model) -> Model:
     """The quantized model that ``save`` has written, in eval mode. ``model`` gives its code.
 
     A trainee comes back as it was, in the mode it was in, with Parameters of its own.
@@ -260,8 +264,8 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     with torch.inference_mode(False), torch.no_grad():
         try:
             if isinstance(content, str):
-                return load_trainee(content, tensors, model, where)
-            return _Loader(content, tensors, _plain(model), where).result()
+                return cast(Model, load_trainee(content, tensors, model, where))
+            return cast(Model, _Loader(content, tensors, _plain(model), where).result())
         except CheckpointError:
             raise
         except _BAD_DATA as error:

@@ -25,17 +25,8 @@ __all__ = [
     "check_plan",
     "check_search",
     "check_training",
-    "check_unknown",
     "check_widths",
 ]
-
-
-def check_unknown(unknown: Mapping[str, object], known: Iterable[str]) -> None:
-    """TypeError for an argument that `quantize` does not have."""
-    for name in unknown:
-        near = difflib.get_close_matches(name, list(known), 1, 0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else "See help(octavo.quantize)."
-        raise TypeError(f"quantize: expected a known argument, got {name!r}. {hint}")
 
 
 def _check_bits(bits: object, where: str = "bits") -> int:
@@ -207,7 +198,7 @@ def check_choices(
     evaluate: object,
     max_drop: object,
     qat: object,
-    method: object,
+    qat_method: object,
     has_data: bool = True,
 ) -> None:
     """Refuses values that do not exist, and says of later work that it is not available yet."""
@@ -247,13 +238,13 @@ def check_choices(
     _check_drop(evaluate, max_drop)
     if not isinstance(qat, bool):
         raise TypeError(f"quantize: qat must be True or False, got {describe(qat)}. Say which.")
-    if method is not None:
+    if qat_method is not None:
         if not qat:
             raise ValueError(
-                f"quantize: method must be None without qat=True, got {describe(method)}. "
+                f"quantize: qat_method must be None without qat=True, got {describe(qat_method)}. "
                 "It says how ranges are trained."
             )
-        _one_of("method", method, TRAINING_METHODS)
+        _one_of("qat_method", qat_method, TRAINING_METHODS)
 
 
 def _check_drop(evaluate: object, max_drop: object) -> None:
@@ -283,8 +274,8 @@ def _check_drop(evaluate: object, max_drop: object) -> None:
         )
 
 
-def check_search(bits: object, qat: bool) -> None:
-    """A search for widths has an upper width, and makes no trainee."""
+def check_search(bits: object, qat: bool) -> int:
+    """The largest width of a search, which makes no trainee."""
     if qat:
         raise ValueError(
             "quantize: max_drop must be None with qat=True, got a number. Search first, and train "
@@ -295,7 +286,7 @@ def check_search(bits: object, qat: bool) -> None:
             "quantize: with max_drop bits must be an integer, the largest width, got "
             f"{describe(bits)}. Use for example 8."
         )
-    _check_bits(bits)
+    return _check_bits(bits)
 
 
 def check_training(rounding: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import nn
 
@@ -35,10 +35,10 @@ def decide(
     activations: Activations = "dynamic",
     activation_bits: int | Mapping[Any, int] = 8,
     grid: str = "linear",
-    group_size: int | str | None = None,
+    group_size: SupportsIndex | str | None = None,
     symmetric: bool = True,
     exclude: tuple[object, ...] | None = None,
-    only: tuple[object, ...] | None = None,
+    include: tuple[object, ...] | None = None,
     strict: bool = True,
     batches: Batches | None = None,
     training: bool = False,
@@ -60,7 +60,7 @@ def decide(
         group_size: inputs that share a scale; "tensor": all of a weight.
         symmetric: whether weights have no zero points.
         exclude: patterns to leave out.
-        only: patterns to keep to.
+        include: patterns of the only layers to quantize; None for all.
         strict: whether what matches nothing is an error.
         progress: whether to show bars.
 
@@ -70,7 +70,7 @@ def decide(
     """
     asked = {"*": 8} if isinstance(widths, float) else widths
     schemes, reasons, notes = _schemes(
-        asked, exclude, only, found=found, model=model, grid=grid, strict=strict
+        asked, exclude, include, found=found, model=model, grid=grid, strict=strict
     )
     if isinstance(widths, float):
         schemes, spent = _spent(widths, schemes, model, batches, progress)
@@ -99,7 +99,7 @@ def decide(
 def _schemes(
     bits: Mapping[Any, int],
     exclude: tuple[object, ...] | None,
-    only: tuple[object, ...] | None,
+    include: tuple[object, ...] | None,
     *,
     found: Capture,
     model: nn.Module,
@@ -107,7 +107,7 @@ def _schemes(
     strict: bool,
 ) -> tuple[dict[str, Scheme | None], dict[str, str], list[str]]:
     """Scheme of each site (None: float), reasons for float, and what matched nothing."""
-    widths, reasons, unmatched = patterns.resolve(bits, exclude or (), only, found.sites, model)
+    widths, reasons, unmatched = patterns.resolve(bits, exclude or (), include, found.sites, model)
     if unmatched and strict:
         raise ValueError(unmatched[0])
     chosen = [site for site in found.sites if site.name in widths and not site.reason]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from octavo.errors import describe
 from octavo.nn.surgery import copy_model
+from octavo.signature import known_arguments
 
 __all__ = ["DistillationLoss"]
 
@@ -46,6 +47,7 @@ class DistillationLoss(nn.Module):
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
     """
 
+    @known_arguments
     def __init__(
         self,
         teacher: nn.Module,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def footprint(
     bits: Any = 8,
     activations: str | int | None = None,
     grid: str = "linear",
-    group_size: int | str | None = None,
+    group_size: SupportsIndex | str | None = None,
     symmetric: bool = True,
 ) -> Footprint:
     """What `octavo.quantize` would make of ``model`` with these arguments, in bytes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,17 @@ from octavo.record import Record, attach, layer_records
 from octavo.regions import RegionPlan
 from octavo.rewrite import rewrite
 from octavo.scheme import QParams
+from octavo.signature import known_arguments
 from octavo.trainee import Training, forget, training_of
+from octavo.types import Model
 
 __all__ = ["check_trainee", "freeze", "qparams_of"]
 
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def freeze(trainee: nn.Module, *, progress: bool = True) -> nn.Module:
+@known_arguments
+def freeze(trainee: Model, *, progress: bool = True) -> Model:
     """The integer model that a trainee has been trained to be, in evaluation mode.
 
     Codes, steps and zero points are those of the trainee. A BatchNorm behind a layer goes into that
@@ -73,7 +77,7 @@ def freeze(trainee: nn.Module, *, progress: bool = True) -> nn.Module:
         layers = layer_records(plain, training.plan, codes, {})
         result = rewrite(plain, training.plan, params, codes, inplace=True)
     attach(result, Record(layers, training.float_bytes, notes))
-    return result
+    return cast(Model, result)
 
 
 def check_trainee(trainee: object, where: str) -> Training:

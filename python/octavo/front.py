@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,14 @@ from octavo.model_checks import check_model
 from octavo.nn.surgery import copy_model
 from octavo.plot.front import plot_front
 from octavo.report import align, resident_bytes
+from octavo.signature import check_names
+from octavo.types import Bits, Data, Evaluate, Grid, SharedOptions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from typing_extensions import Unpack
 
-__all__ = ["Front", "Point", "front"]
+__all__ = ["ParetoFront", "Point", "pareto_front"]
 
 EQUAL_TIMES = 0.05
 """Times that differ by less than this share count as equal: that is what timing can tell apart."""
@@ -53,7 +56,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Front:
+class ParetoFront:
     """All points, the float model first. `str` gives the table, `plot` a picture.
 
     samples: in the timed call.
@@ -123,18 +126,18 @@ def _cells(point: Point) -> tuple[str, ...]:
     )
 
 
-def front(
+def pareto_front(
     model: nn.Module,
-    data: object = None,
+    data: Data | None = None,
     *,
-    evaluate: Callable[[nn.Module], float],
-    bits: Iterable[Any] = (8, 6, 5, 4, 3, 2),
-    grids: Iterable[str] = ("linear",),
-    inputs: object = None,
+    evaluate: Evaluate,
+    bits: float | Mapping[Any, Any] | Iterable[Bits] = (8, 6, 5, 4, 3, 2),
+    grids: Grid | Iterable[Grid] = ("linear",),
+    inputs: Data | None = None,
     rounds: int = 20,
     progress: bool = True,
-    **options: Any,
-) -> Front:
+    **options: Unpack[SharedOptions],
+) -> ParetoFront:
     """Accuracy, size and time of the float model and of it quantized at every setting.
 
     Scores on the data that ``evaluate`` holds choose nothing here; take held-out training data if
@@ -145,7 +148,7 @@ def front(
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()).eval()
         >>> x = torch.randn(32, 64)
         >>> wanted = model(x).detach()
-        >>> found = octavo.front(
+        >>> found = octavo.pareto_front(
         ...     model, x, evaluate=lambda m: -float((m(x) - wanted).norm()), bits=(8, 4), rounds=2,
         ...     progress=False,
         ... )
@@ -162,16 +165,19 @@ def front(
         inputs: one batch for the timed calls. Default: the first of data; needed without data.
         rounds: timed calls of each model; they take turns, the fastest counts.
         progress: whether to show a bar on stderr.
-        **options: more arguments of `octavo.quantize`, for all settings.
+        **options: more arguments of `octavo.quantize`, for all settings: those of
+            `octavo.types.SharedOptions`.
 
     Raises:
         TypeError: ``evaluate`` is no callable.
         ValueError: an unknown grid, neither data nor inputs, no rounds. Others as
             `octavo.quantize`.
     """
+    own = ("model", "data", "evaluate", "bits", "grids", "inputs", "rounds", "progress")
+    check_names("pareto_front", options, [*own, *SharedOptions.__annotations__])
     if not callable(evaluate):
         raise TypeError(
-            "front: evaluate must be a callable from a model to a score, got "
+            "pareto_front: evaluate must be a callable from a model to a score, got "
             f"{describe(evaluate)}. Use for example evaluate=accuracy."
         )
     if isinstance(grids, str):
@@ -179,15 +185,19 @@ def front(
     widths = [bits] if isinstance(bits, (int, float, Mapping)) else list(bits)
     settings = [(width, grid) for grid in grids for width in widths]
     if not settings:
-        raise ValueError("front: bits and grids must name a setting, got none. Use bits=(8, 4).")
+        raise ValueError(
+            "pareto_front: bits and grids must name a setting, got none. Use bits=(8, 4)."
+        )
     for _, grid in settings:
         if grid not in GRIDS:
             raise ValueError(
-                f"front: grids must be among {', '.join(GRIDS)}, got {describe(grid)}. "
+                f"pareto_front: grids must be among {', '.join(GRIDS)}, got {describe(grid)}. "
                 'Use for example grids=("linear", "nf").'
             )
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"front: rounds must be at least 1, got {describe(rounds)}. Use 20.")
+        raise ValueError(
+            f"pareto_front: rounds must be at least 1, got {describe(rounds)}. Use 20."
+        )
     check_model(model)
     kept = list(data) if isinstance(data, Iterator) else data
     reference = copy_model(model).eval()
@@ -195,8 +205,8 @@ def front(
     models: dict[str, nn.Module] = {"float": reference}
     names = _names(settings)
     steps = tqdm(
-        zip(names, settings, strict=True), total=len(names), desc="octavo: front", unit="setting",
-        disable=not progress, leave=False,
+        zip(names, settings, strict=True), total=len(names), desc="octavo: pareto_front",
+        unit="setting", disable=not progress, leave=False,
     )  # fmt: skip
     for name, (width, grid) in steps:
         models[name] = quantize(model, width, kept, grid=grid, progress=False, **options)
@@ -216,10 +226,10 @@ def front(
     marked = [
         dataclasses.replace(p, best=not any(_beats(other, p) for other in points)) for p in points
     ]
-    return Front(tuple(marked), library.isa(), torch.get_num_threads(), call.samples)
+    return ParetoFront(tuple(marked), library.isa(), torch.get_num_threads(), call.samples)
 
 
-def _names(settings: list[tuple[Any, str]]) -> list[str]:
+def _names(settings: Sequence[tuple[Any, str]]) -> list[str]:
     """What a row is called; told apart by numbers where two are called the same."""
     several = len({grid for _, grid in settings}) > 1 or settings[0][1] != "linear"
     names: list[str] = []
@@ -245,8 +255,8 @@ def _names(settings: list[tuple[Any, str]]) -> list[str]:
 def _call(model: nn.Module, data: object) -> Call:
     if data is None:
         raise ValueError(
-            "front: inputs must be a batch to time calls with where there is no data, got None. "
-            "Pass inputs=batch."
+            "pareto_front: inputs must be a batch to time calls with where there is no data, got "
+            "None. Pass inputs=batch."
         )
     return Batches(data).recorded(model)[0]
 

@@ -9,6 +9,7 @@ import re
 import torch
 
 from octavo.errors import describe
+from octavo.signature import known_arguments
 
 __all__ = ["__version__", "isa", "isas", "set_isa"]
 
@@ -55,6 +56,7 @@ def isa() -> str:
     return _C.isa()
 
 
+@known_arguments
 def set_isa(name: str | None = None) -> None:
     """Forces an instruction set for the process, or with None goes back to the best one.
 

@@ -22,6 +22,8 @@ from octavo.nn.surgery import copy_model
 from octavo.plot.sensitivity import plot_sensitivity
 from octavo.rounding.nearest import nearest
 from octavo.scheme import Scheme, default_group_size
+from octavo.signature import known_arguments
+from octavo.types import Data, Grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,8 +96,9 @@ class Sensitivity:
         return html.page(text, html.table(header, lines, right=range(1, len(header))))
 
 
+@known_arguments
 def sensitivity(
-    model: nn.Module, data: object = None, *, grid: str = "linear", progress: bool = True
+    model: nn.Module, data: Data | None = None, *, grid: Grid = "linear", progress: bool = True
 ) -> Sensitivity:
     """What each layer's width alone costs the output of the model.
 

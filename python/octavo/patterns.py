@@ -63,7 +63,7 @@ def _message(argument: str, pattern: str, sites: Sequence[Site]) -> str:
 def resolve(
     bits: Mapping[Any, int],
     exclude: Iterable[object],
-    only: Iterable[object] | None,
+    include: Iterable[object] | None,
     sites: Sequence[Site],
     model: nn.Module,
 ) -> tuple[dict[str, int], dict[str, str], Unmatched]:
@@ -80,13 +80,13 @@ def resolve(
     reasons = {
         site.name: "no pattern of bits matches it" for site in sites if site.name not in widths
     }
-    if only is not None:
+    if include is not None:
         kept: set[str] = set()
-        for pattern in only:
-            found, problem = matching(pattern, sites, model, "only")
+        for pattern in include:
+            found, problem = matching(pattern, sites, model, "include")
             unmatched += [problem] if problem else []
             kept |= {site.name for site in found}
-        reasons |= {name: "not among only=" for name in widths if name not in kept}
+        reasons |= {name: "not among include=" for name in widths if name not in kept}
         widths = {name: width for name, width in widths.items() if name in kept}
     for pattern in exclude:
         found, problem = matching(pattern, sites, model, "exclude")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -24,6 +23,8 @@ from octavo.nn.region import captured_forward
 from octavo.nn.surgery import copy_model
 from octavo.plot.report import plot_report
 from octavo.record import LayerRecord, Record, record_of
+from octavo.signature import known_arguments
+from octavo.types import Data, FilePath
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +96,7 @@ class Report:
     def _repr_html_(self) -> str:
         return html.page(*_html(self))
 
-    def save_html(self, path: str | os.PathLike[str]) -> None:
+    def save_html(self, path: FilePath) -> None:
         """Writes the report to a file that any browser shows."""
         title = f"octavo: {self.model}"
         Path(path).write_text(html.document(title, *_html(self)), encoding="utf-8")
@@ -105,7 +106,10 @@ class Report:
         return plot_report(self)
 
 
-def report(model: nn.Module, data: object = None, *, reference: nn.Module | None = None) -> Report:
+@known_arguments
+def report(
+    model: nn.Module, data: Data | None = None, *, reference: nn.Module | None = None
+) -> Report:
     """The report of a quantized model.
 
     Example:

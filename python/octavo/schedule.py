@@ -12,8 +12,10 @@ from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.freeze import check_trainee
 from octavo.nn.fake_quantize import FakeQuantize
+from octavo.signature import known_arguments
+from octavo.types import Data, Model
 
-__all__ = ["TrainingSchedule", "reestimate"]
+__all__ = ["TrainingSchedule", "reestimate_batch_norm"]
 
 
 class TrainingSchedule:
@@ -42,6 +44,7 @@ class TrainingSchedule:
         freeze_statistics: fraction after which BatchNorm statistics do; 1.0: never.
     """
 
+    @known_arguments
     def __init__(
         self,
         trainee: nn.Module,
@@ -129,7 +132,8 @@ def _stay(norm: nn.Module, mode: bool = True) -> nn.Module:
     return norm
 
 
-def reestimate(trainee: nn.Module, data: object) -> nn.Module:
+@known_arguments
+def reestimate_batch_norm(trainee: Model, data: Data) -> Model:
     """``trainee`` with BatchNorm statistics measured anew, on the network as it is now.
 
     Running statistics are averages over weights that have changed since, which matters at few bits.
@@ -141,7 +145,7 @@ def reestimate(trainee: nn.Module, data: object) -> nn.Module:
         trainee: changed in place.
         data: batches, as for `octavo.quantize`; at least some dozens of samples each.
     """
-    check_trainee(trainee, "reestimate")
+    check_trainee(trainee, "reestimate_batch_norm")
     batches = Batches(data)
     norms = [
         module

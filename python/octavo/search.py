@@ -11,6 +11,7 @@ from torch import nn
 from octavo.mixed import Sensitivity, sensitivity
 from octavo.nn.surgery import copy_model
 from octavo.record import attach, record_of
+from octavo.types import Data, Evaluate, Grid
 
 __all__ = ["Search"]
 
@@ -30,8 +31,8 @@ class Search:
     def __init__(
         self,
         model: nn.Module,
-        data: object,
-        evaluate: Callable[[nn.Module], float],
+        data: Data | None,
+        evaluate: Evaluate,
         quantize: Callable[..., nn.Module],
     ) -> None:
         self.model, self.evaluate, self.quantize = model, evaluate, quantize
@@ -40,7 +41,7 @@ class Search:
         """Average to score, of those that were tried."""
 
     def result(
-        self, bits: int, max_drop: float, grid: str, inplace: bool, progress: bool
+        self, bits: int, max_drop: float, grid: Grid, inplace: bool, progress: bool
     ) -> nn.Module:
         """The model of the smallest average whose score is high enough, else the best one.
 

@@ -22,6 +22,7 @@ from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.rounding.nearest import nearest
 from octavo.scheme import QParams
 from octavo.separate import separate
+from octavo.signature import known_arguments
 
 __all__ = ["Training", "entry", "forget", "make_trainee", "range_parameters", "training_of"]
 
@@ -55,6 +56,7 @@ def forget(model: nn.Module) -> None:
     model.__dict__.pop(_ATTRIBUTE, None)
 
 
+@known_arguments
 def range_parameters(trainee: nn.Module) -> list[nn.Parameter]:
     """The trained steps, zero points and clips: what "lsq", "lsq+" and "pact" add to the model.
 

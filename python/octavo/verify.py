@@ -23,6 +23,8 @@ from octavo.nn.training import TrainedForward, trained_forward
 from octavo.plan import Plan
 from octavo.replay import flow_arguments
 from octavo.scheme import QParams
+from octavo.signature import known_arguments
+from octavo.types import Data, Evaluate
 
 __all__ = ["SiteCheck", "Verification", "verify"]
 
@@ -96,11 +98,12 @@ def _kept(holds: bool) -> str:
     return "kept" if holds else "BROKEN"
 
 
+@known_arguments
 def verify(
     trainee: nn.Module,
     frozen: nn.Module,
-    data: object,
-    evaluate: Callable[[nn.Module], float] | None = None,
+    data: Data,
+    evaluate: Evaluate | None = None,
 ) -> Verification:
     """Compares a trainee, run by the training operators, with its frozen model, run by regions.
 

@@ -209,7 +209,7 @@ def test_refusals() -> None:
 @pytest.mark.parametrize("method", ["ste", "lsq"])
 def test_levels_of_every_grid(grid: str, method: str) -> None:
     """Weights are trained in the very s8 levels that the integer model computes with."""
-    trainee = trainee_of((4, 4), grid=grid, method=method)
+    trainee = trainee_of((4, 4), grid=grid, qat_method=method)
     trainee.drop.p = 0.0
     optimizer = torch.optim.SGD(trainee.parameters(), 0.01)
     for _ in range(3):
@@ -249,7 +249,7 @@ def test_weights_of_groups_and_look_ups(
     model, x = Words(), torch.randint(0, 50, (32,))
     affine, grid = grid == "affine", "linear" if grid == "affine" else grid
     trainee = octavo.quantize(
-        model, 4, data=x if activations == "static" else None, qat=True, grid=grid, method=method,
+        model, 4, data=x if activations == "static" else None, qat=True, grid=grid, qat_method=method,
         symmetric=not affine, group_size=group_size, activations=8 if activations == "static" else activations,
         progress=False,
     )  # fmt: skip

@@ -24,7 +24,7 @@ def score(candidate):
 
 @pytest.fixture(scope="module")
 def found():
-    return octavo.front(
+    return octavo.pareto_front(
         model(), X, evaluate=score, bits=(8, 4, (4, 4), {"*": 2}), grids=("linear", "nf"), rounds=3,
         effort="fast", progress=False,
     )  # fmt: skip
@@ -66,11 +66,13 @@ def test_what_no_other_beats(found):
 
 
 def test_one_setting_without_data_and_equal_names():
-    one = octavo.front(
+    one = octavo.pareto_front(
         model(), evaluate=score, bits=8, inputs=X[:1], rounds=1, progress=False
     )  # fmt: skip
     assert [point.name for point in one.points] == ["float", "8 bits"] and one.samples == 1
-    two = octavo.front(model(), iter([X]), evaluate=score, bits=(8, 8), rounds=1, progress=False)
+    two = octavo.pareto_front(
+        model(), iter([X]), evaluate=score, bits=(8, 8), rounds=1, progress=False
+    )
     assert [point.name for point in two.points] == ["float", "8 bits", "8 bits (2)"]
 
 
@@ -87,4 +89,4 @@ def test_one_setting_without_data_and_equal_names():
 def test_messages(options, error, text):
     given = {"data": X, "evaluate": score, "progress": False} | options
     with pytest.raises(error, match=text):
-        octavo.front(model(), **given)
+        octavo.pareto_front(model(), **given)

@@ -20,10 +20,10 @@ class Model(nn.Module):
         return self.head(self.norm(self.blocks(self.stem(x).mean((2, 3)))))
 
 
-def widths(bits, exclude=(), only=None):
+def widths(bits, exclude=(), include=None):
     model = Model().eval()
     sites = capture(model, ((torch.randn(2, 3, 5, 5),), {})).sites
-    return resolve(bits, exclude, only, sites, model)
+    return resolve(bits, exclude, include, sites, model)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,9 @@ def test_widths(bits, expected):
 
 
 def test_exclude_and_only():
-    found, reasons, _ = widths({"*": 8}, exclude=["blocks.0"], only=["blocks", nn.Conv2d])
+    found, reasons, _ = widths({"*": 8}, exclude=["blocks.0"], include=["blocks", nn.Conv2d])
     assert set(found) == {"stem", "blocks.1"}
-    assert reasons["blocks.0"] == "excluded" and reasons["head"] == "not among only="
+    assert reasons["blocks.0"] == "excluded" and reasons["head"] == "not among include="
 
 
 def test_what_matches_nothing_names_what_is_near():

@@ -75,7 +75,7 @@ def test_sensitivity_report_and_front():
     figure = drawn(octavo.report(small).plot())
     assert len(figure.axes) == 2 and len(figure.axes[0].patches) == 4
     assert len(octavo.report(octavo.quantize(model(), 4, progress=False)).plot().axes) == 1
-    front = octavo.front(
+    front = octavo.pareto_front(
         model(), X, evaluate=lambda m: float(m(X).norm()), bits=(8, 4), rounds=1, progress=False
     )
     figure = drawn(front.plot())

@@ -289,7 +289,7 @@ def test_layers_called_in_a_loop_are_rounded_on_all_their_calls():
     errors = {}
     for rounding in ("nearest", "gptq", "adaround"):
         quantized = octavo.quantize(
-            model, 3, data, rounding=rounding, activations="dynamic", only=["hh_l0"],
+            model, 3, data, rounding=rounding, activations="dynamic", include=["hh_l0"],
             progress=False,
         )  # fmt: skip
         errors[rounding] = float((quantized(data[0])[0] - wanted).norm())
@@ -365,7 +365,7 @@ def test_training_reaches_what_is_frozen(cls, activations):
 @pytest.mark.parametrize("method", [None, "lsq"])
 def test_trainees_are_saved_and_loaded(method, tmp_path):
     model, data = tagger(nn.GRU), tokens()
-    trainee = octavo.quantize(model, 4, data, qat=True, method=method, progress=False)
+    trainee = octavo.quantize(model, 4, data, qat=True, qat_method=method, progress=False)
     trainee.train()(data[1])
     trainee.eval()
     octavo.save(trainee, tmp_path / "trainee.safetensors")

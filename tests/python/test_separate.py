@@ -263,7 +263,7 @@ def test_save_load_and_copies_have_the_same_bits(tmp_path):
 def test_inplace_changes_the_model_itself_or_nothing():
     model, x = encoder(), normal(BATCH, LENGTH, WIDTH)
     with pytest.raises(ValueError):
-        octavo.quantize(model, 8, only=["nothing"], inplace=True, progress=False)
+        octavo.quantize(model, 8, include=["nothing"], inplace=True, progress=False)
     assert type(model.layers[0].self_attn) is nn.MultiheadAttention
     assert model.layers[0].activation_relu_or_gelu and "in_proj_weight" in dict(
         model.layers[0].self_attn.named_parameters()

@@ -397,7 +397,7 @@ def test_t42_twice_parts_dequantize_move() -> None:
     part = quantize(model, exclude=["conv1"])
     rows = rows_of(part)
     assert rows["conv1"].bits != 8 and rows["conv1"].reason and rows["conv2"].bits == 8
-    only = rows_of(quantize(model, only=["fc"]))
+    only = rows_of(quantize(model, include=["fc"]))
     assert only["fc"].bits == 8 and only["conv1"].bits != 8
     back = octavo.dequantize(small)
     assert type(back.conv1) is nn.Conv2d and type(back.fc) is nn.Linear

@@ -218,7 +218,7 @@ def test_hooks_on_layers_and_relus_fire() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_and_freezes(method: str) -> None:
     torch.manual_seed(0)
-    trainee = trainee_of(method=method)
+    trainee = trainee_of(qat_method=method)
     trainee.drop.p = 0.0
     steps = octavo.range_parameters(trainee)
     assert bool(steps) == (method in ("lsq", "lsq+", "pact"))
@@ -282,7 +282,7 @@ def test_what_is_not_finite_never_enters_a_range() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_not_finite_is_reported_with_every_method(method: str) -> None:
     """At the first layer that sees it, and it enters no range, not even by way of the optimizer."""
-    trainee = trainee_of((4, 4), method=method)
+    trainee = trainee_of((4, 4), qat_method=method)
     trainee.drop.p = 0.0
     optimizer = torch.optim.SGD(octavo.range_parameters(trainee) or [torch.zeros(1)], 0.1)
     x = torch.randn(4, 3, 8, 8)
@@ -324,10 +324,14 @@ def test_bad_arguments() -> None:
     model = Net()
     for kwargs, error, text in (
         ({"data": None, "activations": 4}, ValueError, "must be 'dynamic' or 'float' without data"),
-        ({"method": "lqs"}, ValueError, "method must be one of .* Did you mean 'lsq'"),
-        ({"method": 3}, TypeError, "method must be one of"),
+        ({"qat_method": "lqs"}, ValueError, "qat_method must be one of .* Did you mean 'lsq'"),
+        ({"qat_method": 3}, TypeError, "qat_method must be one of"),
         ({"qat": 1}, TypeError, "qat must be True or False, got 1"),
-        ({"qat": False, "method": "lsq"}, ValueError, "method must be None without qat=True"),
+        (
+            {"qat": False, "qat_method": "lsq"},
+            ValueError,
+            "qat_method must be None without qat=True",
+        ),
         ({"rounding": "nearest"}, ValueError, "rounding must be None with qat=True"),
         ({"bits": {"*": (4, 4, 4)}}, ValueError, "must be an integer or a pair"),
     ):

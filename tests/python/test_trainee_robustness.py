@@ -53,7 +53,7 @@ def train(trainee: nn.Module, batches: list[Tensor]) -> bytes:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_p25_concurrent_forwards(method: str) -> None:
-    trainee = undropped(method=method).eval()
+    trainee = undropped(qat_method=method).eval()
     inputs = [torch.randn(1 + i, 3, 8, 8) for i in range(8)]
     with torch.no_grad():
         expected = [trainee(x) for x in inputs]
@@ -71,7 +71,7 @@ def test_p25_concurrent_forwards(method: str) -> None:
 def test_p25_each_thread_trains_its_own(method: str) -> None:
     """Threads that train copies end with the bits of one that trains alone."""
     torch.manual_seed(0)
-    trainee = undropped(method=method)
+    trainee = undropped(qat_method=method)
     batches = [torch.randn(8, 3, 8, 8) for _ in range(20 if FULL else 4)]
     torch.set_num_threads(1)
     expected = train(copy.deepcopy(trainee), batches)
@@ -91,7 +91,7 @@ def test_p25_each_thread_trains_its_own(method: str) -> None:
 def test_p26_fork_after_a_step(method: str) -> None:
     """A child evaluates what the parent has trained, in threads of its own."""
     torch.set_num_threads(2)
-    trainee = undropped(method=method)
+    trainee = undropped(qat_method=method)
     train(trainee, [torch.randn(16, 3, 32, 32)])
     trainee.eval()
     x = torch.randn(16, 3, 32, 32)
@@ -201,7 +201,7 @@ def test_rows_33_to_39_data() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_row_32_state_changes_in_training_mode_alone(method: str) -> None:
-    trainee = trainee_of(method=method).eval()
+    trainee = trainee_of(qat_method=method).eval()
     before = state_of(trainee)
     for _ in range(3):
         trainee(torch.randn(8, 3, 8, 8) * 3).sum().backward()
@@ -230,7 +230,7 @@ def test_row_67_gradients_of_any_strides(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_row_68_modes(method: str) -> None:
-    trainee = undropped(method=method).eval()
+    trainee = undropped(qat_method=method).eval()
     x = torch.randn(4, 3, 8, 8)
     expected = trainee(x).detach()
     with torch.no_grad():

@@ -62,7 +62,7 @@ class Checkpointed(Plain):
 @EVERY_METHOD
 def test_autocast(method: str) -> None:
     torch.manual_seed(0)
-    trainee = undropped(bits=WIDTHS[method], method=method)
+    trainee = undropped(bits=WIDTHS[method], qat_method=method)
     x = torch.randn(8, 3, 8, 8)
     optimizer = torch.optim.SGD(trainee.parameters(), 0.05)
     for _ in range(3):
@@ -87,7 +87,7 @@ def test_gradient_checkpointing(method: str, reentrant: bool) -> None:
     torch.manual_seed(0)
     x, bits = torch.randn(8, 3, 8, 8), WIDTHS[method]
     two = octavo.quantize(
-        warm(Checkpointed()), bits, data=data(), qat=True, method=method, progress=False
+        warm(Checkpointed()), bits, data=data(), qat=True, qat_method=method, progress=False
     )
     one = copy.deepcopy(two)
     one.enabled, two.reentrant = False, reentrant
@@ -153,7 +153,7 @@ def test_functional_call() -> None:
 def test_compile(method: str, backend: str) -> None:
     torch._dynamo.reset()  # It compiles one code object eight times at most.
     torch.manual_seed(0)
-    trainee = undropped(bits=WIDTHS[method], method=method)
+    trainee = undropped(bits=WIDTHS[method], qat_method=method)
     twin = copy.deepcopy(trainee)
     x = torch.randn(8, 3, 8, 8)
     twin.eval()(x)
@@ -322,7 +322,7 @@ def test_reestimated_statistics_are_those_of_the_data() -> None:
         trainee.bn1.running_var.fill_(0.01)
     before = {n: b.clone() for n, b in trainee.named_buffers() if "bn" not in n}
     batches = [torch.randn(16, 3, 8, 8) for _ in range(4)]
-    assert octavo.reestimate(trainee, batches) is trainee
+    assert octavo.reestimate_batch_norm(trainee, batches) is trainee
     quantizers = trainee.conv1.value_quantizers
     quantizer = next(q for k, q in quantizers.items() if k.startswith("x"))
     x = quantizer.eval()(torch.cat(batches))

@@ -9,12 +9,12 @@ from octavo.plot.figure import COLOURS, MARKERS, new_figure, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from octavo.front import Front
+    from octavo.front import ParetoFront
 
 __all__ = ["plot_front"]
 
 
-def plot_front(front: Front) -> Figure:
+def plot_front(front: ParetoFront) -> Figure:
     """Three scatter plots that share the scores; each setting has one colour and marker in all."""
     points = front.points
     figure = new_figure(11.0, max(3.6, 1.6 + 0.2 * len(points)))

@@ -38,7 +38,7 @@ def trainee_of(**kwargs: Any) -> nn.Module:
 
 
 OPTIONS: dict[str, dict[str, str]] = {
-    **{method: {"method": method} for method in ("ste", "lsq", "lsq+", "pact", "dorefa")},
+    **{method: {"qat_method": method} for method in ("ste", "lsq", "lsq+", "pact", "dorefa")},
     "apot": {"grid": "apot"},
 }
 
