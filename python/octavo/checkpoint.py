@@ -26,10 +26,10 @@ from octavo.fold import materialise
 from octavo.functions import FUNCTIONS
 from octavo.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, values_of
 from octavo.nn.layer import QLayer
-from octavo.nn.program import parse
 from octavo.nn.region import Region, captured_forward
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
+from octavo.ops.region_program import parse
 from octavo.record import Record, attach, record_of
 from octavo.rewrite import install
 from octavo.scheme import Activations, QParams

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from octavo.batches import Batches
 from octavo.flow import Flow, Step, run
 from octavo.nn.registry import is_depthwise
+from octavo.ops.region_steps import PLANNED
 from octavo.plan import Plan, RegionPlan
 from octavo.replay import replayed
 
@@ -25,7 +26,6 @@ __all__ = ["Equalized", "equalize"]
 _SAMPLES = 128  # Typical magnitudes are wanted, not those of the rarest image.
 _SMALLEST = 1 / 8  # Quiet channels are not blown up further: other data may be louder.
 _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_LAYERS = ("conv", "linear")
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,21 @@ def _groups(flow: Flow, region: RegionPlan) -> Iterator[_Group]:
     writers: list[Step] = []
     readers: list[Step] = []
     for step in region.steps:
-        if step.kind.removesuffix("_f32") in _LAYERS:
+        kind = PLANNED[step.kind]
+        if kind.is_product:
             readers.append(step)
             if (step.fused or (step,))[0].module != step.module:  # Padded before, say.
                 fixed.add(step.inputs[0])
             linked = step.inputs[1:]
-        elif step.kind == "add":
+        elif kind.is_sum:
             linked = step.inputs
         else:
             fixed |= {*step.inputs, step.output}
             continue
         limits = (step.params.get("lo", -torch.inf), step.params.get("hi", torch.inf))
-        if limits not in ((-torch.inf, torch.inf), (0.0, torch.inf)) or step.kind.endswith("_f32"):
+        if limits not in ((-torch.inf, torch.inf), (0.0, torch.inf)) or kind.gives_float:
             fixed.add(step.output)
-        if step.kind in _LAYERS:
+        if kind.is_product and not kind.gives_float:
             writers.append(step)
         for value in linked:
             leader[find(value)] = find(step.output)

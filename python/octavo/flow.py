@@ -41,11 +41,8 @@ class Ref:
 class Step:
     """One call.
 
-    kind: a region kind ("conv", "linear", "add", "mul", "concat", "max_pool", "avg_pool",
-      "adaptive_avg_pool", "adaptive_max_pool", "unary", "affine", "channel_table",
-      "gather_channels", "slice", "upsample_nearest", "pad", "flatten", "unflatten", "to_rows",
-      "to_image", "identity"), or "float" for what only runs in float. "unary" becomes a table, or a
-      clamp fused into its producer.
+    kind: of `octavo.ops.region_steps.PLANNED`, "identity", or "float" for what only runs in float.
+      "unary" becomes a table, or a clamp fused into its producer.
     inputs: values read, in order (for conv and linear: x, then the fused residual if any). For a
       step with ``fused`` these are the values that the fused steps read from outside.
     output: value defined.

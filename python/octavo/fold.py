@@ -15,6 +15,7 @@ from octavo.batches import Example
 from octavo.capture import Capture, capture
 from octavo.flow import Flow, Step, refs
 from octavo.nn.layered import parameter_like
+from octavo.ops.region_steps import AFFINE, PRODUCTS
 from octavo.separate import separate
 
 __all__ = ["Folded", "affine_of", "fold", "fold_pair", "materialise"]
@@ -96,7 +97,7 @@ def _pairs(model: nn.Module, found: Capture) -> Iterator[tuple[str, str]]:
         for step in flow.steps:
             layer = producer.get(step.inputs[0]) if step.inputs else None
             if (
-                step.kind != "affine"
+                step.kind != AFFINE.planned
                 or not step.module
                 or layer is None
                 or readers[layer.output] != 1
@@ -110,10 +111,7 @@ def _pairs(model: nn.Module, found: Capture) -> Iterator[tuple[str, str]]:
 
 def _fits(model: nn.Module, flow: Flow, step: Step, layer: Step) -> bool:
     norm, source = model.get_submodule(step.module), model.get_submodule(layer.module or "")
-    if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or layer.kind not in (
-        "conv",
-        "linear",
-    ):
+    if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or layer.kind not in PRODUCTS:
         return False
     if not isinstance(source, (nn.Linear, nn.Conv1d, nn.Conv2d)) or source._forward_hooks:
         return False

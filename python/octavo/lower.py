@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.flow import Step, evaluate
+from octavo.ops import region_program
+from octavo.ops.region_program import line_of
+from octavo.ops.region_steps import FLATTEN, PAD, PLANNED, QUANTIZE, StepKind
 from octavo.regions import RegionPlan
 from octavo.scheme import QParams
 
@@ -61,53 +64,71 @@ def lower(region: RegionPlan, params: Mapping[str, QParams], model: nn.Module) -
     return _Lowering(region, params, model).program()
 
 
-def _list(numbers: Sequence[Any]) -> str:
-    return ",".join(str(n) for n in numbers)
-
-
-def _float(value: float) -> str:
-    """A float32 in C99 hexadecimal."""
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    rounded = torch.tensor(value, dtype=torch.float64).to(torch.float32).item()
-    return float(rounded).hex()
-
-
 class _Lowering:
     def __init__(self, region: RegionPlan, params: Mapping[str, QParams], model: nn.Module) -> None:
         self.region = region
         self.qparams = {value: params[root] for value, root in region.params_of.items()}
         self.model = model
         self.ids: dict[str, int] = {}
-        self.lines: list[str] = []
+        self.lines: list[region_program.Line] = []
         self.panels: list[str | Tensor] = []
         self.layer_panels: dict[str, int] = {}
 
     def program(self) -> Program:
         for position, value in enumerate(self.region.inputs):
             layout = self.region.layouts[value]
-            self.add(value, "quantize", f"in={position} layout={layout} {self.params(value)}")
+            self.add(value, QUANTIZE, {"in": position, "layout": layout, **self.params(value)})
         for step in self.region.steps:
-            getattr(self, f"_{step.kind.removesuffix('_f32')}")(step)
-        lines = [
-            "octavo.region 1",
-            *self.lines,
-            *(f"out {self.ids[value]}" for value in self.region.outputs),
-        ]
-        text = "".join(f"{line}\n" for line in lines)
+            self.step(step)
+        outputs = tuple(self.ids[value] for value in self.region.outputs)
+        text = region_program.Program(tuple(self.lines), outputs).text()
         return Program(text, tuple(self.panels), self.region.inputs, self.region.outputs, self.ids)
 
-    # ---- pieces of text
+    def step(self, step: Step) -> None:
+        """The line of a step, and those before and behind it that the step includes.
 
-    def add(self, value: str, kind: str, keys: str) -> int:
+        What the keys of its kind mean is the same for every kind; all others are those of its
+        params.
+        """
+        kind = PLANNED[step.kind]
+        keys = {**step.params, **self.reads(kind, step)}
+        if kind.is_product and step.params.get("mode", "zeros") != "zeros":
+            if any(keys["pad"]):
+                padding = {"x": keys["x"], "pad": keys["pad"], "mode": keys["mode"], "value": 0.0}
+                keys["x"] = self.add(f"{step.output}.pad", PAD, padding)
+            keys["pad"] = [0, 0, 0, 0]
+        if kind.has("panel"):
+            keys["panel"] = self.panel(
+                step.module if kind.is_product else _PANELS[kind.name](self, step)
+            )
+        if kind.has("s"):
+            keys |= self.params(step.output)
+        if kind.clamps:
+            keys |= self.reals(step) if kind.gives_float else self.codes(step)
+        if step.params.get("flatten"):
+            image = self.add(f"{step.output}.pooled", kind, keys)
+            self.add(step.output, FLATTEN, {"x": image})
+        else:
+            self.add(step.output, kind, keys)
+
+    # ---- keys
+
+    def add(self, value: str, kind: StepKind, keys: Mapping[str, Any]) -> int:
+        """The id of a value, which is the next line."""
         identifier = len(self.lines)
-        self.lines.append(f"{identifier} = {kind} {keys}")
+        self.lines.append(line_of(kind, keys))
         self.ids[value] = identifier
         return identifier
 
-    def params(self, value: str) -> str:
+    def reads(self, kind: StepKind, step: Step) -> dict[str, Any]:
+        ids = [self.ids[value] for value in step.inputs]
+        if kind.is_list:
+            return {"x": ids}
+        return dict(zip(filter(kind.has, ("x", "y", "r")), ids, strict=False))
+
+    def params(self, value: str) -> dict[str, Any]:
         p = self.qparams[value]
-        return f"s={_float(p.scale)} z={p.zero_point} max={p.qmax}"
+        return {"s": p.scale, "z": p.zero_point, "max": p.qmax}
 
     def panel(self, source: str | Tensor) -> int:
         if isinstance(source, str):
@@ -117,7 +138,7 @@ class _Lowering:
         self.panels.append(source)
         return len(self.panels) - 1
 
-    def codes(self, step: Step) -> str:
+    def codes(self, step: Step) -> dict[str, Any]:
         """The clamp of a u8 result, in codes."""
         p = self.qparams[step.output]
 
@@ -128,136 +149,11 @@ class _Lowering:
 
         lo = code(float(step.params.get("lo", -_INF)), 0)
         hi = code(float(step.params.get("hi", _INF)), p.qmax)
-        return f"lo={lo} hi={hi}"
+        return {"lo": lo, "hi": hi}
 
-    def reals(self, step: Step) -> str:
-        return f"lo={_float(step.params.get('lo', -_INF))} hi={_float(step.params.get('hi', _INF))}"
-
-    # ---- steps, by kind
-
-    def _conv(self, step: Step) -> None:
-        p = step.params
-        x, pad = self.ids[step.inputs[0]], p["pad"]
-        if p["mode"] != "zeros":
-            if any(pad):
-                x = self.add(
-                    f"{step.output}.pad",
-                    "pad",
-                    f"x={x} pad={_list(pad)} mode={p['mode']} value={_float(0.0)}",
-                )
-            pad = [0, 0, 0, 0]
-        keys = (
-            f"x={x} panel={self.panel(step.module)} channels={p['channels']} "
-            f"kernel={_list(p['kernel'])} stride={_list(p['stride'])} pad={_list(pad)} "
-            f"dilation={_list(p['dilation'])}"
-        )
-        self._product(step, keys)
-
-    def _linear(self, step: Step) -> None:
-        x = self.ids[step.inputs[0]]
-        self._product(
-            step, f"x={x} panel={self.panel(step.module)} channels={step.params['channels']}"
-        )
-
-    def _product(self, step: Step, keys: str) -> None:
-        if step.kind.endswith("_f32"):
-            self.add(step.output, step.kind, f"{keys} {self.reals(step)}")
-            return
-        residual = f" r={self.ids[step.inputs[1]]}" if len(step.inputs) == 2 else ""
-        self.add(
-            step.output,
-            step.kind,
-            f"{keys} {self.params(step.output)} {self.codes(step)}{residual}",
-        )
-
-    def _add(self, step: Step) -> None:
-        x, y = (self.ids[value] for value in step.inputs)
-        self.add(
-            step.output, step.kind, f"x={x} y={y} {self.params(step.output)} {self.codes(step)}"
-        )
-
-    _mul = _add
-
-    def _concat(self, step: Step) -> None:
-        x = _list([self.ids[value] for value in step.inputs])
-        self.add(step.output, "concat", f"x={x} {self.params(step.output)}")
-
-    def _affine(self, step: Step) -> None:
-        x, panel = self.ids[step.inputs[0]], self.panel(self._factors(step))
-        self.add(
-            step.output,
-            "affine",
-            f"x={x} panel={panel} {self.params(step.output)} {self.codes(step)}",
-        )
-
-    def _unary(self, step: Step) -> None:
-        x, panel = self.ids[step.inputs[0]], self.panel(self._table(step))
-        self.add(step.output, "table", f"x={x} panel={panel} {self.params(step.output)}")
-
-    def _channel_table(self, step: Step) -> None:
-        x, panel = self.ids[step.inputs[0]], self.panel(self._slopes(step))
-        self.add(step.output, "channel_table", f"x={x} panel={panel} {self.params(step.output)}")
-
-    def _max_pool(self, step: Step) -> None:
-        p = step.params
-        self.add(
-            step.output,
-            "max_pool",
-            f"x={self.ids[step.inputs[0]]} kernel={_list(p['kernel'])} stride={_list(p['stride'])} "
-            f"pad={_list(p['pad'])} dilation={_list(p['dilation'])} ceil={p['ceil']}",
-        )
-
-    def _avg_pool(self, step: Step) -> None:
-        p = step.params
-        self.add(
-            step.output,
-            "avg_pool",
-            f"x={self.ids[step.inputs[0]]} kernel={_list(p['kernel'])} stride={_list(p['stride'])} "
-            f"pad={_list(p['pad'])} ceil={p['ceil']} include_pad={p['include_pad']} "
-            f"divisor={p['divisor']} {self.params(step.output)}",
-        )
-
-    def _adaptive_avg_pool(self, step: Step) -> None:
-        flatten = step.params["flatten"]
-        pooled = f"{step.output}.pooled" if flatten else step.output
-        size = _list(step.params["size"])
-        keys = f"x={self.ids[step.inputs[0]]} size={size} {self.params(step.output)}"
-        identifier = self.add(pooled, "adaptive_avg_pool", keys)
-        if flatten:
-            self.add(step.output, "flatten", f"x={identifier}")
-
-    def _adaptive_max_pool(self, step: Step) -> None:
-        keys = f"x={self.ids[step.inputs[0]]} size={_list(step.params['size'])}"
-        self.add(step.output, "adaptive_max_pool", keys)
-
-    def _gather_channels(self, step: Step) -> None:
-        panel = self.panel(torch.tensor(step.params["index"], dtype=torch.int32))
-        self.add(step.output, "gather_channels", f"x={self.ids[step.inputs[0]]} panel={panel}")
-
-    def _slice(self, step: Step) -> None:
-        h, w = _list(step.params["h"]), _list(step.params["w"])
-        self.add(step.output, "slice", f"x={self.ids[step.inputs[0]]} h={h} w={w}")
-
-    def _upsample_nearest(self, step: Step) -> None:
-        scale = ",".join(_float(factor) for factor in step.params["scale"])
-        keys = f"x={self.ids[step.inputs[0]]} size={_list(step.params['size'])} scale={scale}"
-        self.add(step.output, "upsample_nearest", keys)
-
-    def _pad(self, step: Step) -> None:
-        p = step.params
-        keys = f"pad={_list(p['pad'])} mode={p['mode']} value={_float(p['value'])}"
-        keys = f"x={self.ids[step.inputs[0]]} {keys}"
-        self.add(step.output, "pad", keys)
-
-    def _flatten(self, step: Step) -> None:
-        self.add(step.output, step.kind, f"x={self.ids[step.inputs[0]]}")
-
-    _to_rows = _flatten
-    _to_image = _flatten
-
-    def _unflatten(self, step: Step) -> None:
-        keys = f"x={self.ids[step.inputs[0]]} size={_list(step.params['size'])}"
-        self.add(step.output, "unflatten", keys)
+    def reals(self, step: Step) -> dict[str, Any]:
+        limits = step.params.get("lo", -_INF), step.params.get("hi", _INF)
+        return {"lo": float(limits[0]), "hi": float(limits[1])}
 
     # ---- numbers
 
@@ -313,6 +209,20 @@ class _Lowering:
             results.append(result.double().flatten())
         offset, at_one = results
         return torch.stack([at_one - offset, offset]).float()
+
+
+def _index(_lowering: _Lowering, step: Step) -> Tensor:
+    """int32: the source of each channel."""
+    return torch.tensor(step.params["index"], dtype=torch.int32)
+
+
+# What the panel of a kind holds that is no layer's.
+_PANELS: dict[str, Callable[[_Lowering, Step], Tensor]] = {
+    "affine": _Lowering._factors,
+    "table": _Lowering._table,
+    "channel_table": _Lowering._slopes,
+    "gather_channels": _index,
+}
 
 
 def _module_of(step: Step) -> str:

@@ -8,52 +8,9 @@ from dataclasses import dataclass, field, replace
 from octavo.flow import Flow, Ref, Step, refs
 from octavo.functions import operation
 from octavo.kinds import clamp_of
+from octavo.ops.region_steps import PLANNED, PRODUCTS, TABLE, StepKind
 
 __all__ = ["FlowPlan", "RegionPlan", "cut"]
-
-# Steps that only pass codes on: their result has the parameters of their input.
-PASSING = frozenset(
-    (
-        "max_pool",
-        "adaptive_max_pool",
-        "gather_channels",
-        "slice",
-        "upsample_nearest",
-        "pad",
-        "flatten",
-        "unflatten",
-        "to_rows",
-        "to_image",
-    )
-)
-_PRODUCTS = frozenset(("conv", "linear"))
-# At the end of a region these are better done in float, on the float result before them.
-_POINTWISE = frozenset(("unary", "channel_table", "affine", "mul"))
-_MOVING = frozenset(
-    (
-        "gather_channels",
-        "slice",
-        "upsample_nearest",
-        "pad",
-        "flatten",
-        "unflatten",
-        "to_rows",
-        "to_image",
-    )
-)
-_IMAGE_ONLY = frozenset(
-    (
-        "conv",
-        "max_pool",
-        "avg_pool",
-        "adaptive_avg_pool",
-        "adaptive_max_pool",
-        "gather_channels",
-        "slice",
-        "upsample_nearest",
-        "pad",
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +45,7 @@ class RegionPlan:
         parts = [
             part
             for step in self.steps
-            if step.kind in ("affine", "channel_table")
+            if PLANNED[step.kind].has_factors
             for part in _parts(step)[:1]
         ]
         return tuple(dict.fromkeys(part.module for part in parts if part.module))
@@ -96,9 +53,7 @@ class RegionPlan:
     @property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that run in it, each once."""
-        return tuple(
-            dict.fromkeys(s.module for s in self.steps if s.kind.split("_")[0] in _PRODUCTS)
-        )
+        return tuple(dict.fromkeys(s.module for s in self.steps if s.kind in PRODUCTS))
 
     def __str__(self) -> str:
         lines = [f"region {self.name}: {', '.join(self.inputs)} -> {', '.join(self.outputs)}"]
@@ -156,8 +111,7 @@ class _Cutter:
         self.candidates = {
             node
             for node, step in enumerate(self.steps)
-            if step.kind not in ("float", "identity")
-            and (step.kind not in _PRODUCTS or step.module in static)
+            if step.kind in PLANNED and (step.kind not in PRODUCTS or step.module in static)
         }
         self.layouts: dict[str, str] = {}
 
@@ -179,10 +133,14 @@ class _Cutter:
                 )
                 at[step.output] = node
             else:
-                if step.kind not in ("float", "identity"):
+                if step.kind in PLANNED:
                     at[step.output] = len(steps)
                 steps.append(step)
         return steps
+
+    def kind(self, node: int) -> StepKind:
+        """The row of a candidate."""
+        return PLANNED[self.steps[node].kind]
 
     # ---- reading relations
 
@@ -227,7 +185,7 @@ class _Cutter:
             self._trim()
             groups = self._grouped()
             for nodes in groups.values():
-                if not any(self.steps[node].kind in _PRODUCTS for node in nodes):
+                if not any(self.kind(node).is_product for node in nodes):
                     self.candidates.difference_update(nodes)
         return self._arranged(groups) if groups else None
 
@@ -266,21 +224,15 @@ class _Cutter:
 
     def _layouts_of(self, node: int) -> dict[str, str] | None:
         """The layout that the step asks of each value ("": it does not care); None: impossible."""
-        step = self.steps[node]
+        step, kind = self.steps[node], self.kind(node)
         values = self.reads(node)
         rank = len(self.flow.shapes.get(values[0], ()))
-        image = {3: "image1d", 4: "image"}.get(rank, "")
-        if step.kind == "linear":
-            return dict.fromkeys(self._touched(node), "rows")
-        if step.kind in ("conv", *_IMAGE_ONLY):
-            if not image or (step.kind == "slice" and rank != 4):
-                return None
+        if kind.has_layout:
+            image = {3: "image1d", 4: "image"}.get(rank, "")
+            read = next((layout for layout in ("rows", image) if layout in kind.reads), "")
             flattened = bool(step.params.get("flatten", False))
-            return {**dict.fromkeys(values, image), step.output: "rows" if flattened else image}
-        if step.kind in ("flatten", "to_rows"):
-            return {values[0]: image, step.output: "rows"} if image else None
-        if step.kind in ("unflatten", "to_image"):
-            return {values[0]: "rows", step.output: "image"}
+            given = "rows" if flattened else kind.gives or read
+            return {**dict.fromkeys(values, read), step.output: given} if read else None
         fixed = step.params.get("layout", "") or next(
             filter(None, map(self.layouts.get, self._touched(node))), ""
         )
@@ -292,24 +244,20 @@ class _Cutter:
         """The residual stream of transformers stays float; so do products of rows."""
         from_conv: dict[str, bool] = {}
         for node in sorted(self.candidates):
-            step = self.steps[node]
-            if step.kind in ("add", "mul") and (
-                self.layouts[step.output] == "rows"
-                or (
-                    step.kind == "add"
-                    and not any(from_conv.get(v, False) for v in self.reads(node))
-                )
+            kind, result = self.kind(node), self.steps[node].output
+            behind_conv = any(from_conv.get(v, False) for v in self.reads(node))
+            if kind.is_binary and (
+                self.layouts[result] == "rows" or (kind.is_sum and not behind_conv)
             ):
                 self.candidates.discard(node)
                 continue
-            origin = step.kind == "conv" or any(from_conv.get(v, False) for v in self.reads(node))
-            from_conv[step.output] = origin and step.kind != "linear"
+            from_conv[result] = "image" in kind.reads if kind.is_product else behind_conv
 
     def _trim(self) -> None:
         """Drops what is better done in float: before the first and after the last rounding."""
         for node in sorted(self.candidates):
             sources = {self.producer.get(value, -1) for value in self.reads(node)}
-            if self.steps[node].kind in _POINTWISE and not sources & self.candidates:
+            if self.kind(node).is_pointwise and not sources & self.candidates:
                 self.candidates.discard(node)
         changed = True
         while changed:
@@ -321,13 +269,13 @@ class _Cutter:
                     continue
                 source = self.producer.get(self.reads(node)[0], -1)
                 fusable = self._clamps(node, readers)
-                if step.kind in _POINTWISE and not fusable:
+                if self.kind(node).is_pointwise and not fusable:
                     self.candidates.discard(node)
                     changed = True
-                elif step.kind in _MOVING and source in self.candidates:
+                elif self.kind(node).moves and source in self.candidates:
                     if self._clamps(source, readers):
                         source = self.producer[self.reads(source)[0]]
-                    if self.steps[source].kind in _PRODUCTS:
+                    if self.steps[source].kind in PRODUCTS:
                         self.candidates.discard(node)
                         changed = True
 
@@ -337,10 +285,10 @@ class _Cutter:
             return False
         (value,) = self.reads(node)
         source = self.producer.get(value, -1)
-        kinds = ("conv", "linear", "add")
         return (
             source in self.candidates
-            and self.steps[source].kind in kinds
+            and self.kind(source).clamps
+            and not self.kind(source).is_pointwise
             and readers[value] == [node]
         )
 
@@ -473,8 +421,8 @@ def _fused(
     steps = _fuse_next(steps, outside, _fuse_tables)
     read = _read_counts(steps)
     return [
-        replace(step, kind=f"{step.kind}_f32")
-        if step.kind in _PRODUCTS and len(step.inputs) == 1 and not read.get(step.output)
+        replace(step, kind=PLANNED[step.kind].float_form)
+        if step.kind in PRODUCTS and len(step.inputs) == 1 and not read.get(step.output)
         else step
         for step in steps
     ]
@@ -495,14 +443,14 @@ def _fuse_sums(
     at = {step.output: position for position, step in enumerate(steps)}
     read = _read_counts(steps)
     for position, step in enumerate(steps):
-        if step.kind != "add":
+        if not PLANNED[step.kind].is_sum:
             continue
         # The later operand first. Either may wait for the other, since nothing else reads it.
         for value in sorted(step.inputs, key=lambda value: -at.get(value, -1)):
             product = result[at[value]] if value in at else None
             if (
                 product is not None
-                and product.kind in _PRODUCTS
+                and product.kind in PRODUCTS
                 and len(product.inputs) == 1
                 and read[value] == 1
                 and value not in outside
@@ -535,7 +483,7 @@ def _fuse_next(steps: list[Step], outside: set[str], join: object) -> list[Step]
 
 def _fuse_clamp(first: Step, second: Step) -> Step | None:
     limits = clamp_of(second)
-    if limits is None or first.kind not in ("conv", "linear", "add", "mul", "affine"):
+    if limits is None or not PLANNED[first.kind].clamps:
         return None
     lo, hi = first.params.get("lo", float("-inf")), first.params.get("hi", float("inf"))
     lo, hi = (min(max(v, limits[0]), limits[1]) for v in (lo, hi))
@@ -543,20 +491,22 @@ def _fuse_clamp(first: Step, second: Step) -> Step | None:
 
 
 def _fuse_tables(first: Step, second: Step) -> Step | None:
-    if first.kind == "unary" and second.kind == "unary":
+    kind = PLANNED[first.kind]
+    if second.kind != first.kind or not kind.composes:
+        return None
+    if not kind.clamps:
         return replace(_joined(first, second), params={})
-    if first.kind == "affine" and second.kind == "affine" and "lo" not in first.params:
-        return _joined(first, second, params=second.params)
-    return None
+    return None if "lo" in first.params else _joined(first, second, params=second.params)
 
 
 def _shared_params(steps: list[Step], inputs: tuple[str, ...], outside: set[str]) -> dict[str, str]:
     """Which value's parameters each u8 value has."""
     params = {value: value for value in inputs}
     for step in steps:
-        if not step.kind.endswith("_f32"):
-            params[step.output] = params[step.inputs[0]] if step.kind in PASSING else step.output
-    for concat in reversed([step for step in steps if step.kind == "concat"]):
+        kind = PLANNED[step.kind]
+        if not kind.gives_float:
+            params[step.output] = params[step.inputs[0]] if kind.passes_codes else step.output
+    for concat in reversed([step for step in steps if PLANNED[step.kind].is_list]):
         for value in concat.inputs:
             root = params[value]
             members = {member for member, found in params.items() if found == root}
@@ -565,7 +515,7 @@ def _shared_params(steps: list[Step], inputs: tuple[str, ...], outside: set[str]
                 for step in steps
                 if step is not concat
                 and members.intersection(step.inputs)
-                and not (step.kind in PASSING and step.output in members)
+                and not (PLANNED[step.kind].passes_codes and step.output in members)
             ]
             if not others and not members & outside and root != params[concat.output]:
                 for member in members:
@@ -581,17 +531,17 @@ def _with_bits(
         return region
     asked: dict[str, set[int]] = {}
     for step in region.steps:
-        product = step.kind.split("_")[0] in _PRODUCTS
+        kind = PLANNED[step.kind]
         for position, value in enumerate(step.inputs):
             root = region.params_of[value]
-            if not (step.kind in PASSING and region.params_of[step.output] == root):
+            if not (kind.passes_codes and region.params_of[step.output] == root):
                 asked.setdefault(root, set()).add(
-                    static[step.module] if product and position == 0 else 8
+                    static[step.module] if kind.is_product and position == 0 else 8
                 )
     for value in outside:
         if value in region.params_of:
             asked.setdefault(region.params_of[value], set()).add(8)
-    sums = {s.output for s in region.steps if s.kind == "concat"}
+    sums = {s.output for s in region.steps if PLANNED[s.kind].is_list}
     fixed = {region.params_of[v] for v in region.params_of if v in own_inputs} | sums
     bits = {
         root: next(iter(wanted))
@@ -601,14 +551,16 @@ def _with_bits(
     params_of = dict(region.params_of)
     steps: list[Step] = []
     for step in region.steps:
-        if step.kind.split("_")[0] in _PRODUCTS:
+        if step.kind in PRODUCTS:
             value, wanted = step.inputs[0], static[step.module]
             root = region.params_of[value]
             if wanted != bits.get(root, 8) and root not in _own(region, own_inputs):
                 narrow = f"{value}@{wanted}"
                 if narrow not in params_of:
                     steps.append(
-                        Step("unary", (value,), narrow, function="identity", args=(Ref(value),))
+                        Step(
+                            TABLE.planned, (value,), narrow, function="identity", args=(Ref(value),)
+                        )
                     )
                     params_of[narrow] = narrow
                     bits[narrow] = wanted

@@ -13,6 +13,7 @@ from octavo.nn.layer import QLayer
 from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model, replace_modules
+from octavo.ops.region_steps import PRODUCTS
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.scheme import QParams
 from octavo.separate import rejoin
@@ -144,7 +145,7 @@ def _input_params(plan: Plan, params: Mapping[str, QParams]) -> dict[str, QParam
                 continue
             for step in region.steps:
                 for part in (step, *step.fused):
-                    if part.module and part.kind.split("_")[0] in ("conv", "linear"):
+                    if part.module and part.kind in PRODUCTS:
                         value = region.params_of.get(step.inputs[0])
                         key = f"{flow_plan.flow.path}:{value}"
                         if key in params:

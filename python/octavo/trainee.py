@@ -18,6 +18,7 @@ from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.nn.trained_layer import TrainedLayer
 from octavo.nn.training import Compute, Store, TrainedForward
+from octavo.ops.region_steps import PRODUCTS, TABLE
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.rounding.nearest import nearest
 from octavo.scheme import QParams
@@ -27,7 +28,6 @@ from octavo.signature import known_arguments
 __all__ = ["Training", "entry", "forget", "make_trainee", "range_parameters", "training_of"]
 
 _ATTRIBUTE = "octavo_training"
-_PRODUCTS = ("conv", "linear")
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class _Stretch:
         self.makers = {
             part.output: part.module for step in flow.steps for part in step.fused or (step,)
         }
-        products = [step for step in region.steps if step.kind.startswith(_PRODUCTS)]
+        products = [step for step in region.steps if step.kind in PRODUCTS]
         self.home = products[0].module
         self.readers = {step.inputs[0]: step.module for step in reversed(products)}
         self.keys: dict[str, tuple[str, str]] = {}
@@ -258,7 +258,7 @@ class _Stretch:
                 known = self.stored[value]
                 self.names[value], self.keys[value] = known.result, known.key
         for step in region.steps:
-            if step.kind == "unary" and "@" in step.output:  # A value in a second width.
+            if step.kind == TABLE.planned and "@" in step.output:  # A value in a second width.
                 (value,) = step.inputs
                 yield self.store(self.name(value), step.output, step.output)
                 self.stored[step.output] = _Stored(step.output, self.keys[step.output])
@@ -278,7 +278,7 @@ class _Stretch:
 
     def step(self, step: Step) -> Iterator[Compute | Store]:
         parts = list(step.fused or (step,))
-        product = step.kind.startswith(_PRODUCTS)
+        product = step.kind in PRODUCTS
         layer = next(i for i, p in enumerate(parts) if p.module == step.module) if product else -1
         if product:
             self.home = step.module

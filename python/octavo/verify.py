@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from octavo.errors import describe
 from octavo.flow import Step, evaluate, substitute
 from octavo.freeze import check_trainee
 from octavo.nn.layer import QLayer
-from octavo.nn.program import Program, parse
 from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.trained_layer import trained_layer
 from octavo.nn.training import TrainedForward, trained_forward
+from octavo.ops.region_program import Program, parse
+from octavo.ops.region_steps import PLANNED
 from octavo.plan import Plan
 from octavo.replay import flow_arguments
 from octavo.scheme import QParams
@@ -280,7 +281,7 @@ class _Comparison:
                 reals.append(ops.dequantize(codes, p.scale, p.zero_point))
             got = self._cut(program, region, step, known, reals)
             tally = self.tally(f"{region.name}:{step.output}", step.kind)
-            if step.kind.endswith("_f32"):
+            if PLANNED[step.kind].gives_float:
                 tally.add_floats(values[step.output], got)
             else:
                 p = self._params(path, region, step.output)
@@ -296,8 +297,9 @@ class _Comparison:
         reals: list[Tensor],
     ) -> Tensor:
         ids = region.values
-        text, used = program.cut(ids[step.output], [ids[name] for name in known])
+        alone, used = program.cut(ids[step.output], [ids[name] for name in known])
         panels = self._panels([region.panels[i] for i in used])
+        text = alone.text()
         return ops.run_region(reals, panels, ops.region_constants(panels, text), text)[0]
 
     def _panels(self, panels: list[str | Tensor]) -> list[Tensor]:
@@ -336,13 +338,13 @@ class _Comparison:
                 continue
             inputs = [values[name.partition("@")[0]].float() for name in item.inputs]
             panels = self._panels(list(item.panels))
-            lines = [line for line in item.program.splitlines() if not line.startswith("out ")]
             names = [n for n in item.values if n not in item.inputs]
-            text = "\n".join([*lines, *(f"out {item.values[n]}" for n in names)]) + "\n"
+            outputs = tuple(item.values[n] for n in names)
+            text = replace(parse(item.program), outputs=outputs).text()
             results = ops.run_region(inputs, panels, ops.region_constants(panels, text), text)
             found = dict(zip(names, results, strict=True))
             for step in item.steps:
-                if not step.kind.endswith("_f32"):
+                if not PLANNED[step.kind].gives_float:
                     p = self._params(path, item, step.output)
                     mine = ops.quantize(found[step.output], p.scale, p.zero_point, p.qmax)
                     theirs = self._codes(path, item, step.output, wanted)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from octavo.capture import capture
 from octavo.lower import Program, lower
-from octavo.ops.region_shapes import region_output_shapes
+from octavo.ops.region_program import parse
 from octavo.plan import RegionPlan, plan
 from octavo.scheme import QParams, Scheme
 
@@ -182,5 +182,6 @@ def test_output_shapes(name: str) -> None:
     counts = [p.numel() if isinstance(p, Tensor) else 0 for p in program.panels]
     other = (3, shape[1], *(n + 3 for n in shape[2:-1]), shape[-1])
     for x in (torch.randn(shape), torch.randn(other)):
-        ((found, _),) = region_output_shapes(program.text, [x.shape], counts)
-        assert tuple(found) == tuple(model(x).shape)
+        read = parse(program.text)
+        (output,) = read.outputs
+        assert read.shapes([x.shape], counts)[output] == tuple(model(x).shape)

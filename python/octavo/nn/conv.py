@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from octavo import ops
 from octavo.nn import registry
 from octavo.nn.layer import QLayer
+from octavo.ops.region_program import Program, line_of
+from octavo.ops.region_steps import CONV_DYNAMIC, CONV_F32, QUANTIZE, QUANTIZE_DYNAMIC
 
 __all__ = ["QConv1d", "QConv2d"]
 
@@ -121,31 +123,33 @@ class _QConv(QLayer):
             return ""
         two = len(self.kernel_size) == 2
 
-        def pair(values: Sequence[int], missing: int) -> str:
-            return ",".join(map(str, values if two else (missing, *values)))
+        def pair(values: Sequence[int]) -> Sequence[int]:
+            return values if two else (1, *values)
 
         sides = self.pads() if self.padding_mode == "zeros" else [(0, 0)] * len(self.kernel_size)
         if not two:
             sides = [(0, 0), *sides]
         (top, bottom), (left, right) = sides
-        geometry = (
-            f"x=0 panel=0 channels={self.out_channels} kernel={pair(self.kernel_size, 1)} "
-            f"stride={pair(self.stride, 1)} pad={top},{left},{bottom},{right} "
-            f"dilation={pair(self.dilation, 1)}"
-        )
-        layout = "image" if two else "image1d"
+        entry: dict[str, object] = {"in": 0, "layout": "image" if two else "image1d", "max": 255}
+        step = {
+            "x": 0,
+            "panel": 0,
+            "channels": self.out_channels,
+            "kernel": pair(self.kernel_size),
+            "stride": pair(self.stride),
+            "pad": (top, left, bottom, right),
+            "dilation": pair(self.dilation),
+        }
         p = self.input_params
         if p is None:
-            steps = (
-                f"0 = quantize_dynamic in=0 layout={layout} max=255\n1 = conv_dynamic {geometry}\n"
-            )
+            lines = line_of(QUANTIZE_DYNAMIC, entry), line_of(CONV_DYNAMIC, step)
         else:
-            steps = (
-                f"0 = quantize in=0 layout={layout} s={p.scale.hex()} z={p.zero_point} "
-                f"max={p.qmax}\n"
-                f"1 = conv_f32 {geometry} lo={-math.inf} hi={math.inf}\n"
+            entry |= {"s": p.scale, "z": p.zero_point, "max": p.qmax}
+            lines = (
+                line_of(QUANTIZE, entry),
+                line_of(CONV_F32, {**step, "lo": -math.inf, "hi": math.inf}),
             )
-        return f"octavo.region 1\n{steps}out 1\n"
+        return Program(lines, (1,)).text()
 
     def extra_repr(self) -> str:
         """Sizes as torch's convolutions show them, then the scheme."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 from octavo import ops
 from octavo.nn import registry
 from octavo.nn.layer import QLayer
+from octavo.ops.region_program import Program, line_of
+from octavo.ops.region_steps import LINEAR_F32, QUANTIZE
 
 __all__ = ["QLinear"]
 
@@ -89,12 +93,15 @@ class QLinear(QLayer):
         p = self.input_params
         if p is None or self.packed:
             return ""
-        return (
-            "octavo.region 1\n"
-            f"0 = quantize in=0 layout=rows s={p.scale.hex()} z={p.zero_point} max={p.qmax}\n"
-            f"1 = linear_f32 x=0 panel=0 channels={self.out_features} lo=-inf hi=inf\n"
-            "out 1\n"
-        )
+        entry = {"in": 0, "layout": "rows", "s": p.scale, "z": p.zero_point, "max": p.qmax}
+        step = {
+            "x": 0,
+            "panel": 0,
+            "channels": self.out_features,
+            "lo": -math.inf,
+            "hi": math.inf,
+        }
+        return Program((line_of(QUANTIZE, entry), line_of(LINEAR_F32, step)), (1,)).text()
 
     def extra_repr(self) -> str:
         """Sizes as nn.Linear shows them, then the scheme."""

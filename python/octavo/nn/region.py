@@ -25,7 +25,7 @@ from torch.nn.modules import module as torch_module
 from octavo import ops
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.nn.layer import QLayer
-from octavo.nn.program import Program, parse
+from octavo.ops.region_program import Program, parse
 from octavo.replay import call_tensors
 
 __all__ = ["CapturedForward", "Region", "captured_forward"]
@@ -284,7 +284,7 @@ class _BoundRegion:
 
     def _channels(self, program: Program, value: int) -> int:
         for line in program.lines:
-            if value in line.reads() and line.kind in _WEIGHTED:
+            if value in line.reads() and line.kind.is_product:
                 panel = self.region.panels[int(line.keys["panel"])]
                 if int(line.keys["x"]) == value and isinstance(panel, str):
                     layer = self._bound.module_of(panel)
@@ -421,8 +421,8 @@ class _BoundRegion:
             ids = self.region.values
             step = next(s for s in self.region.steps if s.output == name)
             known = tuple(dict.fromkeys(n for n in step.inputs if n in ids))
-            text, used = program.cut(ids[name], [ids[n] for n in known], as_float)
-            self._cuts[key] = (text, used, known)
+            step_alone, used = program.cut(ids[name], [ids[n] for n in known], as_float)
+            self._cuts[key] = (step_alone.text(), used, known)
         text, indices, known = self._cuts[key]
         panels = [self._panel(self.region.panels[i]) for i in indices]
         constants = ops.region_constants(panels, text)
@@ -446,9 +446,6 @@ class _BoundRegion:
 def _float_of(value: str) -> str:
     """The float behind a region's input: "v@4" is v stored in 4 bits."""
     return value.partition("@")[0]
-
-
-_WEIGHTED = frozenset({"conv", "conv_f32", "linear", "linear_f32"})
 
 
 def _modules_of(steps: tuple[Step, ...]) -> Iterator[str]:

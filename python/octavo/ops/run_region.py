@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.ops import checks
-from octavo.ops.region_shapes import region_output_shapes
+from octavo.ops.region_program import parse
 
 __all__ = ["region_constants", "run_region"]
 
@@ -55,17 +55,18 @@ def _(
 ) -> list[Tensor]:
     for x in inputs:
         checks.check_dtype(x, torch.float32, "run_region: inputs")
-    shapes = region_output_shapes(program, [x.shape for x in inputs], [p.numel() for p in panels])
+    read = parse(program)
+    shapes = read.shapes([x.shape for x in inputs], [p.numel() for p in panels])
     first = inputs[0]
     last = first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last)
     last = last and not first.is_contiguous()
     results = []
-    for shape, is_image in shapes:
-        if last and is_image:
-            n, c, h, w = shape
+    for value in read.outputs:
+        if last and read.layout(value) == "image":
+            n, c, h, w = shapes[value]
             results.append(first.new_empty((n, h, w, c)).permute(0, 3, 1, 2))
         else:
-            results.append(first.new_empty(shape))
+            results.append(first.new_empty(shapes[value]))
     return results
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo import _C, ops
-from octavo.ops.region_shapes import region_output_shapes
+from octavo.ops.region_program import parse
 
 G3 = "kernel=3,3 stride=2,1 pad=1,0,1,2 dilation=1,2"
 Q = "s=0x1p-5 z=128 max=255"
@@ -49,7 +49,9 @@ def test_shapes_are_those_of_the_real_kernel(program: str) -> None:
     results, used, _ = call(program, x)
     real = [tuple(y.shape) for y in results]
     counts = [p.numel() for p in used]
-    assert [shape for shape, _ in region_output_shapes(program, [x.shape], counts)] == real
+    read = parse(program)
+    shapes = read.shapes([x.shape], counts)
+    assert [shapes[value] for value in read.outputs] == real
     assert [tuple(s) for s in _C.region_shapes(program, [list(x.shape)], counts)] == real
 
 
