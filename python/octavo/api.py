@@ -1,4 +1,7 @@
-"""The public calls. `quantize` is the pipeline, stage after stage, and nothing else."""
+"""The public calls. `quantize` checks its arguments and runs one of two pipelines.
+
+Both are their stages in a row: to a model that computes in integers, or to a trainee.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import nn
 
 from octavo import checks
-from octavo.batches import Batches
+from octavo.batches import Batches, Example
 from octavo.calibrate import calibrate, without_unreached
 from octavo.capture import capture
 from octavo.codes import Codes
@@ -28,8 +32,9 @@ from octavo.plan import FlowPlan, Plan
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rewrite import rewrite
-from octavo.rounding import METHODS, choose, correct_bias, round_model
-from octavo.scheme import QParams
+from octavo.rounding import METHODS, Method, choose, correct_bias, round_model
+from octavo.rounding.run import Rounded
+from octavo.scheme import Activations, QParams
 from octavo.search import Search
 from octavo.signature import known_arguments
 from octavo.smooth import smooth
@@ -150,11 +155,6 @@ def quantize(
     included = checks.check_patterns("include", include)
     check_model(model, inplace)
     batches = None if data is None else Batches(data)
-    notes = _Notes(progress)
-    if qat:
-        checks.check_training(rounding)
-    elif model.training:
-        notes.add("the model was in training mode; the quantized one is in evaluation mode")
     if evaluate is not None and max_drop is not None:
         options: dict[str, Any] = {
             "grid": grid, "activations": activations, "group_size": group_size,
@@ -165,71 +165,15 @@ def quantize(
         search = Search(model, data, evaluate, functools.partial(quantize, **options))
         narrowest = search.result(widest, float(max_drop), grid, inplace, progress)
         return cast(Model, narrowest)
+    job = _Job(
+        model=model, inplace=inplace, batches=batches, asked=asked, activations=how_stored,
+        activation_bits=activation_bits, grid=grid, group_size=group_size, symmetric=symmetric,
+        exclude=excluded, include=included, strict=strict, rounding=rounding,
+        ranges=ranges or "huber", effort=effort, qat_method=qat_method, progress=progress,
+        notes=_Notes(progress),
+    )  # fmt: skip
     with _unharmed(model) if inplace else contextlib.nullcontext():
-        float_bytes = tensor_bytes(model)
-        work = (model if inplace and not qat else copy_model(model)).eval()
-        example = None if batches is None else batches.example(work)
-        folded = fold(work, example, training=qat)
-        if not qat:
-            notes.add_all(f"{name} is computed once and kept" for name in folded.materialised)
-        if isinstance(asked, Plan):
-            decided, flows = asked, []
-            checks.check_plan(decided, work)
-        else:
-            found = capture(work, example, training=qat)
-            decision = decide(
-                work, found, widths=asked, activations=how_stored, activation_bits=activation_bits,
-                grid=grid, group_size=group_size, symmetric=symmetric, exclude=excluded,
-                include=included, strict=strict, batches=batches, training=qat, progress=progress,
-                normed=frozenset(layer for _, layer in folded.batch_norms) if qat else frozenset(),
-            )  # fmt: skip
-            notes.add_all(decision.notes)
-            decided = decision.plan
-            # Modules to round block by block where no region runs them.
-            flows = [FlowPlan(flow, flow.steps) for flow in found.flows]
-        divided: frozenset[str] = frozenset()
-        if batches is not None and effort != "fast" and not qat:
-            divided = equalize(work, decided, batches).divided
-            if divided:
-                notes.add(f"channel ranges equalized behind {len(divided)} layers")
-            smoothed = smooth(work, decided, [f.flow for f in flows or decided.flows], batches)
-            if smoothed.pairs:
-                notes.add(
-                    f"activation outliers of {len(smoothed.pairs)} normalisations moved into the "
-                    "linear layers behind them"
-                )
-        params: Mapping[str, QParams] = {}
-        if batches is not None and any(s.activations == "static" for s in decided.sites):
-            calibration = calibrate(work, decided, batches, ranges or "huber", progress)
-            decided = without_unreached(decided, calibration)
-            params = calibration.qparams
-            notes.add_all(calibration.notes)
-        if qat:
-            rounding = "nearest"  # For the report: training decides.
-        # With data it is known whether channels were far enough apart to matter.
-        sensitive = bool(divided) if batches is not None else _any_depthwise(work, decided)
-        how = METHODS[rounding or _chosen_rounding(decided, batches, effort, sensitive, notes)]
-        rounded = round_model(
-            work, decided, how, qparams=params, data=batches, flows=flows, progress=progress
-        )
-        codes, params = rounded.codes, rounded.qparams
-        notes.add_all([*rounded.notes, *_zero_channels(codes)])
-        measured: dict[str, float] = {}
-        if batches is not None and effort != "fast" and codes and not qat:
-            correction = correct_bias(work, decided, params, codes, batches)
-            measured = correction.output_sqnr
-            if not how.needs_data:  # The others have fitted the biases.
-                codes = correction.codes
-        layers = layer_records(work, decided, codes, measured, divided)
-        if qat:
-            result = make_trainee(
-                model, decided, params, batch_norms=folded.batch_norms,
-                float_bytes=float_bytes, method=qat_method, inplace=inplace,
-            )  # fmt: skip
-        else:
-            result = rewrite(work, decided, params, codes, inplace=True)
-        attach(result, Record(layers, float_bytes, notes.said))
-    return cast(Model, result)
+        return cast(Model, _trainee(job) if qat else _integers(job))
 
 
 @known_arguments
@@ -260,6 +204,173 @@ def dequantize(model: Model, inplace: bool = False) -> Model:
     return cast(Model, _dequantize(model, inplace))
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One call of `quantize`, its arguments checked.
+
+    Attributes:
+        model: the user's float model.
+        inplace: whether it is changed and returned itself.
+        batches: the data, None without.
+        asked: patterns to widths of weights, an average, or a plan that decides everything.
+        activations: how activations of all layers are stored.
+        activation_bits: widths of static activations.
+        exclude: patterns, checked.
+        include: patterns, checked; None for all layers.
+        notes: what is said on the way.
+    """
+
+    model: nn.Module
+    inplace: bool
+    batches: Batches | None
+    asked: Mapping[Any, int] | float | Plan
+    activations: Activations
+    activation_bits: int | Mapping[Any, int]
+    grid: Grid
+    group_size: GroupSize | None
+    symmetric: bool
+    exclude: tuple[object, ...] | None
+    include: tuple[object, ...] | None
+    strict: bool
+    rounding: Rounding | None
+    ranges: Ranges
+    effort: Effort
+    qat_method: QatMethod | None
+    progress: bool
+    notes: _Notes
+
+    def example(self, work: nn.Module) -> Example:
+        """The first call that the data makes of a model."""
+        return None if self.batches is None else self.batches.example(work)
+
+
+# ---- the two pipelines, each its stages in a row -------------------------------------------------
+
+
+def _integers(job: _Job) -> nn.Module:
+    """A model that computes in integers."""
+    if job.model.training:
+        job.notes.add("the model was in training mode; the quantized one is in evaluation mode")
+    float_bytes = tensor_bytes(job.model)
+    work = (job.model if job.inplace else copy_model(job.model)).eval()
+    example = job.example(work)
+    folded = fold(work, example)
+    job.notes.add_all(f"{name} is computed once and kept" for name in folded.materialised)
+    decided, flows = _decided(job, work, example)
+    divided = _moved(job, work, decided, flows)
+    decided, params = _calibrated(job, work, decided)
+    how = _method(job, work, decided, divided)
+    rounded = round_model(
+        work, decided, how, qparams=params, data=job.batches, flows=flows, progress=job.progress
+    )
+    job.notes.add_all([*rounded.notes, *_zero_channels(rounded.codes)])
+    codes, output_sqnr = _corrected(job, work, decided, rounded, how)
+    layers = layer_records(work, decided, codes, output_sqnr, divided)
+    result = rewrite(work, decided, rounded.qparams, codes, inplace=True)
+    attach(result, Record(layers, float_bytes, job.notes.said))
+    return result
+
+
+def _trainee(job: _Job) -> nn.Module:
+    """A copy with the model's own Parameters and fake-quantizers, to be trained and frozen."""
+    float_bytes = tensor_bytes(job.model)
+    work = copy_model(job.model).eval()
+    example = job.example(work)
+    folded = fold(work, example, training=True)
+    normed = frozenset(layer for _, layer in folded.batch_norms)
+    decided, flows = _decided(job, work, example, training=True, normed=normed)
+    decided, params = _calibrated(job, work, decided)
+    # For the report: training decides how weights round.
+    rounded = round_model(
+        work, decided, METHODS["nearest"], qparams=params, data=job.batches, flows=flows,
+        progress=job.progress,
+    )  # fmt: skip
+    job.notes.add_all([*rounded.notes, *_zero_channels(rounded.codes)])
+    layers = layer_records(work, decided, rounded.codes, {}, frozenset())
+    result = make_trainee(
+        job.model, decided, rounded.qparams, batch_norms=folded.batch_norms,
+        float_bytes=float_bytes, method=job.qat_method, inplace=job.inplace,
+    )  # fmt: skip
+    attach(result, Record(layers, float_bytes, job.notes.said))
+    return result
+
+
+# ---- stages that ask the job ---------------------------------------------------------------------
+
+
+def _decided(
+    job: _Job,
+    work: nn.Module,
+    example: Example,
+    training: bool = False,
+    normed: frozenset[str] = frozenset(),
+) -> tuple[Plan, list[FlowPlan]]:
+    """The plan, and the captured modules: what no region runs is rounded block by block."""
+    if isinstance(job.asked, Plan):
+        checks.check_plan(job.asked, work)
+        return job.asked, []
+    found = capture(work, example, training=training)
+    decision = decide(
+        work, found, widths=job.asked, activations=job.activations,
+        activation_bits=job.activation_bits, grid=job.grid, group_size=job.group_size,
+        symmetric=job.symmetric, exclude=job.exclude, include=job.include, strict=job.strict,
+        batches=job.batches, training=training, normed=normed, progress=job.progress,
+    )  # fmt: skip
+    job.notes.add_all(decision.notes)
+    return decision.plan, [FlowPlan(flow, flow.steps) for flow in found.flows]
+
+
+def _moved(job: _Job, work: nn.Module, decided: Plan, flows: list[FlowPlan]) -> frozenset[str]:
+    """Equalizes channel ranges and smooths outliers; the layers whose channels were divided."""
+    if job.batches is None or job.effort == "fast":
+        return frozenset()
+    divided = equalize(work, decided, job.batches).divided
+    if divided:
+        job.notes.add(f"channel ranges equalized behind {len(divided)} layers")
+    smoothed = smooth(work, decided, [f.flow for f in flows or decided.flows], job.batches)
+    if smoothed.pairs:
+        job.notes.add(
+            f"activation outliers of {len(smoothed.pairs)} normalisations moved into the linear "
+            "layers behind them"
+        )
+    return divided
+
+
+def _calibrated(job: _Job, work: nn.Module, decided: Plan) -> tuple[Plan, Mapping[str, QParams]]:
+    """Static ranges, and the plan without static ranges for what no batch reached."""
+    if job.batches is None or all(site.activations != "static" for site in decided.sites):
+        return decided, {}
+    calibration = calibrate(work, decided, job.batches, job.ranges, job.progress)
+    decided = without_unreached(decided, calibration)
+    job.notes.add_all(calibration.notes)
+    return decided, calibration.qparams
+
+
+def _method(job: _Job, work: nn.Module, decided: Plan, divided: frozenset[str]) -> Method:
+    """The rounding method asked for, else the one that fits."""
+    if job.rounding is not None:
+        return METHODS[job.rounding]
+    # With data it is known whether channels were far enough apart to matter.
+    depthwise = bool(divided) if job.batches is not None else _any_depthwise(work, decided)
+    widths = [site.scheme.bits for site in decided.sites if site.scheme]
+    name, why = choose(widths, job.batches is not None, job.effort, depthwise)
+    if name != "nearest":
+        job.notes.add(f"rounding {name!r} chosen for {why}")
+    return METHODS[name]
+
+
+def _corrected(
+    job: _Job, work: nn.Module, decided: Plan, rounded: Rounded, how: Method
+) -> tuple[Mapping[str, Codes], Mapping[str, float]]:
+    """Codes with corrected biases, and each layer's error on the data."""
+    if job.batches is None or job.effort == "fast" or not rounded.codes:
+        return rounded.codes, {}
+    correction = correct_bias(work, decided, rounded.qparams, rounded.codes, job.batches)
+    # Methods that need data have fitted the biases.
+    codes = rounded.codes if how.needs_data else correction.codes
+    return codes, correction.output_sqnr
+
+
 class _Notes:
     """What is worth saying: said once on stderr, kept for the report."""
 
@@ -276,16 +387,6 @@ class _Notes:
     def add_all(self, texts: Iterable[str]) -> None:
         for text in texts:
             self.add(text)
-
-
-def _chosen_rounding(
-    decided: Plan, batches: Batches | None, effort: str, depthwise: bool, notes: _Notes
-) -> str:
-    widths = [site.scheme.bits for site in decided.sites if site.scheme]
-    name, why = choose(widths, batches is not None, effort, depthwise)
-    if name != "nearest":
-        notes.add(f"rounding {name!r} chosen for {why}")
-    return name
 
 
 def _any_depthwise(model: nn.Module, decided: Plan) -> bool:

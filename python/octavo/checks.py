@@ -24,7 +24,6 @@ __all__ = [
     "check_patterns",
     "check_plan",
     "check_search",
-    "check_training",
     "check_widths",
 ]
 
@@ -245,6 +244,11 @@ def check_choices(
                 "It says how ranges are trained."
             )
         _one_of("qat_method", qat_method, TRAINING_METHODS)
+    if qat and rounding is not None:
+        raise ValueError(
+            f"quantize: rounding must be None with qat=True, got {describe(rounding)}. Training "
+            "itself decides how weights round."
+        )
 
 
 def _check_drop(evaluate: object, max_drop: object) -> None:
@@ -287,15 +291,6 @@ def check_search(bits: object, qat: bool) -> int:
             f"{describe(bits)}. Use for example 8."
         )
     return _check_bits(bits)
-
-
-def check_training(rounding: object) -> None:
-    """Refuses what a trainee cannot have."""
-    if rounding is not None:
-        raise ValueError(
-            f"quantize: rounding must be None with qat=True, got {describe(rounding)}. Training "
-            "itself decides how weights round."
-        )
 
 
 def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
