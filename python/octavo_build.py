@@ -60,7 +60,7 @@ def build_wheel(
 ) -> str:
     """Builds a wheel and returns its file name."""
     _find_torch()
-    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+    return str(build_meta.build_wheel(wheel_directory, config_settings, metadata_directory))
 
 
 def build_editable(
@@ -70,4 +70,4 @@ def build_editable(
 ) -> str:
     """Builds the wheel of an editable install and returns its file name."""
     _find_torch()
-    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
+    return str(build_meta.build_editable(wheel_directory, config_settings, metadata_directory))

@@ -1,12 +1,14 @@
 """What all tests share: seeds, the instruction sets of this machine, real data, suite sizes.
 
 OCTAVO_SUITE=ci selects the long sizes (full test sets, more fuzz); otherwise sizes suit every edit.
+OCTAVO_SHARD=2/4 runs every fourth test, beginning with the second.
 CI=true turns a skip for missing data into a failure, so that a green run never means "nothing ran".
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +22,22 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "models")]
 FULL = os.environ.get("OCTAVO_SUITE", "") == "ci"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: runs only with OCTAVO_SUITE=ci")
+def shard(text: str) -> slice:
+    """What OCTAVO_SHARD="2/4" selects of all tests: neighbours, which take equally long, are dealt out in turn."""
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise pytest.UsageError(
+            f"OCTAVO_SHARD: expected a part of all, such as 1/4, got {text!r}. Say which part."
+        )
+    return slice(int(match[1]) - 1, None, int(match[2]))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = items[shard(os.environ.get("OCTAVO_SHARD", "1/1"))]
+    if len(chosen) < len(items):
+        kept = set(chosen)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = chosen
     if FULL:
         return
     skip = pytest.mark.skip(reason="long suite: set OCTAVO_SUITE=ci")

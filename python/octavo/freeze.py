@@ -42,7 +42,7 @@ def freeze(trainee: Model, *, progress: bool = True) -> Model:
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(),
         ...     torch.nn.Linear(64, 8))
         >>> trainee = octavo.quantize(model, 4, data=torch.randn(32, 64), qat=True)
-        >>> final = octavo.freeze(trainee, progress=False)  # doctest: +SKIP
+        >>> final = octavo.freeze(trainee, progress=False)
 
     Args:
         trainee: result of ``octavo.quantize(..., qat=True)``, trained. It stays as it is.

@@ -13,14 +13,22 @@ from pathlib import Path
 
 import pytest
 
-import octavo
 from conftest import missing
 
-PACKAGE = Path(octavo.__file__).parent
+pytestmark = pytest.mark.build
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-LIBRARY = PACKAGE / "octavo_ops.so"
-MODULE = next(PACKAGE.glob("_C.*so"))
 X86 = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8")
+
+
+def package() -> Path:
+    import octavo
+
+    return Path(octavo.__file__).parent
+
+
+def operators() -> Path:
+    return package() / "octavo_ops.so"
 
 
 def run(*command: str) -> str:
@@ -164,25 +172,25 @@ def addressed(path: Path) -> dict[str, list[tuple[int, str]]]:
 
 
 def test_no_openmp_runtime_of_our_own() -> None:
-    for library in (LIBRARY, MODULE):
+    for library in (operators(), next(package().glob("_C.*so"))):
         needed = re.findall(r"NEEDED\s+(\S+)", run("objdump", "-p", str(library)))
         assert needed
         assert not [n for n in needed if re.search(r"omp|tbb|mkl", n)], needed
-    needed = re.findall(r"NEEDED\s+(\S+)", run("objdump", "-p", str(LIBRARY)))
+    needed = re.findall(r"NEEDED\s+(\S+)", run("objdump", "-p", str(operators())))
     assert "libtorch_cpu.so" in needed and not [
         n for n in needed if "c10" in n or "torch_python" in n
     ]
 
 
 def test_only_stable_symbols_of_torch() -> None:
-    text = run("nm", "-DC", "--undefined-only", str(LIBRARY))
+    text = run("nm", "-DC", "--undefined-only", str(operators()))
     assert "aoti_torch_" in text or "torch_" in text
     for line in text.splitlines():
         assert not re.search(r"\b(at|c10|torch)::", line), line
 
 
 def test_nothing_but_its_interface_is_exported() -> None:
-    text = run("nm", "-DC", "--defined-only", str(LIBRARY))
+    text = run("nm", "-DC", "--defined-only", str(operators()))
     bad = [
         line
         for line in text.splitlines()
@@ -214,6 +222,8 @@ def test_one_openmp_runtime_is_mapped() -> None:
 def test_size_of_the_package() -> None:
     """The wheel promises at most 8 MB."""
     total = sum(
-        p.stat().st_size for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+        p.stat().st_size
+        for p in package().rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
     )
     assert total < 16 * 2**20, f"{total / 2**20:.1f} MiB unpacked"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.build
+
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 
 

@@ -62,6 +62,7 @@ def test_results_are_stored(path: Path) -> None:
     assert "Warning" not in text and "/tmp" not in text and "/work" not in text
 
 
+@pytest.mark.build
 @pytest.mark.filterwarnings("ignore")  # Of Jupyter's own packages.
 def test_train_few_bits_runs(tmp_path: Path) -> None:
     """With two widths and fewer epochs: rounding alone must cost accuracy that training gives back."""

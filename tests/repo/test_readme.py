@@ -27,6 +27,7 @@ def test_there_are_blocks() -> None:
     )
 
 
+@pytest.mark.build
 @pytest.mark.parametrize("section", ("choose", "all") if FULL else ("choose",))
 def test_blocks_run(section: str, torchvision: object, tmp_path: Path) -> None:
     found = blocks()
