@@ -441,7 +441,7 @@ TEST_P(FakeQuantize, Levels) {
   }
 }
 
-// Every bit pattern of both half types, as P6 asks.
+// Every bit pattern of both half types.
 TEST_P(FakeQuantize, EveryHalf) {
   Random random(13);
   const int parameters = testing::ci_suite() ? 64 : 4;
@@ -467,7 +467,7 @@ TEST_P(FakeQuantize, EveryHalf) {
   }
 }
 
-// float32 values, as P5 asks: every 4,099th, in the long suite every 31st, and there all of them by
+// float32 values: every 4,099th, in the long suite every 31st, and there all of them by
 // the first rule on the first ISA (half a minute; all for all would be 20).
 TEST_P(FakeQuantize, EveryFloat) {
   const struct {

@@ -379,7 +379,7 @@ constexpr int64_t kEveryFloatStep = 257;  // sanitizers and emulators are 10 to 
 constexpr int64_t kEveryFloatStep = 1;
 #endif
 
-// Suite P5: all float32 values, all at once on the best ISA; with OCTAVO_SUITE=ci on every ISA and
+// All float32 values, all at once on the best ISA; with OCTAVO_SUITE=ci on every ISA and
 // 8 pairs.
 void compare_every_float(const QuantParams& p) {
   constexpr int64_t kChunk = 1 << 16;

@@ -1,8 +1,9 @@
-"""One named regression test for each class of bug that other libraries had (K1-K24), and random regions against an
-independent float64 simulation on every ISA.
+"""One named regression test for each class of bug that other libraries had, and random regions against an independent
+float64 simulation on every ISA.
 
-Not here: K5 has its own random test below; K6 (guard pages), K4's lattice and K22 are C++ tests; K12 is test_op_fuzz;
-K14, K17, K18 and K20 are in test_robustness; K19 and K23 in tests/repo; K24 in test_damage; K15 concerns training.
+Not here: guard pages and sums at the limits of their integers are C++ tests; hostile arguments are in test_op_fuzz;
+threads, forks and many shapes in test_robustness; instructions and thread runtimes of the libraries in tests/repo;
+interrupted saves in test_damage.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def compare(region: OneRegion, inputs: list[Tensor]) -> dict[int, Tensor]:
 
 
 @torch.no_grad()
-def test_k1_no_saturating_pair_sums(isa: str) -> None:
+def test_no_saturating_pair_sums(isa: str) -> None:
     """255 x 127 twice is 64,770: a 16-bit pair sum would saturate at 32,767."""
     for k in (1, 2, 3, 4, 31, 32, 33, 64, 130, 1024):
         for sign in (127, -127):
@@ -77,7 +78,7 @@ def test_k1_no_saturating_pair_sums(isa: str) -> None:
 
 
 @torch.no_grad()
-def test_k2_k3_sums_beyond_24_bits(isa: str) -> None:
+def test_sums_beyond_24_bits(isa: str) -> None:
     """Exact in 32 bits and converted to float once, to nearest even."""
     for k in (515, 516, 4096, 40_000):
         codes = torch.full((4, k), 127, dtype=torch.int8)
@@ -89,7 +90,7 @@ def test_k2_k3_sums_beyond_24_bits(isa: str) -> None:
 
 @pytest.mark.parametrize("k", [65_793, 65_794, 140_000])
 @torch.no_grad()
-def test_k4_sums_at_and_beyond_32_bits(k: int, isa: str) -> None:
+def test_sums_at_and_beyond_32_bits(k: int, isa: str) -> None:
     """255 x 128 x 65,793 is the last sum that fits; longer ones are split, never wrapped."""
     codes = torch.full((2, k), 127, dtype=torch.int8)
     codes[1] = -127
@@ -153,7 +154,7 @@ def random_conv(source: random.Random, generator: torch.Generator) -> tuple[OneR
 
 
 @torch.no_grad()
-def test_k5_random_convolutions_equal_the_simulation(isa: str) -> None:
+def test_random_convolutions_equal_the_simulation(isa: str) -> None:
     """Padding, zero points at the ends, strides, dilation, groups, padding beyond the kernel."""
     inner = ends = total = 0
     for seed in range(2000 if FULL else 150):
@@ -171,7 +172,7 @@ def test_k5_random_convolutions_equal_the_simulation(isa: str) -> None:
 
 
 @torch.no_grad()
-def test_k7_two_billion_elements() -> None:
+def test_two_billion_elements() -> None:
     """More than 2^31 elements: indices are 64 bits."""
     if not FULL:
         pytest.skip("needs 12 GiB and a minute: OCTAVO_SUITE=ci")
@@ -191,7 +192,7 @@ def test_k7_two_billion_elements() -> None:
 
 
 @torch.no_grad()
-def test_k8_inf_nan(isa: str) -> None:
+def test_infinities_and_nan_are_alike_everywhere(isa: str) -> None:
     x = torch.tensor([[float("nan"), float("inf"), float("-inf"), 1e30, -1e30, 2.5, 3.5, -0.0]])
     assert octavo.ops.quantize(x, 1.0, 100, 255).tolist() == [[0, 255, 0, 255, 0, 102, 104, 100]]
     codes = octavo.ops.quantize_per_channel(x.t().contiguous(), torch.ones(8), 0, -127, 127)
@@ -201,7 +202,7 @@ def test_k8_inf_nan(isa: str) -> None:
 
 
 @torch.no_grad()
-def test_k10_strides_and_formats(isa: str) -> None:
+def test_strides_and_memory_formats_change_no_bits(isa: str) -> None:
     conv = octavo.quantize(
         nn.Conv2d(5, 7, 3, 2, 1), 8, data=[torch.randn(2, 5, 9, 9)], progress=False
     )
@@ -222,7 +223,7 @@ def test_k10_strides_and_formats(isa: str) -> None:
     assert y.is_contiguous(memory_format=torch.channels_last) and expected.is_contiguous()
 
 
-def test_k11_axis(isa: str) -> None:
+def test_scales_lie_along_their_axis(isa: str) -> None:
     x = torch.randn(3, 4, 5)
     for axis in range(-3, 3):
         scale = torch.rand(x.shape[axis]) + 0.5
@@ -236,7 +237,7 @@ def test_k11_axis(isa: str) -> None:
 
 
 @torch.no_grad()
-def test_k13_empty_tensors(isa: str) -> None:
+def test_empty_tensors(isa: str) -> None:
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
         assert octavo.ops.quantize(torch.empty(0, 3), 1.0, 0, 255).shape == (0, 3)
@@ -256,7 +257,7 @@ def test_k13_empty_tensors(isa: str) -> None:
 
 
 @torch.no_grad()
-def test_k16_dtypes(isa: str) -> None:
+def test_float_types_are_kept(isa: str) -> None:
     small = octavo.quantize(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)),
         8,
@@ -271,7 +272,7 @@ def test_k16_dtypes(isa: str) -> None:
 
 
 @torch.no_grad()
-def test_k21_one_rounding_rule(isa: str) -> None:
+def test_one_rounding_rule(isa: str) -> None:
     """Ties go to even before the zero point is added; the product with the reciprocal is what torch computes."""
     ties = torch.arange(-20, 21) / 2 + 0.5
     assert torch.equal(

@@ -1,4 +1,4 @@
-"""Damaged files, interrupted and failing saves (suites P19-P22): a documented error or the right model, never anything
+"""Damaged files, interrupted and failing saves: a documented error or the right model, never anything
 else, and the old file survives.
 """
 
@@ -57,7 +57,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_p19_cut_at_every_byte(file: Path) -> None:
+def test_a_file_cut_at_every_byte(file: Path) -> None:
     raw = file.read_bytes()
     cut = file.with_name("cut")
     step = 1 if FULL else 5
@@ -67,7 +67,7 @@ def test_p19_cut_at_every_byte(file: Path) -> None:
 
 
 @torch.no_grad()
-def test_p19_flip_header_bits(file: Path) -> None:
+def test_flipped_bits_of_the_header(file: Path) -> None:
     raw = bytearray(file.read_bytes())
     header = 8 + int.from_bytes(raw[:8], "little")
     bits = list(range(header * 8))
@@ -87,7 +87,7 @@ def test_p19_flip_header_bits(file: Path) -> None:
     assert wrong == 0, f"{wrong} of {len(bits)} flips gave a model with other outputs and no error"
 
 
-def test_p19_flip_payload_bits(file: Path) -> None:
+def test_flipped_bits_of_the_tensors(file: Path) -> None:
     raw = bytearray(file.read_bytes())
     header = 8 + int.from_bytes(raw[:8], "little")
     bits = range(header * 8, len(raw) * 8)
@@ -99,7 +99,7 @@ def test_p19_flip_payload_bits(file: Path) -> None:
         assert outcome(flipped) is None, f"payload bit {bit} was not noticed"
 
 
-def test_p18_mutated_files(file: Path) -> None:
+def test_mutated_files_load_or_are_refused(file: Path) -> None:
     """Structure-aware mutations: cut, repeat, exchange and overwrite pieces, and fix the header's length."""
     raw = file.read_bytes()
     source = random.Random(1)
@@ -130,7 +130,7 @@ def test_p18_mutated_files(file: Path) -> None:
     print(f"{time.monotonic() - start:.1f} s")
 
 
-def test_p20_killed_while_saving(tmp_path: Path) -> None:
+def test_killed_while_saving(tmp_path: Path) -> None:
     """After SIGKILL at any instant the file is the old or the new one, whole; the next save leaves no temporary."""
     path = tmp_path / "net.safetensors"
     old, new = made(0), made(1)
@@ -174,7 +174,7 @@ def _fails(path: Path, number: int | None = None) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == names, "a temporary was left"
 
 
-def test_p21_fsync_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsync_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def fail(descriptor: int) -> None:
@@ -187,7 +187,7 @@ def test_p21_fsync_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_p21_write_fails(file: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_write_fails(file: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     calls = []
 
     def fail(descriptor: int, data: Any) -> int:
@@ -202,7 +202,7 @@ def test_p21_write_fails(file: Path, monkeypatch: pytest.MonkeyPatch, number: in
     assert calls, "save does not use os.write"
 
 
-def test_p21_short_writes_and_replace_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_writes_and_replace_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data[:1000])))
     model = made(1)
@@ -219,7 +219,7 @@ def test_p21_short_writes_and_replace_fails(file: Path, monkeypatch: pytest.Monk
     _fails(file)
 
 
-def test_p21_file_size_limit(file: Path) -> None:
+def test_a_file_size_limit_leaves_the_old_file(file: Path) -> None:
     child = os.fork()
     if child == 0:
         code = 3
@@ -238,7 +238,7 @@ def test_p21_file_size_limit(file: Path) -> None:
     assert [p.name for p in file.parent.iterdir()] == [file.name]
 
 
-def test_p21_full_disk(file: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)]
@@ -253,7 +253,7 @@ def test_p21_full_disk(file: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_p21_read_only_folder(file: Path) -> None:
+def test_a_read_only_folder_leaves_the_old_file(file: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     file.parent.chmod(0o500)
@@ -264,7 +264,7 @@ def test_p21_read_only_folder(file: Path) -> None:
 
 
 @torch.no_grad()
-def test_p22_save_over_what_was_loaded(file: Path) -> None:
+def test_save_over_what_was_loaded(file: Path) -> None:
     model = octavo.load(file, net())
     expected = model(X)
     octavo.save(model, file)
@@ -275,7 +275,7 @@ def test_p22_save_over_what_was_loaded(file: Path) -> None:
 
 
 @torch.no_grad()
-def test_p22_links(file: Path) -> None:
+def test_saving_to_links(file: Path) -> None:
     link = file.with_name("link.safetensors")
     link.symlink_to(file)
     assert outcome(link) is not None
@@ -289,7 +289,7 @@ def test_p22_links(file: Path) -> None:
 
 
 @torch.no_grad()
-def test_p22_two_writers(file: Path) -> None:
+def test_two_writers_at_once(file: Path) -> None:
     models = [made(0), made(1)]
     outputs = [m(X) for m in models]
     errors: list[BaseException] = []

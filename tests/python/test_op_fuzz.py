@@ -1,4 +1,4 @@
-"""Operators: torch's own checks of schema, fake kernel and autograd (P10), and hostile arguments in a child (P17)."""
+"""Operators: torch's own checks of schema, fake kernel and autograd, and hostile arguments in a child."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def schemas() -> list[str]:
 
 
 @pytest.mark.parametrize("name", schemas())
-def test_p10_opcheck(name: str) -> None:
+def test_opcheck_of_every_operator(name: str) -> None:
     arguments = samples(name)
     assert arguments, f"no samples for {name}: add some"
     op = getattr(torch.ops.octavo, name).default
@@ -218,7 +218,7 @@ def test_the_fuzzers_program_is_valid() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_p17_hostile_arguments(seed: int, tmp_path: Path) -> None:
+def test_hostile_arguments(seed: int, tmp_path: Path) -> None:
     count = 25_000 if FULL else 1000
     last = tmp_path / "last"
     result = subprocess.run(

@@ -82,7 +82,7 @@ def test_inplace_changes_the_model_itself() -> None:
 
 
 def test_hooks_stay_the_same_objects() -> None:
-    """T30: a collector that a hook fills is not cloned; the copy has hook tables of its own."""
+    """A collector that a hook fills is not cloned; the copy has hook tables of its own."""
     model, x, collector = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), torch.randn(3, 8), []
 
     class Hook:
@@ -107,7 +107,7 @@ def test_hooks_stay_the_same_objects() -> None:
 
 
 def test_tensors_that_are_no_leaves_become_clones() -> None:
-    """T27: a plain deepcopy fails on these."""
+    """A plain deepcopy fails on these."""
     model = nn.Sequential(nn.Linear(4, 4))
     model.cache = model[0].weight * 2
     model.nested = {"x": [model[0].weight.sum(), (model[0].bias + 1,)]}

@@ -1,4 +1,4 @@
-"""Threads, forks, soak, dispatch, compile, objects (suites P11, P12, P24-P27, P29)."""
+"""Threads, forks, soak, dispatch, compile, objects."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def image(seed: int = 5, batch: int = 4) -> Tensor:
     return torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-# ---- P11, P12: instruction sets ------------------------------------------------------------------------
+# ---- instruction sets ------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_p11_every_isa_and_thread_count() -> None:
+def test_every_isa_and_thread_count() -> None:
     small = made()
     linear = octavo.quantize(nn.Linear(300, 70), 8, progress=False)
     rows = torch.randn(65, 300)
@@ -74,7 +74,7 @@ def test_p11_every_isa_and_thread_count() -> None:
 
 
 @torch.no_grad()
-def test_p12_the_forced_isa_runs() -> None:
+def test_the_forced_isa_runs() -> None:
     """The panel's header says for which layout it was packed; scalar and the rest differ."""
     layer = octavo.quantize(nn.Linear(64, 64), 8, progress=False)
     x = torch.randn(2, 64)
@@ -99,7 +99,7 @@ def test_p12_the_forced_isa_runs() -> None:
 
 
 @torch.no_grad()
-def test_p12_speed_tells_the_isa() -> None:
+def test_speed_tells_the_isa() -> None:
     """A forced scalar run that is as fast as the best one would mean that forcing does nothing."""
     if len(octavo.isas()) == 1:
         pytest.skip("this machine has only scalar")
@@ -118,7 +118,7 @@ def test_p12_speed_tells_the_isa() -> None:
     assert best["scalar"] > 2 * best[before], best
 
 
-# ---- P24: soak -------------------------------------------------------------------------------------------
+# ---- soak -------------------------------------------------------------------------------------------
 
 
 def rss() -> int:
@@ -126,7 +126,7 @@ def rss() -> int:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_p24_soak(tmp_path: Path) -> None:
+def test_memory_files_and_threads_stay_constant_over_many_cycles(tmp_path: Path) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs /proc")
     path = tmp_path / "net.safetensors"
@@ -154,7 +154,7 @@ def test_p24_soak(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_k20_many_shapes() -> None:
+def test_many_shapes_leave_no_memory_behind() -> None:
     """No cache grows with the number of shapes."""
     small = made()
     start = 0
@@ -165,11 +165,11 @@ def test_k20_many_shapes() -> None:
     assert rss() - start < 8 * 2**20
 
 
-# ---- P25: threads ----------------------------------------------------------------------------------------
+# ---- threads ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
-def test_p25_concurrent_forwards(with_data: bool) -> None:
+def test_concurrent_forwards(with_data: bool) -> None:
     small = made(with_data)
     inputs = [image(i, 1 + i) for i in range(8)]
     with torch.no_grad():
@@ -184,7 +184,7 @@ def test_p25_concurrent_forwards(with_data: bool) -> None:
     in_threads(8, work)
 
 
-def test_p25_first_calls_at_a_barrier() -> None:
+def test_first_calls_at_a_barrier() -> None:
     small = made()
     x = image()
     with torch.no_grad():
@@ -199,7 +199,7 @@ def test_p25_first_calls_at_a_barrier() -> None:
         in_threads(8, work)
 
 
-def test_row_70_forward_while_loading() -> None:
+def test_forward_while_loading() -> None:
     a, b = made(seed=0), made(seed=1)
     live = copy.deepcopy(a)
     x = image()
@@ -231,11 +231,11 @@ def test_row_70_forward_while_loading() -> None:
         assert torch.equal(live(x), outputs[0])
 
 
-# ---- P26: fork -------------------------------------------------------------------------------------------
+# ---- fork -------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_p26_fork_after_a_region() -> None:
+def test_fork_after_a_region() -> None:
     """Parallel work in the parent, then octavo in a forked child: libgomp itself would hang there."""
     torch.set_num_threads(2)
     small = made()
@@ -256,7 +256,7 @@ def test_p26_fork_after_a_region() -> None:
 
 
 @torch.no_grad()
-def test_p26_fork_before_the_first_call() -> None:
+def test_fork_before_the_first_call() -> None:
     small = made()
     x = image()
     fresh = copy.deepcopy(small)
@@ -274,7 +274,7 @@ def _job(arguments: tuple[bytes, Tensor]) -> bytes:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_p26_multiprocessing(method: str) -> None:
+def test_worker_processes_give_the_same_bits(method: str) -> None:
     import io
 
     small = made()
@@ -310,7 +310,7 @@ class _Features(torch.utils.data.Dataset[Tensor]):
             return self.model(image(i, 1))[0]
 
 
-def test_p26_data_loader() -> None:
+def test_data_loader_workers_give_the_same_bits() -> None:
     dataset = _Features(made())
     expected = torch.stack([dataset[i] for i in range(6)])
     for workers in (0, 2):
@@ -320,11 +320,11 @@ def test_p26_data_loader() -> None:
         assert torch.equal(torch.cat(list(loader)), expected)
 
 
-# ---- P27: objects ------------------------------------------------------------------------------------------
+# ---- objects ------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_p27_state_dict_holds_integers_and_scales() -> None:
+def test_state_dict_holds_integers_and_scales() -> None:
     for with_data in (False, True):
         small = made(with_data)
         state = small.state_dict()
@@ -340,7 +340,7 @@ def test_p27_state_dict_holds_integers_and_scales() -> None:
 
 
 @torch.no_grad()
-def test_p27_loading_a_state_makes_new_panels() -> None:
+def test_loading_a_state_makes_new_panels() -> None:
     a, b = made(seed=0), made(seed=1)
     x = image()
     expected = b(x)
@@ -362,7 +362,7 @@ def test_p27_loading_a_state_makes_new_panels() -> None:
     assert torch.equal(back(x), expected)
 
 
-def test_p27_share_memory_and_repr() -> None:
+def test_share_memory_and_repr() -> None:
     small = made()
     text = repr(small)
     assert "QConv2d" in text and "QLinear" in text and "8" in text
@@ -377,7 +377,7 @@ def test_p27_share_memory_and_repr() -> None:
         assert torch.equal(small(x), expected)
 
 
-# ---- P29: compile --------------------------------------------------------------------------------------------
+# ---- compile --------------------------------------------------------------------------------------------
 
 BACKENDS = ("eager", "aot_eager", "inductor") if FULL else ("eager", "aot_eager")
 
@@ -385,7 +385,7 @@ BACKENDS = ("eager", "aot_eager", "inductor") if FULL else ("eager", "aot_eager"
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
 @torch.no_grad()
-def test_p29_compile_fullgraph(backend: str, with_data: bool) -> None:
+def test_compile_as_one_graph(backend: str, with_data: bool) -> None:
     torch.compiler.reset()
     small = made(with_data)
     x = image()
@@ -404,7 +404,7 @@ def test_p29_compile_fullgraph(backend: str, with_data: bool) -> None:
 
 
 @torch.no_grad()
-def test_p29_dynamic_shapes() -> None:
+def test_compile_with_dynamic_shapes() -> None:
     torch.compiler.reset()
     small = made()
     compiled = torch.compile(small, fullgraph=True, backend="aot_eager", dynamic=True)

@@ -1,4 +1,4 @@
-"""The torture list: models that broke other tools. Each is quantized with and without data and runs, or stays float
+"""Torture: models that broke other tools. Each is quantized with and without data and runs, or stays float
 with its reason in the report; the input model keeps its bits, its class and its names.
 """
 
@@ -73,7 +73,7 @@ def test_quantizes_and_runs(case: Case, with_data: bool) -> None:
     data = calibration(case, model) if with_data else None
     small = quantize(model, data)
     assert state_bytes(model) == before, "the input model was changed"
-    if case.name.startswith("T33"):
+    if case.name.startswith("root is"):
         assert isinstance(small, nn.Module)
     else:
         assert type(small) is type(model)
@@ -98,9 +98,9 @@ def test_quantizes_and_runs(case: Case, with_data: bool) -> None:
 
 
 @torch.no_grad()
-def test_t6_each_call_site_has_its_own_range() -> None:
+def test_each_call_site_has_its_own_range() -> None:
     """One linear on inputs of about 1 and of about 20: a shared range would cost the small ones 26 dB."""
-    model = next(c for c in CASES if c.name.startswith("T6")).make().eval()
+    model = next(c for c in CASES if c.name == "linear called twice").make().eval()
     batches = [torch.randn(64, 16) for _ in range(8)]
     small = quantize(model, batches)
     x = torch.randn(64, 16)
@@ -108,8 +108,8 @@ def test_t6_each_call_site_has_its_own_range() -> None:
 
 
 @torch.no_grad()
-def test_t7_tied_weights_stay_usable() -> None:
-    case = next(c for c in CASES if c.name.startswith("T7"))
+def test_tied_weights_stay_usable() -> None:
+    case = next(c for c in CASES if c.name == "tied head")
     model = case.make().eval()
     small = quantize(model)
     tokens = case.inputs()[0]
@@ -120,8 +120,8 @@ def test_t7_tied_weights_stay_usable() -> None:
 
 
 @torch.no_grad()
-def test_t11_flags_still_work() -> None:
-    case = next(c for c in CASES if c.name.startswith("T11"))
+def test_flags_still_work() -> None:
+    case = next(c for c in CASES if c.name == "control flow on sizes and flags")
     model = case.make().eval()
     small = quantize(model, [case.inputs() for _ in range(4)])
     x = case.inputs()[0]
@@ -140,7 +140,7 @@ class _Collector:
 
 @pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
 @torch.no_grad()
-def test_t30_hooks_fire(with_data: bool) -> None:
+def test_hooks_fire(with_data: bool) -> None:
     model = nn.Sequential(
         OrderedDict(
             a=nn.Conv2d(3, 8, 3), bn=nn.BatchNorm2d(8), relu=nn.ReLU(), b=nn.Conv2d(8, 4, 3)
@@ -173,7 +173,7 @@ def test_t30_hooks_fire(with_data: bool) -> None:
 
 @pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
 @torch.no_grad()
-def test_t34_any_batch_and_size(with_data: bool) -> None:
+def test_any_batch_and_size(with_data: bool) -> None:
     model = randomize(
         nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
     )
@@ -196,7 +196,7 @@ def test_t34_any_batch_and_size(with_data: bool) -> None:
 
 @pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
 @torch.no_grad()
-def test_t35_strides_give_the_same_bits(with_data: bool) -> None:
+def test_strides_give_the_same_bits(with_data: bool) -> None:
     data = [torch.randn(4, 16)] if with_data else None
     linear = quantize(nn.Linear(16, 5), data)
     base = torch.randn(8, 16)
@@ -232,7 +232,7 @@ def test_t35_strides_give_the_same_bits(with_data: bool) -> None:
 
 
 @torch.no_grad()
-def test_t36_strange_values() -> None:
+def test_inputs_with_strange_values() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     for data in (torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), -3.0)):
         small = quantize(model, [data])
@@ -258,7 +258,7 @@ def test_t36_strange_values() -> None:
 
 @pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
 @torch.no_grad()
-def test_t38_batch_invariance(with_data: bool) -> None:
+def test_a_sample_has_the_same_bits_in_any_batch(with_data: bool) -> None:
     model = randomize(
         nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1),
@@ -311,7 +311,7 @@ def net_pair(with_data: bool) -> tuple[nn.Module, nn.Module, Tensor]:
 
 @pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
 @torch.no_grad()
-def test_t39_ordinary_objects(with_data: bool) -> None:
+def test_models_stay_ordinary_objects(with_data: bool) -> None:
     _, small, x = net_pair(with_data)
     expected = small(x)
     twin = copy.deepcopy(small)
@@ -346,7 +346,7 @@ print(octavo.isa(), model(torch.load({x!r})).numpy().tobytes().hex())
 
 @pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
 @torch.no_grad()
-def test_t40_save_here_load_on_another_isa(with_data: bool, tmp_path: Path) -> None:
+def test_save_here_load_on_another_isa(with_data: bool, tmp_path: Path) -> None:
     import os
 
     _, small, x = net_pair(with_data)
@@ -374,7 +374,7 @@ def test_t40_save_here_load_on_another_isa(with_data: bool, tmp_path: Path) -> N
 
 
 @torch.no_grad()
-def test_t41_checkpoints_into_the_wrong_model(tmp_path: Path) -> None:
+def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:
     model, small, _x = net_pair(True)
     missing = model.load_state_dict(small.state_dict(), strict=False)
     assert "conv1.weight" in missing.missing_keys, "integers must never be loaded as float weights"
@@ -390,7 +390,7 @@ def test_t41_checkpoints_into_the_wrong_model(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_t42_twice_parts_dequantize_move() -> None:
+def test_quantized_twice_in_parts_dequantized_and_moved() -> None:
     model, small, x = net_pair(True)
     with pytest.raises(ValueError, match="already quantized"):
         octavo.quantize(small, 8)
@@ -418,7 +418,7 @@ def test_t42_twice_parts_dequantize_move() -> None:
 
 
 @torch.no_grad()
-def test_t37_googlenet_like_training_head() -> None:
+def test_googlenet_like_training_head() -> None:
     class Aux(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Trainees in threads, forks and loaders, and bad inputs of training (suites P25, P26, P28; section 6)."""
+"""Trainees in threads, forks and loaders, and bad inputs of training."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def train(trainee: nn.Module, batches: list[Tensor]) -> bytes:
     return state_of(trainee)
 
 
-# ---- P25: threads ----------------------------------------------------------------------------------------
+# ---- threads ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_p25_concurrent_forwards(method: str) -> None:
+def test_concurrent_forwards(method: str) -> None:
     trainee = undropped(qat_method=method).eval()
     inputs = [torch.randn(1 + i, 3, 8, 8) for i in range(8)]
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_p25_concurrent_forwards(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_p25_each_thread_trains_its_own(method: str) -> None:
+def test_each_thread_trains_its_own(method: str) -> None:
     """Threads that train copies end with the bits of one that trains alone."""
     torch.manual_seed(0)
     trainee = undropped(qat_method=method)
@@ -84,11 +84,11 @@ def test_p25_each_thread_trains_its_own(method: str) -> None:
     in_threads(8, work)
 
 
-# ---- P26: fork -------------------------------------------------------------------------------------------
+# ---- fork -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_p26_fork_after_a_step(method: str) -> None:
+def test_fork_after_a_step(method: str) -> None:
     """A child evaluates what the parent has trained, in threads of its own."""
     torch.set_num_threads(2)
     trainee = undropped(qat_method=method)
@@ -114,7 +114,7 @@ def _train_pickled(arguments: tuple[bytes, list[Tensor]]) -> bytes:
     return train(pickle.loads(arguments[0]), arguments[1])
 
 
-def test_p26_spawned_processes_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spawned_processes_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     here = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, sys.path)]))
     torch.set_num_threads(1)
@@ -132,7 +132,7 @@ def test_p26_spawned_processes_train_alike(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.filterwarnings("ignore:This DataLoader")
 @pytest.mark.parametrize("workers", [2, 4])
-def test_p26_data_loaders(workers: int) -> None:
+def test_training_with_data_loader_workers(workers: int) -> None:
     """Batches from worker processes train to the bits that those of the process itself do."""
     torch.manual_seed(0)
     trainee = undropped()
@@ -145,7 +145,7 @@ def test_p26_data_loaders(workers: int) -> None:
     assert results[0] == results[1]
 
 
-# ---- section 6: bad inputs of training ---------------------------------------------------------------------
+# ---- bad inputs of training ---------------------------------------------------------------------
 
 
 def refused(model: object, error: type[Exception], text: str, **kwargs: object) -> None:
@@ -162,7 +162,7 @@ def refused(model: object, error: type[Exception], text: str, **kwargs: object) 
         assert all("forward" not in vars(module) for module in model.modules())
 
 
-def test_rows_7_to_13_models() -> None:
+def test_models_that_cannot_be_trained_are_refused() -> None:
     refused(None, TypeError, "model must be")
     refused(Net().state_dict(), TypeError, "model must be")
     refused(nn.DataParallel(Net()), TypeError, r"\.module")
@@ -170,7 +170,7 @@ def test_rows_7_to_13_models() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_row_19_weight_not_finite(bad: float) -> None:
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     model = warm(Net())
     with torch.no_grad():
         model.conv2.weight[1, 2, 0, 0] = bad
@@ -179,13 +179,13 @@ def test_row_19_weight_not_finite(bad: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_row_36_batch_not_finite(bad: float) -> None:
+def test_batches_that_are_not_finite_are_refused(bad: float) -> None:
     x = torch.randn(4, 3, 8, 8)
     x[1, 0, 0, 0] = bad
     refused(warm(Net()), ValueError, "batch 1", data=[torch.randn(4, 3, 8, 8), x])
 
 
-def test_rows_33_to_39_data() -> None:
+def test_data_that_cannot_calibrate_is_refused() -> None:
     model = warm(Net())
     refused(model, octavo.CalibrationError, "data", data=[])
     refused(model, TypeError, "object", data=[object()])
@@ -200,7 +200,7 @@ def test_rows_33_to_39_data() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_row_32_state_changes_in_training_mode_alone(method: str) -> None:
+def test_state_changes_in_training_mode_alone(method: str) -> None:
     trainee = trainee_of(qat_method=method).eval()
     before = state_of(trainee)
     for _ in range(3):
@@ -212,7 +212,7 @@ def test_row_32_state_changes_in_training_mode_alone(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_row_67_gradients_of_any_strides(method: str) -> None:
+def test_gradients_of_any_strides(method: str) -> None:
     """Strided and expanded gradients give the bits of the same values in order."""
     start = QParams(0.1, 0 if method == "pact" else 3, 4)
     value = FakeQuantize(start, method, "x", Monitor()).eval()
@@ -229,7 +229,7 @@ def test_row_67_gradients_of_any_strides(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_row_68_modes(method: str) -> None:
+def test_gradient_and_autocast_modes_change_nothing(method: str) -> None:
     trainee = undropped(qat_method=method).eval()
     x = torch.randn(4, 3, 8, 8)
     expected = trainee(x).detach()
@@ -242,7 +242,7 @@ def test_row_68_modes(method: str) -> None:
     F.cross_entropy(trainee(x), torch.arange(4)).backward()
 
 
-def test_row_64_a_frozen_model_does_not_train() -> None:
+def test_a_frozen_model_does_not_train() -> None:
     frozen = octavo.freeze(trainee_of(), progress=False)
     x = torch.randn(4, 3, 8, 8, requires_grad=True)
     with pytest.raises(RuntimeError, match="qat=True"):

@@ -65,10 +65,10 @@ def randomize(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-# ---- T1-T5: arithmetic and functions in forward --------------------------------------------------------
+# ---- arithmetic and functions in forward --------------------------------------------------------
 
 
-@case("T1 residual operator", image(8), ("conv",))
+@case("residual operator", image(8), ("conv",))
 class _T1a(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _T1a(nn.Module):
         return x + self.conv(x)
 
 
-@case("T1 residual in place", image(8), ("conv1", "conv2"))
+@case("residual in place", image(8), ("conv1", "conv2"))
 class _T1b(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _T1b(nn.Module):
         return F.relu(out)
 
 
-@case("T2 functional relu, same padding", image(), ("conv",))
+@case("functional relu, same padding", image(), ("conv",))
 class _T2a(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _T2a(nn.Module):
         return F.relu(self.conv(F.pad(x, (0, 1, 0, 1))))
 
 
-@case("T2 functional convolution", image(), ("conv",))
+@case("functional convolution", image(), ("conv",))
 class _T2b(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class _T2b(nn.Module):
         return F.conv2d(F.relu(self.conv(x)), self.kernel, padding=1)
 
 
-@case("T3 scalar arithmetic", image(), ("conv",))
+@case("scalar arithmetic", image(), ("conv",))
 class _T3(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class _T3(nn.Module):
         return (1 - y) / 3 + 0.5 - y.neg()
 
 
-@case("T4 parameter gate", image(8), ("conv",))
+@case("parameter gate", image(8), ("conv",))
 class _T4(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class _T4(nn.Module):
         return x + self.conv(x) * self.beta
 
 
-@case("T5 one relu, many uses", image(), ("a", "b", "c"))
+@case("one relu, many uses", image(), ("a", "b", "c"))
 class _T5a(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -160,15 +160,15 @@ class _ConvAct(nn.Module):
         return self.act(self.conv(x))
 
 
-@case("T5 default argument activation", image(), ("0.conv", "1.conv"))
+@case("default argument activation", image(), ("0.conv", "1.conv"))
 def _t5b() -> nn.Module:
     return nn.Sequential(_ConvAct(3, 8), _ConvAct(8, 8))
 
 
-# ---- T6-T10: sharing, branches, shapes -----------------------------------------------------------------
+# ---- sharing, branches, shapes -----------------------------------------------------------------
 
 
-@case("T6 linear called twice", rows(), ("fc",))
+@case("linear called twice", rows(), ("fc",))
 class _T6(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class _T6(nn.Module):
         return self.fc(torch.tanh(self.fc(x)) * 20)
 
 
-@case("T7 tied head", lambda: (torch.randint(0, 40, (2, 7)),), ("emb", "lm_head"))
+@case("tied head", lambda: (torch.randint(0, 40, (2, 7)),), ("emb", "lm_head"))
 class _T7(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class _T7(nn.Module):
         return self.lm_head(self.emb(x))
 
 
-@case("T8 cat of different ranges", image(), ("small", "large", "after"))
+@case("cat of different ranges", image(), ("small", "large", "after"))
 class _T8(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class _T8(nn.Module):
         return self.after(torch.cat([self.small(x), self.large(x)], dim=1))
 
 
-@case("T9 interpolate", image(), ("conv", "out"))
+@case("interpolate", image(), ("conv", "out"))
 class _T9a(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class _T9a(nn.Module):
         return y[:, :2]
 
 
-@case("T9 pixel shuffle, permute, view", image(), ("conv",))
+@case("pixel shuffle, permute, view", image(), ("conv",))
 class _T9b(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -227,7 +227,7 @@ class _T9b(nn.Module):
         return y.reshape(y.size(0), -1, 3)[:, 1:-1].transpose(1, 2)
 
 
-@case("T10 focus stem", image(), ("conv",))
+@case("focus stem", image(), ("conv",))
 class _T10(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -241,10 +241,10 @@ class _T10(nn.Module):
         )
 
 
-# ---- T11-T14: Python in forward -------------------------------------------------------------------------
+# ---- Python in forward -------------------------------------------------------------------------
 
 
-@case("T11 control flow on sizes and flags", image(), ("layers.0", "layers.1"), ("layers.2",))
+@case("control flow on sizes and flags", image(), ("layers.0", "layers.1"), ("layers.2",))
 class _T11(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class _T11(nn.Module):
         return x
 
 
-@case("T12 shape arithmetic", rows(16, 4), ("fc",))
+@case("shape arithmetic", rows(16, 4), ("fc",))
 class _T12(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ class _T12(nn.Module):
         return self.fc(x).view(half, -1)
 
 
-@case("T13 kwargs and structures", rows(), ("fc", "head"), return_loss=False, scale=2.0)
+@case("kwargs and structures", rows(), ("fc", "head"), return_loss=False, scale=2.0)
 class _T13(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -293,7 +293,7 @@ class Output:
     extra: Tensor | None = None
 
 
-@case("T13 dataclass output", rows(), ("fc",))
+@case("dataclass output", rows(), ("fc",))
 class _T13b(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -303,7 +303,7 @@ class _T13b(nn.Module):
         return Output(self.fc(x))
 
 
-@case("T14 data-dependent loop", rows(), ("step", "head"))
+@case("data-dependent loop", rows(), ("step", "head"))
 class _T14a(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -316,7 +316,7 @@ class _T14a(nn.Module):
         return self.head(x)
 
 
-@case("T14 routing", rows(16, 6), ("experts.0", "experts.1", "router"))
+@case("routing", rows(16, 6), ("experts.0", "experts.1", "router"))
 class _T14b(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -337,7 +337,7 @@ class _T14b(nn.Module):
         return out + self.experts[1](x)
 
 
-# ---- T15-T19: activations, squeeze-and-excite, BatchNorm ------------------------------------------------
+# ---- activations, squeeze-and-excite, BatchNorm ------------------------------------------------
 
 
 class _SE(nn.Module):
@@ -353,10 +353,8 @@ class _SE(nn.Module):
         return x * self.gate(self.fc2(F.relu(self.fc1(self.pool(x)))))
 
 
-case("T15 squeeze-excite sigmoid", image(), ("conv", "fc1", "fc2"))(lambda: _SE(nn.Sigmoid()))
-case("T15 squeeze-excite hardsigmoid", image(), ("conv", "fc1", "fc2"))(
-    lambda: _SE(nn.Hardsigmoid())
-)
+case("squeeze-excite sigmoid", image(), ("conv", "fc1", "fc2"))(lambda: _SE(nn.Sigmoid()))
+case("squeeze-excite hardsigmoid", image(), ("conv", "fc1", "fc2"))(lambda: _SE(nn.Hardsigmoid()))
 
 for _act in (
     nn.SiLU(),
@@ -375,12 +373,12 @@ for _act in (
     nn.Tanh(),
     nn.Softplus(),
 ):
-    case(f"T16 {_act}", image(), ("0", "2"))(
+    case(f"{_act}", image(), ("0", "2"))(
         lambda act=_act: nn.Sequential(nn.Conv2d(3, 8, 3), act, nn.Conv2d(8, 4, 3))
     )
 
 
-@case("T17 swish by hand", image(), ("conv", "out"))
+@case("swish by hand", image(), ("conv", "out"))
 class _T17a(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -396,7 +394,7 @@ class _Swish(nn.Module):
         return x * torch.sigmoid(x)
 
 
-@case("T17 scripted swish", image(), ("0", "2"))
+@case("scripted swish", image(), ("0", "2"))
 def _t17b() -> nn.Module:
     import warnings
 
@@ -406,21 +404,21 @@ def _t17b() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), swish, nn.Conv2d(8, 4, 1))
 
 
-case("T18 conv1d bn relu", lambda: (torch.randn(2, 3, 20),), ("0", "3"))(
+case("conv1d bn relu", lambda: (torch.randn(2, 3, 20),), ("0", "3"))(
     lambda: nn.Sequential(
         nn.Conv1d(3, 8, 5, padding=2), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 4, 3, 2)
     )
 )
-case("T18 linear bn", rows(), ("0", "3"))(
+case("linear bn", rows(), ("0", "3"))(
     lambda: nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
 )
-case("T18 conv3d bn", lambda: (torch.randn(1, 2, 5, 6, 7),), ("3",), ("0",))(
+case("conv3d bn", lambda: (torch.randn(1, 2, 5, 6, 7),), ("3",), ("0",))(
     lambda: nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(240, 3))
 )
-case("T18 bn without affine", image(), ("0", "2"))(
+case("bn without affine", image(), ("0", "2"))(
     lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 4, 3))
 )
-case("T18 bn without statistics", image(), ("0", "2"))(
+case("bn without statistics", image(), ("0", "2"))(
     lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.Conv2d(8, 4, 3)
     )
@@ -437,10 +435,10 @@ class _FrozenBatchNorm(nn.Module):
         return x * self.weight.reshape(1, -1, 1, 1) + self.bias.reshape(1, -1, 1, 1)
 
 
-case("T18 frozen bn", image(), ("0", "2"))(
+case("frozen bn", image(), ("0", "2"))(
     lambda: nn.Sequential(nn.Conv2d(3, 8, 3), _FrozenBatchNorm(8), nn.Conv2d(8, 4, 3))
 )
-case("T19 bn before conv", image(), ("2", "5"))(
+case("bn before conv", image(), ("2", "5"))(
     lambda: nn.Sequential(
         nn.BatchNorm2d(3),
         nn.ReLU(),
@@ -452,7 +450,7 @@ case("T19 bn before conv", image(), ("2", "5"))(
 )
 
 
-@case("T19 bn with two consumers", image(), ("conv", "a", "b"))
+@case("bn with two consumers", image(), ("conv", "a", "b"))
 class _T19b(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -465,16 +463,16 @@ class _T19b(nn.Module):
         return self.a(y) + self.b(y) * raw.mean()
 
 
-# ---- T20-T22: convolution variants, norms ---------------------------------------------------------------
+# ---- convolution variants, norms ---------------------------------------------------------------
 
-case("T20 transposed 2d", image(), ("0", "2"), ("1",))(
+case("transposed 2d", image(), ("0", "2"), ("1",))(
     lambda: nn.Sequential(
         nn.Conv2d(3, 8, 3),
         nn.ConvTranspose2d(8, 4, 3, 2, 1, output_padding=1, groups=2),
         nn.Conv2d(4, 2, 1),
     )
 )
-case("T20 transposed 1d", lambda: (torch.randn(2, 3, 10),), ("0",), ("1",))(
+case("transposed 1d", lambda: (torch.randn(2, 3, 10),), ("0",), ("1",))(
     lambda: nn.Sequential(nn.Conv1d(3, 8, 3), nn.ConvTranspose1d(8, 4, 4, 2))
 )
 _VARIANTS = {
@@ -492,7 +490,7 @@ _VARIANTS = {
     "depthwise 7x7": lambda: nn.Conv2d(8, 8, 7, 1, 3, groups=8),
 }
 for _name, _conv in _VARIANTS.items():
-    case(f"T21 {_name}", image(), ("0", "2"))(
+    case(f"{_name}", image(), ("0", "2"))(
         lambda conv=_conv: nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), conv())
     )
 for _norm in (
@@ -501,12 +499,12 @@ for _norm in (
     nn.RMSNorm([8, 10, 10]),
     nn.InstanceNorm2d(8, affine=True),
 ):
-    case(f"T22 {type(_norm).__name__}", image(), ("0", "2"))(
+    case(f"{type(_norm).__name__}", image(), ("0", "2"))(
         lambda norm=_norm: nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 4, 3))
     )
 
 
-# ---- T28-T33: unusual layers, hooks, containers ------------------------------------------------------------
+# ---- unusual layers, hooks, containers ------------------------------------------------------------
 
 
 class CastLinear(nn.Linear):
@@ -541,18 +539,16 @@ class LoRA(nn.Module):
         return self.base(x) + self.up(self.down(x)) * 0.5
 
 
-case("T28 linear subclass", rows(), ("1",), ("0",))(
+case("linear subclass", rows(), ("1",), ("0",))(
     lambda: nn.Sequential(CastLinear(16, 8), nn.Linear(8, 4))
 )
-case("T28 transposed linear", rows(), ("1",), ("0",))(
+case("transposed linear", rows(), ("1",), ("0",))(
     lambda: nn.Sequential(HFConv1D(8, 16), nn.Linear(8, 4))
 )
-case("T28 lora", rows(), ("0.base", "0.down", "0.up"))(
-    lambda: nn.Sequential(LoRA(nn.Linear(16, 8)))
-)
+case("lora", rows(), ("0.base", "0.down", "0.up"))(lambda: nn.Sequential(LoRA(nn.Linear(16, 8))))
 
 
-@case("T29 linear by attribute", rows(), ("fc",))
+@case("linear by attribute", rows(), ("fc",))
 class _T29(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -562,7 +558,7 @@ class _T29(nn.Module):
         return self.fc(x) + F.linear(x, self.fc.weight) - self.fc.bias
 
 
-@case("T31 patched forward", rows(), ("1",), ("0",))
+@case("patched forward", rows(), ("1",), ("0",))
 def _t31() -> nn.Module:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
     original = model[0].forward
@@ -574,14 +570,14 @@ def _shifted(module: nn.Module, amount: float, x: Tensor) -> Tensor:
     return type(module).forward(module, x) + amount
 
 
-@case("T31 partial as forward", rows(), ("1",), ("0",))
+@case("partial as forward", rows(), ("1",), ("0",))
 def _t31b() -> nn.Module:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
     model[0].forward = functools.partial(_shifted, model[0], 1.5)  # type: ignore[method-assign]
     return model
 
 
-@case("T32 containers", rows(), ("blocks.0", "table.a"), ("hidden_away.0",))
+@case("containers", rows(), ("blocks.0", "table.a"), ("hidden_away.0",))
 class _T32(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -596,12 +592,12 @@ class _T32(nn.Module):
         return self.plain[0](self.table["a"](x))
 
 
-case("T33 root is linear", rows(), ("",))(lambda: nn.Linear(16, 8))
-case("T33 root is conv", image(), ("",))(lambda: nn.Conv2d(3, 8, 3))
-case("T33 root is conv1d", lambda: (torch.randn(2, 3, 20),), ("",))(lambda: nn.Conv1d(3, 8, 3))
+case("root is linear", rows(), ("",))(lambda: nn.Linear(16, 8))
+case("root is conv", image(), ("",))(lambda: nn.Conv2d(3, 8, 3))
+case("root is conv1d", lambda: (torch.randn(2, 3, 20),), ("",))(lambda: nn.Conv1d(3, 8, 3))
 
 
-@case("T37 unused branch", rows(), ("used",), ("unused",))
+@case("unused branch", rows(), ("used",), ("unused",))
 class _T37(nn.Module):
     def __init__(self) -> None:
         super().__init__()

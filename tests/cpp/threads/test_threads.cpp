@@ -1,5 +1,5 @@
 // Calls from many threads at once: first uses, shared weights, caches, packing and changes of the
-// instruction set meanwhile (suite P16). An executable of its own without OpenMP, whose runtime the
+// instruction set meanwhile. An executable of its own without OpenMP, whose runtime the
 // thread sanitizer cannot see into: here the pool is std::thread's.
 #include <gtest/gtest.h>
 

@@ -189,7 +189,7 @@ def test_everything_works_in_inference_mode(case: Any, params: Any) -> None:
 
 
 def test_no_torn_reads_while_states_are_loaded() -> None:
-    """Row 70: a forward during load_state_dict sees the old weight or the new one."""
+    """A forward during load_state_dict sees the old weight or the new one."""
     module = nn.Linear(64, 64)
     layer, x = quantized(module, RANGE), torch.randn(4, 64)
     states, results = [], []
