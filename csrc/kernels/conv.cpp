@@ -1,5 +1,5 @@
 // Every integer convolution, with results as codes or floats: picks the driver by the panel and
-// counts the multiply-adds. Called by ops/ and region.cpp; memory orders of weights are in panel.h.
+// counts the multiply-adds. Called by ops/ and region/; memory orders of weights are in panel.h.
 #include <atomic>
 #include <limits>
 

@@ -1,4 +1,4 @@
-// Public kernel functions: what ops/ and region.cpp may call, with their contracts. Every function
+// Public kernel functions: what ops/ and region/ may call, with their contracts. Every function
 // is a driver: it blocks, threads (parallel.h) and picks micro-kernels from active_table(). All
 // results are bit-identical for every ISA, thread count, batch composition and memory layout;
 // isa/scalar is the specification. Preconditions are the caller's (debug assertions only). Sizes

@@ -8,7 +8,7 @@
 #include "dispatch.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "region_shapes.h"
+#include "region/shapes.h"
 
 int octavo_isa_count() { return octavo::isa_count(); }
 

@@ -1,11 +1,10 @@
 // Operators of regions: region_constants and run_region. Reads tensors into plain views, allocates
-// results, calls kernels/region.h, which checks programs, panels and constants.
-#include "region.h"
-
+// results, calls kernels/region/call.h, which checks programs, panels and constants.
 #include <string>
 #include <utility>
 
 #include "checks.h"
+#include "region/call.h"
 
 namespace octavo {
 namespace {

@@ -13,8 +13,8 @@
 #include "dispatch.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "region.h"
-#include "region_builder.h"
+#include "region/builder.h"
+#include "region/call.h"
 
 namespace octavo {
 namespace {

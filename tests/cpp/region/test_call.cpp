@@ -7,9 +7,9 @@
 
 #include "dispatch.h"
 #include "kernels.h"
-#include "region.h"
-#include "region_builder.h"
-#include "region_reference.h"
+#include "region/builder.h"
+#include "region/call.h"
+#include "region/reference.h"
 
 namespace octavo {
 namespace {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "region.h"
+#include "region/call.h"
 
 namespace octavo {
 

@@ -1,7 +1,7 @@
-// Parsed programs, and for each the plans for the last sizes: where chunks of a call end and how
-// they are shared out among threads. Called by region.cpp, calls region_program.h and
-// region_plan.h.
-#include "region_cache.h"
+// Parsed programs, and for each the arenas of the last sizes: where chunks of a call end and how
+// they are shared out among threads. Called by call.cpp, calls program.h and
+// arena.h.
+#include "region/cache.h"
 
 #include <algorithm>
 #include <cstring>
@@ -13,7 +13,7 @@
 namespace octavo {
 namespace {
 
-constexpr size_t kPlansPerProgram = 4;
+constexpr size_t kCallsPerProgram = 4;
 /// A transformer has a few regions a block; programs are some KiB each.
 constexpr size_t kPrograms = 256;
 
@@ -32,27 +32,27 @@ uint64_t sample_of(std::string_view text) {
 }
 
 /// Units of work of a call and how they are shared out.
-class CallPlanner {
+class CallSizes {
  public:
-  CallPlanner(std::shared_ptr<const Program> program, const std::vector<RegionInput>& inputs,
-              std::vector<int64_t> panel_counts, std::vector<int64_t> gathers)
+  CallSizes(std::shared_ptr<const Program> program, const std::vector<RegionInput>& inputs,
+            std::vector<int64_t> panel_counts, std::vector<int64_t> gathers)
       : program_(std::move(program)),
         panel_counts_(std::move(panel_counts)),
         gathers_(std::move(gathers)) {
     for (const RegionInput& input : inputs) sizes_.push_back(input.sizes);
   }
 
-  CallPlan make(int threads) {
-    CallPlan call;
+  SizedCall make(int threads) {
+    SizedCall call;
     call.shapes =
         std::make_shared<const std::vector<Shape>>(infer_shapes(*program_, sizes_, panel_counts_));
     find_units(*call.shapes);
     call.units = units_;
     if (!splits_ || units_ == 0) {
-      call.plan = plan(sizes_, 1, false);
+      call.arena = arena(sizes_, 1, false);
       return call;
     }
-    const int64_t unit_bytes = plan(sizes_for(1), 1, true)->largest_unit_bytes;
+    const int64_t unit_bytes = arena(sizes_for(1), 1, true)->largest_unit_bytes;
     // Rows read their weights anew for every chunk, which asks for longer ones.
     const int64_t chunk_bytes = active_table().gemm.chunk_bytes;
     const int64_t target = unit_is_row_ ? std::max(chunk_bytes, int64_t{1} << 20) : chunk_bytes;
@@ -71,7 +71,7 @@ class CallPlanner {
         chunk = std::min(chunk, (call.parallel_units + threads - 1) / threads);
       }
     }
-    call.plan = plan(sizes_for(chunk), chunk, true);
+    call.arena = arena(sizes_for(chunk), chunk, true);
     return call;
   }
 
@@ -107,10 +107,10 @@ class CallPlanner {
     return sizes;
   }
 
-  std::shared_ptr<const RegionPlan> plan(const std::vector<std::vector<int64_t>>& sizes,
-                                         int64_t units, bool splits) const {
-    return std::make_shared<const RegionPlan>(
-        make_plan(program_, sizes, panel_counts_, gathers_, units, splits));
+  std::shared_ptr<const Arena> arena(const std::vector<std::vector<int64_t>>& sizes, int64_t units,
+                                     bool splits) const {
+    return std::make_shared<const Arena>(
+        make_arena(program_, sizes, panel_counts_, gathers_, units, splits));
   }
 
   std::shared_ptr<const Program> program_;
@@ -140,9 +140,9 @@ CachedProgram& find_program(std::string_view text) {
   return cache.front();
 }
 
-const CallPlan& find_plan(CachedProgram& cached, const std::vector<RegionInput>& inputs,
-                          const std::vector<RegionPanel>& panels, std::vector<int64_t> gathers) {
-  // Everything that a plan depends on.
+const SizedCall& find_call(CachedProgram& cached, const std::vector<RegionInput>& inputs,
+                           const std::vector<RegionPanel>& panels, std::vector<int64_t> gathers) {
+  // Everything that an arena depends on.
   const int threads = max_threads();
   std::vector<int64_t> key{threads, active_table().gemm.chunk_bytes};
   for (const RegionInput& input : inputs) {
@@ -155,20 +155,20 @@ const CallPlan& find_plan(CachedProgram& cached, const std::vector<RegionInput>&
     key.push_back(panels[static_cast<size_t>(step.panel)].count);
     key.push_back(gathers[i]);
   }
-  auto found = std::find_if(cached.plans.begin(), cached.plans.end(),
-                            [&](const CallPlan& p) { return p.key == key; });
-  if (found == cached.plans.end()) {
+  auto found = std::find_if(cached.calls.begin(), cached.calls.end(),
+                            [&](const SizedCall& p) { return p.key == key; });
+  if (found == cached.calls.end()) {
     std::vector<int64_t> counts;
     for (const RegionPanel& panel : panels) counts.push_back(panel.count);
-    CallPlan fresh =
-        CallPlanner(cached.program, inputs, std::move(counts), std::move(gathers)).make(threads);
+    SizedCall fresh =
+        CallSizes(cached.program, inputs, std::move(counts), std::move(gathers)).make(threads);
     fresh.key = std::move(key);
-    cached.plans.push_front(std::move(fresh));
-    if (cached.plans.size() > kPlansPerProgram) cached.plans.pop_back();
+    cached.calls.push_front(std::move(fresh));
+    if (cached.calls.size() > kCallsPerProgram) cached.calls.pop_back();
   } else {
-    cached.plans.splice(cached.plans.begin(), cached.plans, found);
+    cached.calls.splice(cached.calls.begin(), cached.calls, found);
   }
-  return cached.plans.front();
+  return cached.calls.front();
 }
 
 }  // namespace octavo

@@ -1,6 +1,6 @@
-// Runs a planned region: a call finds its program and plan (region_cache.h), checks its panels
-// (region_panels.h), walks the steps and calls one driver each. Called by ops/region.cpp.
-#include "region.h"
+// Runs a region: a call finds its program and arena (cache.h), checks its panels
+// (panels.h), walks the steps and calls one driver each. Called by ops/region.cpp.
+#include "region/call.h"
 
 #include <algorithm>
 #include <array>
@@ -13,19 +13,19 @@
 #include "kernel_table.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "region_cache.h"
-#include "region_panels.h"
+#include "region/cache.h"
+#include "region/panels.h"
 
 namespace octavo {
 namespace {
 
 /// Memory for activations, of one thread: kept, grown when a region needs more.
-class Arena {
+class ArenaMemory {
  public:
-  Arena() = default;
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-  ~Arena() { release(); }
+  ArenaMemory() = default;
+  ArenaMemory(const ArenaMemory&) = delete;
+  ArenaMemory& operator=(const ArenaMemory&) = delete;
+  ~ArenaMemory() { release(); }
 
   /// At least `bytes`, 64-byte aligned, with kSlack readable bytes on both sides.
   uint8_t* reserve(int64_t bytes) {
@@ -71,14 +71,14 @@ bool row_stride(const RegionInput& input, int64_t* stride) {
   return true;
 }
 
-/// One run of a plan's steps over some units, on one thread's arena.
+/// One run of the steps over some units, in one thread's memory.
 class Runner {
  public:
-  Runner(const RegionPlan& plan, const std::vector<RegionInput>& inputs,
+  Runner(const Arena& arena, const std::vector<RegionInput>& inputs,
          const std::vector<RegionPanel>& panels, const char* constants,
          const std::vector<RegionOutput>& outputs, uint8_t* base, int64_t first, int64_t units)
-      : plan_(plan),
-        steps_(plan.program->steps),
+      : arena_(arena),
+        steps_(arena.program->steps),
         inputs_(inputs),
         panels_(panels),
         constants_(constants),
@@ -94,11 +94,11 @@ class Runner {
         continue;
       }
       run_step(i);
-      if (plan_.values[i].owns_halo && steps_[i].type == ValueType::kCodes) {
+      if (arena_.values[i].owns_halo && steps_[i].type == ValueType::kCodes) {
         fill_halo(image(i), static_cast<uint8_t>(steps_[i].params.zero_point));
       }
     }
-    const std::vector<int>& ids = plan_.program->outputs;
+    const std::vector<int>& ids = arena_.program->outputs;
     for (size_t o = 0; o < ids.size(); ++o) {
       const auto i = static_cast<size_t>(ids[o]);
       if (steps_[i].type != ValueType::kFloats) write_output(i, outputs_[o]);
@@ -107,10 +107,10 @@ class Runner {
 
  private:
   /// Units of value i that this run holds.
-  int64_t extent(const Placed& v) const { return plan_.splits ? v.per_unit * units_ : v.per_unit; }
+  int64_t extent(const Placed& v) const { return arena_.splits ? v.per_unit * units_ : v.per_unit; }
 
   Image image(size_t i) const {
-    const Placed& v = plan_.values[i];
+    const Placed& v = arena_.values[i];
     Image im = v.view;
     im.data = base_ + v.offset;
     (v.shape.layout == ValueLayout::kRows ? im.w : im.n) = extent(v);
@@ -124,7 +124,7 @@ class Runner {
   /// The float tensor behind a value, from this run's first unit on.
   FloatImage floats(size_t i, float* data, const std::vector<int64_t>& strides,
                     int64_t rows_stride) const {
-    const Placed& v = plan_.values[i];
+    const Placed& v = arena_.values[i];
     FloatImage f;
     f.n = v.shape.n, f.h = v.shape.h, f.w = v.shape.w, f.c = v.shape.c;
     if (v.shape.layout == ValueLayout::kRows) {
@@ -155,22 +155,22 @@ class Runner {
 
   template <class T>
   const T* constants(size_t i, int64_t array) const {
-    const int64_t bytes = (4 * plan_.values[i].shape.c + 63) / 64 * 64;
-    return reinterpret_cast<const T*>(constants_ + plan_.constant_offsets[i] + array * bytes);
+    const int64_t bytes = (4 * arena_.values[i].shape.c + 63) / 64 * 64;
+    return reinterpret_cast<const T*>(constants_ + arena_.constant_offsets[i] + array * bytes);
   }
 
   Epilogue epilogue(size_t i) const {
     return {constants<int32_t>(i, 0),
             constants<float>(i, 1),
             constants<float>(i, 2),
-            plan_.derived[i].m,
+            arena_.derived[i].m,
             steps_[i].lo,
             steps_[i].hi,
             steps_[static_cast<size_t>(steps_[i].x[0])].params.zero_point};
   }
 
   void write_outputs(size_t i) {
-    const std::vector<int>& ids = plan_.program->outputs;
+    const std::vector<int>& ids = arena_.program->outputs;
     for (size_t o = 0; o < ids.size(); ++o) {
       if (static_cast<size_t>(ids[o]) == i) write_output(i, outputs_[o]);
     }
@@ -178,7 +178,7 @@ class Runner {
 
   void write_output(size_t i, const RegionOutput& output) {
     const Step& step = steps_[i];
-    const FloatImage out = floats(i, output.data, output.strides, plan_.values[i].shape.c);
+    const FloatImage out = floats(i, output.data, output.strides, arena_.values[i].shape.c);
     switch (step.kind) {
       case StepKind::kConvF32:
       case StepKind::kLinearF32:
@@ -203,7 +203,7 @@ class Runner {
     params.resize(static_cast<size_t>(source.n));
     dynamic_params(source, step.params.max_code, params.data());
     quantize_image_per_sample(source, params.data(), out);
-    if (!plan_.values[i].owns_halo) return;
+    if (!arena_.values[i].owns_halo) return;
     for (int64_t n = 0; n < out.n; ++n) {
       Image one = out;
       one.n = 1;
@@ -219,14 +219,14 @@ class Runner {
       const int id = step.x[p];
       const Image x = image(id);
       part.c = x.c;
-      if (!plan_.in_place(id, static_cast<int>(i))) {
+      if (!arena_.in_place(id, static_cast<int>(i))) {
         const QuantParams& from = steps_[static_cast<size_t>(id)].params;
         if (from.scale == step.params.scale && from.zero_point == step.params.zero_point &&
             from.max_code <= step.params.max_code) {
           copy(x, part);
         } else {
           const auto* tables =
-              reinterpret_cast<const uint8_t*>(constants_ + plan_.constant_offsets[i]);
+              reinterpret_cast<const uint8_t*>(constants_ + arena_.constant_offsets[i]);
           apply_table(x, tables + 256 * p, false, part);
         }
       }
@@ -236,12 +236,12 @@ class Runner {
 
   void run_step(size_t i) {
     const Step& step = steps_[i];
-    const Derived& d = plan_.derived[i];
-    const Placed& v = plan_.values[i];
+    const Derived& d = arena_.derived[i];
+    const Placed& v = arena_.values[i];
     const float max_code = static_cast<float>(step.params.max_code);
     // A view of what it reads holds its codes already.
     const bool is_view = !step.x.empty() && step.kind != StepKind::kConcat &&
-                         plan_.in_place(step.x[0], static_cast<int>(i));
+                         arena_.in_place(step.x[0], static_cast<int>(i));
     switch (step.kind) {
       case StepKind::kQuantize:
         quantize_image(input(i), step.params, image(i));
@@ -325,7 +325,7 @@ class Runner {
         break;
       case StepKind::kToRows:
         if (!is_view)
-          copy(image(step.x[0]), image_of_rows(i, plan_.values[static_cast<size_t>(step.x[0])]));
+          copy(image(step.x[0]), image_of_rows(i, arena_.values[static_cast<size_t>(step.x[0])]));
         break;
       case StepKind::kToImage:
         if (!is_view) copy(image_of_rows(static_cast<size_t>(step.x[0]), v), image(i));
@@ -342,7 +342,7 @@ class Runner {
     return im;
   }
 
-  const RegionPlan& plan_;
+  const Arena& arena_;
   const std::vector<Step>& steps_;
   const std::vector<RegionInput>& inputs_;
   const std::vector<RegionPanel>& panels_;
@@ -372,9 +372,9 @@ RegionCall::RegionCall(std::string_view text, const std::vector<RegionInput>& in
   }
   PanelChecker checker(*program_, panels, &cached.headers);
 
-  const CallPlan& call = find_plan(cached, inputs, panels, checker.gathers());
+  const SizedCall& call = find_call(cached, inputs, panels, checker.gathers());
   shapes_ = call.shapes;
-  plan_ = call.plan;
+  arena_ = call.arena;
   units_ = call.units;
   parallel_units_ = call.parallel_units;
   checker.check(*shapes_);
@@ -391,7 +391,7 @@ RegionCall::RegionCall(std::string_view text, const std::vector<RegionInput>& in
     std::memcpy(&header, constants, sizeof(header));
   }
   if (header.magic != kConstantsMagic || header.program_hash != program_->hash ||
-      header.total_bytes != constants_bytes || constants_bytes != plan_->constants_bytes ||
+      header.total_bytes != constants_bytes || constants_bytes != arena_->constants_bytes ||
       reinterpret_cast<uintptr_t>(constants) % 64 != 0) {
     throw RegionError(
         "region: expected the constants that region_constants made for this program, got others.");
@@ -412,11 +412,11 @@ bool RegionCall::output_is_image(size_t i) const {
 void RegionCall::run(const std::vector<RegionOutput>& outputs) const {
   if (units_ == 0) return;
   const auto run_range = [&](int64_t begin, int64_t end) {
-    thread_local Arena arena;
-    uint8_t* base = arena.reserve(plan_->arena_bytes);
-    for (int64_t first = begin; first < end; first += plan_->units) {
-      Runner(*plan_, inputs_, panels_, constants_, outputs, base, first,
-             std::min(plan_->units, end - first))
+    thread_local ArenaMemory memory;
+    uint8_t* base = memory.reserve(arena_->bytes);
+    for (int64_t first = begin; first < end; first += arena_->units) {
+      Runner(*arena_, inputs_, panels_, constants_, outputs, base, first,
+             std::min(arena_->units, end - first))
           .run();
     }
   };

@@ -1,11 +1,11 @@
 // Sizes of every value of a region program, from the sizes of its inputs. Pure arithmetic, checked
-// for overflow: used by region_plan.cpp, and by Python's fake kernel for run_region.
+// for overflow: used by arena.cpp, and by Python's fake kernel for run_region.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "region_program.h"
+#include "region/program.h"
 
 namespace octavo {
 

@@ -1,6 +1,7 @@
-// Storage planning of regions: halo from consumers, no-op steps as views, lifetimes, arena offsets.
-// Called by region.cpp, which caches plans; nothing here runs for a call with known sizes.
-#include "region_plan.h"
+// Where the values of a region lie: halo from consumers, no-op steps as views, lifetimes, offsets
+// in one arena. Called by cache.cpp, which keeps arenas; nothing here runs for a call with known
+// sizes.
+#include "region/arena.h"
 
 #include <algorithm>
 #include <cmath>
@@ -19,10 +20,10 @@ bool is_convolution(StepKind kind) {
   return kind == StepKind::kConv || kind == StepKind::kConvF32 || kind == StepKind::kConvDynamic;
 }
 
-class Planner {
+class Placement {
  public:
-  Planner(const Program& program, const std::vector<int64_t>& gathers, RegionPlan* plan)
-      : steps_(program.steps), gathers_(gathers), plan_(*plan), values_(plan->values) {}
+  Placement(const Program& program, const std::vector<int64_t>& gathers, Arena* arena)
+      : steps_(program.steps), gathers_(gathers), arena_(*arena), values_(arena->values) {}
 
   void run(const Program& program) {
     const size_t count = steps_.size();
@@ -155,7 +156,7 @@ class Planner {
   };
 
   [[noreturn]] void fail_size(int id) const {
-    fail_step(*plan_.program, at(id), "a value that fits into memory", "one beyond 2^63 bytes");
+    fail_step(*arena_.program, at(id), "a value that fits into memory", "one beyond 2^63 bytes");
   }
 
   int64_t product(int id, int64_t a, int64_t b) const {
@@ -197,8 +198,8 @@ class Planner {
     }
     for (Block& block : blocks) {
       block.bytes = aligned(lay_out(block.root, &block.lead));
-      plan_.largest_unit_bytes =
-          std::max(plan_.largest_unit_bytes, block.bytes / std::max<int64_t>(plan_.units, 1));
+      arena_.largest_unit_bytes =
+          std::max(arena_.largest_unit_bytes, block.bytes / std::max<int64_t>(arena_.units, 1));
     }
     assign_offsets(&blocks);
     for (const Block& block : blocks) values_[at(block.root)].offset = block.offset + block.lead;
@@ -221,7 +222,7 @@ class Planner {
       }
       block->offset = offset;
       if (offset > INT64_MAX / 4) fail_size(block->root);
-      plan_.arena_bytes = std::max(plan_.arena_bytes, offset + block->bytes);
+      arena_.bytes = std::max(arena_.bytes, offset + block->bytes);
       placed.insert(
           std::upper_bound(placed.begin(), placed.end(), block,
                            [](const Block* a, const Block* b) { return a->offset < b->offset; }),
@@ -233,9 +234,9 @@ class Planner {
   void finish_value(int i) {
     Placed& v = values_[at(i)];
     const Shape& s = v.shape;
-    const int64_t units = std::max<int64_t>(plan_.units, 1);
+    const int64_t units = std::max<int64_t>(arena_.units, 1);
     const bool rows = s.layout == ValueLayout::kRows;
-    v.per_unit = plan_.splits ? (rows ? s.w : s.n) / units : (rows ? s.w : s.n);
+    v.per_unit = arena_.splits ? (rows ? s.w : s.n) / units : (rows ? s.w : s.n);
     if (steps_[at(i)].type == ValueType::kFloats) return;
     const Placed& root = values_[at(v.root)];
     const Image owner = root.view;
@@ -258,7 +259,7 @@ class Planner {
 
   const std::vector<Step>& steps_;
   const std::vector<int64_t>& gathers_;
-  RegionPlan& plan_;
+  Arena& arena_;
   std::vector<Placed>& values_;
   std::vector<std::vector<int>> readers_;
   std::vector<int64_t> halo_;
@@ -363,26 +364,26 @@ std::vector<int64_t> lay_out_constants(const Program& program, const std::vector
   return offsets;
 }
 
-RegionPlan make_plan(std::shared_ptr<const Program> program,
-                     const std::vector<std::vector<int64_t>>& inputs,
-                     const std::vector<int64_t>& panel_counts, const std::vector<int64_t>& gathers,
-                     int64_t units, bool splits) {
-  RegionPlan plan;
-  plan.units = units;
-  plan.splits = splits;
+Arena make_arena(std::shared_ptr<const Program> program,
+                 const std::vector<std::vector<int64_t>>& inputs,
+                 const std::vector<int64_t>& panel_counts, const std::vector<int64_t>& gathers,
+                 int64_t units, bool splits) {
+  Arena arena;
+  arena.units = units;
+  arena.splits = splits;
   std::vector<int64_t> channels;
   for (Shape& shape : infer_shapes(*program, inputs, panel_counts)) {
     channels.push_back(shape.c);
-    plan.values.emplace_back();
-    plan.values.back().shape = std::move(shape);
+    arena.values.emplace_back();
+    arena.values.back().shape = std::move(shape);
   }
-  plan.constant_offsets = lay_out_constants(*program, channels, &plan.constants_bytes);
+  arena.constant_offsets = lay_out_constants(*program, channels, &arena.constants_bytes);
   for (size_t i = 0; i < program->steps.size(); ++i) {
-    plan.derived.push_back(derive(*program, i, plan.values));
+    arena.derived.push_back(derive(*program, i, arena.values));
   }
-  plan.program = std::move(program);
-  Planner(*plan.program, gathers, &plan).run(*plan.program);
-  return plan;
+  arena.program = std::move(program);
+  Placement(*arena.program, gathers, &arena).run(*arena.program);
+  return arena;
 }
 
 }  // namespace octavo

@@ -1,6 +1,6 @@
 // The dtype, size and place of every panel of a region call, and packed weights by their headers.
-// Called by region.cpp.
-#include "region_panels.h"
+// Called by call.cpp.
+#include "region/panels.h"
 
 #include <cstring>
 

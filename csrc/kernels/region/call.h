@@ -8,8 +8,8 @@
 #include <string_view>
 #include <vector>
 
-#include "region_plan.h"
-#include "region_program.h"
+#include "region/arena.h"
+#include "region/program.h"
 
 namespace octavo {
 
@@ -62,7 +62,7 @@ class RegionCall {
   const char* constants_;
   std::shared_ptr<const Program> program_;
   std::shared_ptr<const std::vector<Shape>> shapes_;  // of the whole call
-  std::shared_ptr<const RegionPlan> plan_;            // of one chunk
+  std::shared_ptr<const Arena> arena_;                // of one chunk
   int64_t units_ = 0;                                 // of the whole call
   int64_t parallel_units_ =
       0;  // the first ones, spread over threads; the rest follows with threads inside drivers

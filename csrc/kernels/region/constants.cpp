@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "region.h"
+#include "region/call.h"
 
 namespace octavo {
 namespace {

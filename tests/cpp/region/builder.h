@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "region.h"
+#include "region/call.h"
 
 namespace octavo {
 

@@ -1,6 +1,6 @@
 // Parses region programs. One table row a kind lists its keys in order; one function reads each
-// key. Called by region.cpp.
-#include "region_program.h"
+// key. Called by call.cpp.
+#include "region/program.h"
 
 #include <algorithm>
 #include <cctype>

@@ -1,6 +1,6 @@
-// Shape inference of region programs: one case a kind. Called by region_plan.cpp and, through
+// Shape inference of region programs: one case a kind. Called by arena.cpp and, through
 // ops/exports.cpp, by Python's fake kernel.
-#include "region_shapes.h"
+#include "region/shapes.h"
 
 #include <algorithm>
 

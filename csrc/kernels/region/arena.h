@@ -1,4 +1,4 @@
-// Where every value of a region lies in memory: halo, aliases, offsets in one arena. A plan holds
+// Where every value of a region lies in memory: halo, aliases, offsets in one arena. An arena holds
 // for one set of input sizes ("units": images or rows processed together) and any smaller number of
 // units.
 #pragma once
@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "region_program.h"
-#include "region_shapes.h"
+#include "region/program.h"
+#include "region/shapes.h"
 
 namespace octavo {
 
@@ -30,7 +30,7 @@ struct Derived {
   std::vector<int64_t> row_index, column_index;  // upsampling: source of each row and column
 };
 
-struct RegionPlan {
+struct Arena {
   std::shared_ptr<const Program> program;
   int64_t units = 1;
   bool splits = false;  // all values scale with units, so that any number up to `units` can run
@@ -38,7 +38,7 @@ struct RegionPlan {
   std::vector<Derived> derived;           // of each step
   std::vector<int64_t> constant_offsets;  // of each step in the constants, -1 without
   int64_t constants_bytes = 0;
-  int64_t arena_bytes = 0;
+  int64_t bytes = 0;
   int64_t largest_unit_bytes = 1;  // of one value, for one unit
 
   /// Whether value `part` of a concat lies inside the concat's result: its producer has written it
@@ -50,10 +50,10 @@ struct RegionPlan {
 
 /// Plans for inputs of these sizes. gathers: for each step the first source channel if it is a
 /// gather_channels of a contiguous range, else -1.
-RegionPlan make_plan(std::shared_ptr<const Program> program,
-                     const std::vector<std::vector<int64_t>>& inputs,
-                     const std::vector<int64_t>& panel_counts, const std::vector<int64_t>& gathers,
-                     int64_t units, bool splits);
+Arena make_arena(std::shared_ptr<const Program> program,
+                 const std::vector<std::vector<int64_t>>& inputs,
+                 const std::vector<int64_t>& panel_counts, const std::vector<int64_t>& gathers,
+                 int64_t units, bool splits);
 
 /// Offset of each step's numbers in the constants of a region, -1 without; the total is put into
 /// *bytes. channels: of each step's value.

@@ -1,11 +1,11 @@
-// Checks of a region call's panels, which come from callers. Used by region.cpp.
+// Checks of a region call's panels, which come from callers. Used by call.cpp.
 #pragma once
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
-#include "region.h"
+#include "region/call.h"
 #include "types.h"
 
 namespace octavo {
