@@ -3,6 +3,7 @@
 // units.
 #pragma once
 
+#include <any>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -25,9 +26,13 @@ struct Placed {
 /// Numbers of one step that follow from program and sizes alone.
 struct Derived {
   float m = 0.0f, m2 = 0.0f,
-        offset = 0.0f;  // of add, mul and average pooling; m: a product's residual scale
-  uint8_t code = 0;     // pad: the constant
-  std::vector<int64_t> row_index, column_index;  // upsampling: source of each row and column
+        offset = 0.0f;  // factors and offset of add, mul, products and averages
+  std::any own;         // what only this kind derives: a struct of its file
+
+  template <class Numbers>
+  const Numbers& own_numbers() const {
+    return *std::any_cast<Numbers>(&own);
+  }
 };
 
 struct Arena {
@@ -48,23 +53,10 @@ struct Arena {
   }
 };
 
-/// Plans for inputs of these sizes. gathers: for each step the first source channel if it is a
-/// gather_channels of a contiguous range, else -1.
+/// An arena for inputs of these sizes. panel_facts: of each step (panels.h).
 Arena make_arena(std::shared_ptr<const Program> program,
                  const std::vector<std::vector<int64_t>>& inputs,
-                 const std::vector<int64_t>& panel_counts, const std::vector<int64_t>& gathers,
+                 const std::vector<int64_t>& panel_counts, const std::vector<int64_t>& panel_facts,
                  int64_t units, bool splits);
-
-/// Offset of each step's numbers in the constants of a region, -1 without; the total is put into
-/// *bytes. channels: of each step's value.
-std::vector<int64_t> lay_out_constants(const Program& program, const std::vector<int64_t>& channels,
-                                       int64_t* bytes);
-
-/// Start of the constants: what they belong to.
-struct ConstantsHeader {
-  uint64_t magic, program_hash;
-  int64_t total_bytes;
-};
-inline constexpr uint64_t kConstantsMagic = 0x31544e4f4356544f;  // "OTVCONT1"
 
 }  // namespace octavo

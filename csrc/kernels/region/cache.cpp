@@ -9,6 +9,7 @@
 #include "dispatch.h"
 #include "kernel_table.h"
 #include "parallel.h"
+#include "region/step_row.h"
 
 namespace octavo {
 namespace {
@@ -35,10 +36,10 @@ uint64_t sample_of(std::string_view text) {
 class CallSizes {
  public:
   CallSizes(std::shared_ptr<const Program> program, const std::vector<RegionInput>& inputs,
-            std::vector<int64_t> panel_counts, std::vector<int64_t> gathers)
+            std::vector<int64_t> panel_counts, std::vector<int64_t> panel_facts)
       : program_(std::move(program)),
         panel_counts_(std::move(panel_counts)),
-        gathers_(std::move(gathers)) {
+        panel_facts_(std::move(panel_facts)) {
     for (const RegionInput& input : inputs) sizes_.push_back(input.sizes);
   }
 
@@ -110,12 +111,12 @@ class CallSizes {
   std::shared_ptr<const Arena> arena(const std::vector<std::vector<int64_t>>& sizes, int64_t units,
                                      bool splits) const {
     return std::make_shared<const Arena>(
-        make_arena(program_, sizes, panel_counts_, gathers_, units, splits));
+        make_arena(program_, sizes, panel_counts_, panel_facts_, units, splits));
   }
 
   std::shared_ptr<const Program> program_;
   std::vector<std::vector<int64_t>> sizes_;
-  std::vector<int64_t> panel_counts_, gathers_;
+  std::vector<int64_t> panel_counts_, panel_facts_;
   bool splits_ = false, unit_is_row_ = false;
   int64_t units_ = 0;
 };
@@ -141,7 +142,8 @@ CachedProgram& find_program(std::string_view text) {
 }
 
 const SizedCall& find_call(CachedProgram& cached, const std::vector<RegionInput>& inputs,
-                           const std::vector<RegionPanel>& panels, std::vector<int64_t> gathers) {
+                           const std::vector<RegionPanel>& panels,
+                           std::vector<int64_t> panel_facts) {
   // Everything that an arena depends on.
   const int threads = max_threads();
   std::vector<int64_t> key{threads, active_table().gemm.chunk_bytes};
@@ -149,11 +151,11 @@ const SizedCall& find_call(CachedProgram& cached, const std::vector<RegionInput>
     key.push_back(static_cast<int64_t>(input.sizes.size()));
     key.insert(key.end(), input.sizes.begin(), input.sizes.end());
   }
-  for (size_t i = 0; i < gathers.size(); ++i) {
+  for (size_t i = 0; i < panel_facts.size(); ++i) {
     const Step& step = cached.program->steps[i];
-    if (step.kind != StepKind::kGatherChannels) continue;
+    if (step.row->panel_fact == nullptr) continue;
     key.push_back(panels[static_cast<size_t>(step.panel)].count);
-    key.push_back(gathers[i]);
+    key.push_back(panel_facts[i]);
   }
   auto found = std::find_if(cached.calls.begin(), cached.calls.end(),
                             [&](const SizedCall& p) { return p.key == key; });
@@ -161,7 +163,7 @@ const SizedCall& find_call(CachedProgram& cached, const std::vector<RegionInput>
     std::vector<int64_t> counts;
     for (const RegionPanel& panel : panels) counts.push_back(panel.count);
     SizedCall fresh =
-        CallSizes(cached.program, inputs, std::move(counts), std::move(gathers)).make(threads);
+        CallSizes(cached.program, inputs, std::move(counts), std::move(panel_facts)).make(threads);
     fresh.key = std::move(key);
     cached.calls.push_front(std::move(fresh));
     if (cached.calls.size() > kCallsPerProgram) cached.calls.pop_back();

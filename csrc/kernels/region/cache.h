@@ -33,8 +33,9 @@ struct CachedProgram {
 /// The calling thread's entry for a program, parsed if it is new; valid until the next call.
 CachedProgram& find_program(std::string_view text);
 
-/// The entry for a call of these sizes, made if it is new. gathers: PanelChecker::gathers.
+/// The entry for a call of these sizes, made if it is new. panel_facts: of each step.
 const SizedCall& find_call(CachedProgram& cached, const std::vector<RegionInput>& inputs,
-                           const std::vector<RegionPanel>& panels, std::vector<int64_t> gathers);
+                           const std::vector<RegionPanel>& panels,
+                           std::vector<int64_t> panel_facts);
 
 }  // namespace octavo

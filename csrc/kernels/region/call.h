@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "region/arena.h"
+#include "region/constants.h"
+#include "region/panels.h"
 #include "region/program.h"
 
 namespace octavo {
@@ -19,24 +21,14 @@ struct RegionInput {
   std::vector<int64_t> sizes, strides;
 };
 
-/// A panel: packed weights or tables (bytes), or the numbers of affine and gather_channels.
-struct RegionPanel {
-  enum class Type { kBytes, kFloats, kInts };
-  const void* data = nullptr;
-  int64_t count = 0;  // elements
-  Type type = Type::kBytes;
-};
-
 /// Where a result goes: its logical sizes are those of RegionCall::output_sizes.
 struct RegionOutput {
   float* data = nullptr;
   std::vector<int64_t> strides;
 };
 
-/// Size of the constants of a region, and what they hold (64-byte aligned memory).
-int64_t region_constants_bytes(std::string_view text, const std::vector<RegionPanel>& panels);
-void make_region_constants(std::string_view text, const std::vector<RegionPanel>& panels,
-                           void* constants);
+/// Stride between rows of an input read as [rows, C]; false where there is no single one.
+bool row_stride(const RegionInput& input, int64_t* stride);
 
 /// Whether an input that steps read as rows has rows of one pitch; a caller makes it contiguous
 /// otherwise.

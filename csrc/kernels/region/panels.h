@@ -1,39 +1,46 @@
-// Checks of a region call's panels, which come from callers. Used by call.cpp.
+// Panels of a region call, which come from callers, and their checks. Used by call.cpp.
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
-#include "region/call.h"
+#include "region/program.h"
+#include "region/shapes.h"
 #include "types.h"
 
 namespace octavo {
 
-/// Checks one call's panels against program and shapes; RegionErrors say what is wrong. Headers
-/// seen before are not checked again.
-class PanelChecker {
+/// A panel: packed weights or tables (bytes), or the numbers of affine and gather_channels.
+struct RegionPanel {
+  enum class Type { kBytes, kFloats, kInts };
+  const void* data = nullptr;
+  int64_t count = 0;  // elements
+  Type type = Type::kBytes;
+};
+
+/// A step that has a panel, with the panels of a call.
+class PanelStep : public ProgramStep {
  public:
-  PanelChecker(const Program& program, const std::vector<RegionPanel>& panels,
-               std::vector<PanelHeader>* headers)
-      : program_(program), panels_(panels), headers_(*headers) {}
+  PanelStep(const Program& program, size_t index, const std::vector<RegionPanel>& panels)
+      : ProgramStep(program, index), panels_(panels) {}
 
-  /// For every gather_channels the first channel of a contiguous range, else -1; for every other
-  /// step -1.
-  std::vector<int64_t> gathers() const;
-
-  void check(const std::vector<Shape>& shapes);
+  const RegionPanel& panel() const { return panels_[static_cast<size_t>(step().panel)]; }
+  /// Refuses another dtype or number of elements.
+  void check_elements(RegionPanel::Type type, int64_t count) const;
 
  private:
-  [[noreturn]] void fail(size_t i, const std::string& expected, const std::string& got) const;
-  const RegionPanel& panel_of(size_t i) const;
-  void check_table(size_t i, const RegionPanel& panel, RegionPanel::Type type, int64_t count) const;
-  void check_gather(size_t i, const RegionPanel& panel, int64_t channels) const;
-  void check_weight(size_t i, const RegionPanel& panel, int64_t channels);
-
-  const Program& program_;
   const std::vector<RegionPanel>& panels_;
-  std::vector<PanelHeader>& headers_;
 };
+
+/// Refuses another number of panels than the program names.
+void check_panel_count(const Program& program, const std::vector<RegionPanel>& panels);
+
+/// Checks one call's panels against program and shapes; RegionErrors say what is wrong. headers: of
+/// each step, the last packed weight found sound, which is not checked again.
+void check_panels(const Program& program, const std::vector<RegionPanel>& panels,
+                  const std::vector<Shape>& shapes, std::vector<PanelHeader>* headers);
+
+/// StepRow::panel_fact of every step, -1 where there is none.
+std::vector<int64_t> panel_facts(const Program& program, const std::vector<RegionPanel>& panels);
 
 }  // namespace octavo

@@ -3,6 +3,7 @@
 // a RegionError.
 #pragma once
 
+#include <any>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -15,37 +16,11 @@
 
 namespace octavo {
 
+struct StepRow;
+
 /// A program, panel or input that does not fit, in the one message form.
 struct RegionError : std::runtime_error {
   using std::runtime_error::runtime_error;
-};
-
-enum class StepKind : uint8_t {
-  kQuantize,
-  kQuantizeDynamic,
-  kConv,
-  kLinear,
-  kConvF32,
-  kLinearF32,
-  kConvDynamic,
-  kAdd,
-  kMul,
-  kConcat,
-  kAffine,
-  kTable,
-  kChannelTable,
-  kMaxPool,
-  kAvgPool,
-  kAdaptiveAvgPool,
-  kAdaptiveMaxPool,
-  kGatherChannels,
-  kSlice,
-  kUpsampleNearest,
-  kPad,
-  kFlatten,
-  kUnflatten,
-  kToRows,
-  kToImage,
 };
 
 /// Logical arrangement of a value: [N, C, H, W], [N, C, L] or [..., C].
@@ -55,23 +30,19 @@ enum class ValueType : uint8_t { kCodes, kDynamicCodes, kFloats };
 
 /// One line of a program. A key that the kind does not have keeps its default.
 struct Step {
-  StepKind kind;
-  std::vector<int> x;  // values read; concat: all of them, in order
-  int y = -1;          // second operand of add and mul
-  int residual = -1;   // `r`
-  int input = -1;      // `in`
+  const StepRow* row = nullptr;  // of its kind (step_row.h)
+  std::vector<int> x;            // values read; concat: all of them, in order
+  int y = -1;                    // second operand of add and mul
+  int residual = -1;             // `r`
+  int input = -1;                // `in`
   int panel = -1;
   int64_t channels = 0;
   ConvGeometry geometry;
   int64_t pad_bottom = 0, pad_right = 0;
   float lo = 0.0f, hi = 255.0f;
-  bool ceil_mode = false, include_pad = false;
-  int64_t divisor = 0;
-  std::array<int64_t, 3> size{};             // adaptive pools, upsampling: h, w; unflatten: c, h, w
-  std::array<double, 2> scales{};            // upsampling: h, w
-  std::array<int64_t, 3> rows{}, columns{};  // slice: start, stop, step
-  PadMode mode = PadMode::kConstant;
-  float value = 0.0f;
+  bool ceil_mode = false;
+  std::array<int64_t, 2> size{};  // h, w
+  std::any own;                   // keys that only this kind has: a struct of its file
 
   // Of the value that the step defines.
   QuantParams params;
@@ -80,6 +51,17 @@ struct Step {
 
   /// Every value that the step reads.
   std::vector<int> reads() const;
+
+  /// The struct of own keys: readers make it, everything after them finds it.
+  template <class Keys>
+  Keys& make_own() {
+    if (!own.has_value()) own.emplace<Keys>();
+    return *std::any_cast<Keys>(&own);
+  }
+  template <class Keys>
+  const Keys& own_keys() const {
+    return *std::any_cast<Keys>(&own);
+  }
 };
 
 struct Program {
@@ -90,8 +72,23 @@ struct Program {
   int input_count = 0, panel_count = 0;  // highest index + 1
 };
 
-/// Name of a kind, as in the text.
-const char* kind_name(StepKind kind);
+/// One step within its program: what every function of a row is given, with more from each stage.
+class ProgramStep {
+ public:
+  ProgramStep(const Program& program, size_t index) : program_(program), index_(index) {}
+
+  const Step& step() const { return program_.steps[index_]; }
+  size_t index() const { return index_; }
+  const QuantParams& params(int id) const { return program_.steps[static_cast<size_t>(id)].params; }
+
+  /// Throws RegionError "region step <index> (<kind>): expected <expected>, got <got>."
+  [[noreturn]] void fail(const std::string& expected, const std::string& got) const;
+  [[noreturn]] void fail_panel(const std::string& expected, const std::string& got) const;
+
+ protected:
+  const Program& program_;
+  size_t index_;
+};
 
 /// Throws RegionError, naming the line.
 std::shared_ptr<const Program> parse_program(std::string_view text);

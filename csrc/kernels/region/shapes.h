@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "region/program.h"
@@ -21,6 +23,41 @@ struct Shape {
   bool operator==(const Shape&) const = default;
 };
 
+/// Sizes in brackets, for messages.
+std::string text_of(const std::vector<int64_t>& sizes);
+std::string text_of(const Shape& shape);
+
+/// A step with the shapes of all values before its own.
+class ShapeStep : public ProgramStep {
+ public:
+  ShapeStep(const Program& program, size_t index, const std::vector<Shape>& shapes,
+            const std::vector<std::vector<int64_t>>& inputs,
+            const std::vector<int64_t>& panel_counts)
+      : ProgramStep(program, index),
+        shapes_(shapes),
+        inputs_(inputs),
+        panel_counts_(panel_counts) {}
+
+  const Shape& value(int id) const { return shapes_[static_cast<size_t>(id)]; }
+  const Shape& x() const { return value(step().x[0]); }
+  const std::vector<int64_t>& input() const { return inputs_[static_cast<size_t>(step().input)]; }
+  int64_t panel_count() const { return panel_counts_[static_cast<size_t>(step().panel)]; }
+
+  /// Throws where a value is too large, or not of its layout.
+  void check_size(const Shape& shape) const;
+  /// Rows [lead.., channels].
+  Shape rows(std::vector<int64_t> lead, int64_t channels) const;
+
+ private:
+  const std::vector<Shape>& shapes_;
+  const std::vector<std::vector<int64_t>>& inputs_;
+  const std::vector<int64_t>& panel_counts_;
+};
+
+/// Largest size of one dimension: sums and products with the program's own numbers (at most 2^31)
+/// stay in int64.
+inline constexpr int64_t kMaxSize = int64_t{1} << 40;
+
 /// Shape of every value. inputs: sizes of each input tensor; panel_counts: elements of each panel
 /// (only those of gather_channels matter). Throws RegionError where a step does not fit its
 /// operands.
@@ -32,9 +69,5 @@ std::vector<Shape> infer_shapes(const Program& program,
 std::vector<std::vector<int64_t>> region_output_shapes(
     std::string_view text, const std::vector<std::vector<int64_t>>& inputs,
     const std::vector<int64_t>& panel_counts);
-
-/// Throws RegionError "region step <index> (<kind>): expected <expected>, got <got>."
-[[noreturn]] void fail_step(const Program& program, size_t index, const std::string& expected,
-                            const std::string& got);
 
 }  // namespace octavo

@@ -10,11 +10,11 @@ namespace octavo {
 namespace {
 
 Arena arena_of(const std::string& text, const std::vector<int64_t>& sizes,
-               std::vector<int64_t> gathers = {}) {
+               std::vector<int64_t> panel_facts = {}) {
   auto program = parse_program(text);
-  gathers.resize(program->steps.size(), -1);
+  panel_facts.resize(program->steps.size(), -1);
   return make_arena(program, {sizes},
-                    std::vector<int64_t>(static_cast<size_t>(program->panel_count), 4), gathers,
+                    std::vector<int64_t>(static_cast<size_t>(program->panel_count), 4), panel_facts,
                     sizes[0], true);
 }
 

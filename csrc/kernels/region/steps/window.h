@@ -1,0 +1,35 @@
+// What convolutions and pools share: the sizes that windows lead to.
+#pragma once
+
+#include "region/step_row.h"
+
+namespace octavo {
+
+/// Size after a window along one axis, `after` being the padding behind it.
+inline int64_t window_size(const ShapeStep& s, int64_t size, int64_t kernel, int64_t stride,
+                           int64_t before, int64_t after, int64_t dilation) {
+  const int64_t room = size + before + after - dilation * (kernel - 1) - 1;
+  if (room < 0) {
+    s.fail("a window that fits into the padded input of " + std::to_string(size + before + after),
+           "a reach of " + std::to_string(dilation * (kernel - 1) + 1));
+  }
+  const bool ceil_mode = s.step().ceil_mode;
+  int64_t out = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
+  // torch: the last window must start inside the input or its padding before it.
+  if (ceil_mode && (out - 1) * stride >= size + before) --out;
+  return out;
+}
+
+/// The shape of x after the step's windows.
+inline Shape windowed(const ShapeStep& s) {
+  const Step& step = s.step();
+  const ConvGeometry& g = step.geometry;
+  Shape shape = s.x();
+  shape.h =
+      window_size(s, shape.h, g.kernel_h, g.stride_h, g.pad_top, step.pad_bottom, g.dilation_h);
+  shape.w =
+      window_size(s, shape.w, g.kernel_w, g.stride_w, g.pad_left, step.pad_right, g.dilation_w);
+  return shape;
+}
+
+}  // namespace octavo
