@@ -80,7 +80,9 @@ void conv_dynamic(const Image& in, const QuantParams* params, const ConvGeometry
     FloatImage result = out;
     result.n = 1;
     result.data += n * out.stride_n;
-    conv_f32(sample, g, panel, e, result);
+    Sink sink;
+    sink.f32 = &result;
+    run(sample, g, p, e, sink, {result.n, result.h, result.w, result.c});
   }
 }
 

@@ -236,6 +236,17 @@ const char* active_isa() { return kRows[active_row()].name; }
 
 const KernelTable& active_table() { return state().tables[active_row()]; }
 
+const KernelTable* table_for(PanelLayout layout) {
+  const auto has_tiles = [layout](const KernelTable& table) {
+    return table.gemm.layout == layout || table.narrow.layout == layout;
+  };
+  if (const KernelTable& active = active_table(); has_tiles(active)) return &active;
+  for (int i = 0; i < kRowCount; ++i) {
+    if (isa_available(i) && has_tiles(state().tables[i])) return &state().tables[i];
+  }
+  return nullptr;
+}
+
 const KernelTable* find_table(const char* name) {
   const int row = find_row(name);
   return row >= 0 && isa_available(row) ? &state().tables[row] : nullptr;

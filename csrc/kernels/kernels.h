@@ -1,8 +1,8 @@
-// Public kernel functions: what ops/ and region/ may call, with their contracts. Every function
-// is a driver: it blocks, threads (parallel.h) and picks micro-kernels from active_table(). All
-// results are bit-identical for every ISA, thread count, batch composition and memory layout;
-// isa/scalar is the specification. Preconditions are the caller's (debug assertions only). Sizes
-// may be 0.
+// Public kernel functions: what ops/ and region/ may call, with their contracts. Every function is
+// a driver: it blocks, threads (parallel.h) and picks micro-kernels, all from one table a call:
+// that of the panel it is given (table_for), or active_table(). All results are bit-identical for
+// every ISA, thread count, batch composition and memory layout; isa/scalar is the specification.
+// Preconditions are the caller's (debug assertions only). Sizes may be 0.
 #pragma once
 
 #include <cstdint>
@@ -175,19 +175,20 @@ struct WeightShape {
   int64_t out_channels, in_channels, groups, kernel_h, kernel_w;
   int32_t bits;
 };
-/// Bytes of the panel that pack_panel writes in the active ISA's layout for the shape (layout_of).
-int64_t panel_bytes(const WeightShape& shape);
-/// Packs codes, scale[out_channels] and bias[out_channels] (or nullptr) for the active ISA. panel:
-/// 64-byte aligned.
-void pack_panel(const WeightShape& shape, const int8_t* codes, const float* scale,
+/// The header of the shape's panel in the active ISA's layout (layout_of): how many bytes
+/// pack_panel writes, total_bytes, which is -1 where sizes do not fit.
+PanelHeader panel_header(const WeightShape& shape);
+/// Packs codes, scale[out_channels] and bias[out_channels] (or nullptr) as `header` says, one that
+/// panel_header gave. panel: 64-byte aligned.
+void pack_panel(const PanelHeader& header, const int8_t* codes, const float* scale,
                 const float* bias, void* panel);
 /// Codes of any panel in torch's weight order, whatever its layout.
 void unpack_panel(const void* panel, int8_t* codes);
-/// Whether `bytes` at `panel` are a well-formed panel (header, offsets, sizes) of the active
-/// layout.
+/// Whether `bytes` at `panel` are a well-formed panel (header, offsets, sizes), and of a layout
+/// that some ISA of this machine computes with.
 enum class PanelCheck { kOk, kMalformed, kOtherLayout };
 PanelCheck check_panel(const void* panel, int64_t bytes);
-/// Whether the active ISA computes with a well-formed panel, of which only the header is read.
+/// Whether a well-formed panel, of which only the header is read, is what the active ISA packs.
 bool panel_is_current(const PanelHeader& header);
 
 /// Canonical bit stream: LSB-first, each output channel starts at a byte. bits 2..8, signed codes

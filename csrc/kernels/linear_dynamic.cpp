@@ -2,8 +2,6 @@
 // given parameters. Called by ops/ and recurrent.cpp.
 #include <cmath>
 
-#include "dispatch.h"
-#include "kernel_table.h"
 #include "product.h"
 #include "quantize_rule.h"
 
@@ -21,9 +19,8 @@ struct QuantizedRows {
   int32_t* zero_point;
 };
 
-QuantizedRows quantize_rows(const float* x, int64_t rows, int64_t k, int64_t ldx,
-                            const QuantParams* fixed) {
-  const ElementTable& table = active_table().element;
+QuantizedRows quantize_rows(const ElementTable& table, const float* x, int64_t rows, int64_t k,
+                            int64_t ldx, const QuantParams* fixed) {
   QuantizedRows q;
   // A pitch of a multiple of 1 KiB would put the rows of a tile into few sets of L1.
   q.pitch = round_up(k, 64);
@@ -70,16 +67,15 @@ void multiply_rows(const QuantizedRows& q, int64_t rows, const Panel& panel, int
   job.f32_pixel_pitch = ldy;
   job.f32_row_pitch = rows * ldy;
   job.gap_code = -1;
-  const GemmTable& table = active_table().gemm;
-  prepare_weights(job, panel, table, rows);
-  table.gemm_u8s8_rows(job);
+  prepare_weights(job, panel, rows);
+  panel.table.gemm_u8s8_rows(job);
 }
 
 void long_rows(const float* x, int64_t m, int64_t k, int64_t ldx, const QuantParams* fixed,
                const Panel& panel, float* y, int64_t ldy) {
   parallel_for(0, m, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const QuantizedRows q = quantize_rows(x + i * ldx, 1, k, ldx, fixed);
+      const QuantizedRows q = quantize_rows(panel.kernels.element, x + i * ldx, 1, k, ldx, fixed);
       Image row;
       row.data = q.codes;
       row.n = row.h = row.w = 1;
@@ -118,11 +114,11 @@ void linear(const float* x, int64_t m, int64_t k, int64_t ldx, const QuantParams
     for (int64_t i = begin; i < end;) {
       const int64_t band = i / columns, first = m * band / bands, last = m * (band + 1) / bands;
       if (band != held) {
-        q = quantize_rows(x + first * ldx, last - first, k, ldx, fixed);
+        q = quantize_rows(p.kernels.element, x + first * ldx, last - first, k, ldx, fixed);
         held = band;
       }
       const int64_t index = i % columns;
-      const int64_t count = panels_at_once(active_table().gemm, columns - index, end - i);
+      const int64_t count = panels_at_once(p.table, columns - index, end - i);
       multiply_rows(q, last - first, p, index, index + count, y + first * ldy, ldy);
       i += count;
     }

@@ -110,9 +110,8 @@ struct Rows {
 };
 
 /// Quantizes rows into the calling thread's scratch: every group padded with zeros to its codes.
-Rows quantize_rows(const float* x, int64_t count, int64_t ldx, const QuantParams* fixed,
-                   const Weight& w, bool flipped) {
-  const KernelTable& table = active_table();
+Rows quantize_rows(const KernelTable& table, const float* x, int64_t count, int64_t ldx,
+                   const QuantParams* fixed, const Weight& w, bool flipped) {
   const LowbitGeometry& g = w.geometry;
   const int64_t groups = w.header.groups, k = w.header.in_features;
   Rows rows{};
@@ -149,8 +148,9 @@ Rows quantize_rows(const float* x, int64_t count, int64_t ldx, const QuantParams
 
 /// Groups that pass through the tiles at once where codes are read as they lie in memory: all of
 /// them if a tile takes all rows.
-int64_t groups_at_once(const Weight& w, int64_t rows, int64_t group_bytes) {
-  if (rows <= active_table().lowbit.tile_rows) return w.header.groups;
+int64_t groups_at_once(const LowbitTable& table, const Weight& w, int64_t rows,
+                       int64_t group_bytes) {
+  if (rows <= table.tile_rows) return w.header.groups;
   return std::max<int64_t>(1, kStoredBytes / std::max<int64_t>(1, group_bytes));
 }
 
@@ -170,8 +170,8 @@ void for_each_chunk(const Weight& w, int64_t p, int64_t at_once, Job& job, Multi
   }
 }
 
-void multiply_packed(const Rows& rows, const Weight& w, int64_t p, float* y, int64_t ldy) {
-  const LowbitTable& table = active_table().lowbit;
+void multiply_packed(const LowbitTable& table, const Rows& rows, const Weight& w, int64_t p,
+                     float* y, int64_t ldy) {
   PackedJob job{};
   job.pitch = rows.pitch;
   job.rows = rows.count;
@@ -180,7 +180,7 @@ void multiply_packed(const Rows& rows, const Weight& w, int64_t p, float* y, int
   job.row_zero = rows.zero_point;
   job.y = y;
   job.ldy = ldy;
-  const int64_t at_once = groups_at_once(w, rows.count, w.panel(p, 0, 1).group_step);
+  const int64_t at_once = groups_at_once(table, w, rows.count, w.panel(p, 0, 1).group_step);
   for_each_chunk(w, p, at_once, job, [&](PackedJob& chunk, int64_t g) {
     chunk.a = reinterpret_cast<const int8_t*>(rows.codes) + g * w.geometry.group_codes;
     chunk.a_start = rows.starts + g;
@@ -190,13 +190,13 @@ void multiply_packed(const Rows& rows, const Weight& w, int64_t p, float* y, int
 
 /// Chunks of a panel with their levels in cache.
 template <class Multiply>
-void for_each_unpacked(const Weight& w, int64_t p, GroupJob& job, Multiply&& multiply) {
-  const LowbitTable& table = active_table().lowbit;
+void for_each_unpacked(const LowbitTable& table, const Weight& w, int64_t p, GroupJob& job,
+                       Multiply&& multiply) {
   const int64_t group_bytes = w.geometry.group_codes * lowbit_width(w.header, p);
   const bool unpacks = w.geometry.stored < 8;
   const int64_t at_once =
       unpacks ? std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, group_bytes))
-              : groups_at_once(w, job.rows, group_bytes);
+              : groups_at_once(table, w, job.rows, group_bytes);
   for_each_chunk(w, p, at_once, job, [&](GroupJob& chunk, int64_t g) {
     if (unpacks) {
       auto* levels = reinterpret_cast<int8_t*>(
@@ -213,7 +213,8 @@ void for_each_unpacked(const Weight& w, int64_t p, GroupJob& job, Multiply&& mul
   });
 }
 
-void multiply_unpacked(const Rows& rows, const Weight& w, int64_t p, float* y, int64_t ldy) {
+void multiply_unpacked(const LowbitTable& table, const Rows& rows, const Weight& w, int64_t p,
+                       float* y, int64_t ldy) {
   GroupJob job{};
   job.rows = rows.count;
   job.pitch = rows.pitch;
@@ -221,7 +222,6 @@ void multiply_unpacked(const Rows& rows, const Weight& w, int64_t p, float* y, i
   job.row_zero = rows.zero_point;
   job.y = y;
   job.ldy = ldy;
-  const LowbitTable& table = active_table().lowbit;
   const bool few = table.gemm_few_groups != nullptr && rows.count <= table.packed_rows;
   const auto gemm = few ? table.gemm_few_groups : table.gemm_u8s8_groups;
   const auto multiply = [&](GroupJob& chunk, int64_t g) {
@@ -233,29 +233,28 @@ void multiply_unpacked(const Rows& rows, const Weight& w, int64_t p, float* y, i
     job.unpack = table.unpack_levels;
     for_each_chunk(w, p, w.header.groups, job, multiply);
   } else {
-    for_each_unpacked(w, p, job, multiply);
+    for_each_unpacked(table, w, p, job, multiply);
   }
 }
 
-void multiply_floats(const float* x, int64_t rows, int64_t ldx, const Weight& w, int64_t p,
-                     float* y, int64_t ldy) {
+void multiply_floats(const LowbitTable& table, const float* x, int64_t rows, int64_t ldx,
+                     const Weight& w, int64_t p, float* y, int64_t ldy) {
   GroupJob job{};
   job.rows = rows;
   job.ldx = ldx;
   job.y = y;
   job.ldy = ldy;
   job.group = w.geometry.group;
-  const LowbitTable& table = active_table().lowbit;
   const auto multiply = [&](GroupJob& chunk, int64_t g) {
     chunk.x = x + g * w.geometry.group;
     chunk.last_group = group_inputs(w.header, g + chunk.panel.count - 1);
     (table.multiply_floats != nullptr ? table.multiply_floats : table.gemm_f32s8_groups)(chunk);
   };
   if (table.multiply_floats != nullptr) {
-    const int64_t at_once = groups_at_once(w, rows, w.panel(p, 0, 1).group_step);
+    const int64_t at_once = groups_at_once(table, w, rows, w.panel(p, 0, 1).group_step);
     for_each_chunk(w, p, at_once, job, multiply);
   } else {
-    for_each_unpacked(w, p, job, multiply);
+    for_each_unpacked(table, w, p, job, multiply);
   }
 }
 
@@ -285,23 +284,24 @@ void multiply(const float* x, int64_t m, int64_t ldx, const QuantParams* fixed, 
   const Weight w(packed);
   if (m * w.header.out_features == 0) return;
   add_integer_macs(m * w.header.in_features * w.header.out_features);
-  const LowbitTable& table = active_table().lowbit;
+  const KernelTable& kernels = active_table();
+  const LowbitTable& table = kernels.lowbit;
   const bool from_packed =
       w.geometry.stored < 8 &&
       m <= (w.kind == LowbitKind::kLevels ? table.packed_rows_levels : table.packed_rows);
   thread_local Rows rows;
-  for_each_item(m, w.geometry.total_codes + 64, w,
-                [&](int64_t first, int64_t last, int64_t p, bool fresh) {
-                  if (fresh) {
-                    rows = quantize_rows(x + first * ldx, last - first, ldx, fixed, w, from_packed);
-                  }
-                  float* to = y + first * ldy;
-                  if (from_packed) {
-                    multiply_packed(rows, w, p, to, ldy);
-                  } else {
-                    multiply_unpacked(rows, w, p, to, ldy);
-                  }
-                });
+  for_each_item(
+      m, w.geometry.total_codes + 64, w, [&](int64_t first, int64_t last, int64_t p, bool fresh) {
+        if (fresh) {
+          rows = quantize_rows(kernels, x + first * ldx, last - first, ldx, fixed, w, from_packed);
+        }
+        float* to = y + first * ldy;
+        if (from_packed) {
+          multiply_packed(table, rows, w, p, to, ldy);
+        } else {
+          multiply_unpacked(table, rows, w, p, to, ldy);
+        }
+      });
 }
 
 }  // namespace
@@ -320,15 +320,17 @@ void linear_lowbit_float(const float* x, int64_t m, int64_t ldx, const void* pac
                          int64_t ldy) {
   const Weight w(packed);
   if (m * w.header.out_features == 0) return;
-  for_each_item(m, 4 * w.header.in_features + 256, w,
-                [&](int64_t first, int64_t last, int64_t p, bool) {
-                  multiply_floats(x + first * ldx, last - first, ldx, w, p, y + first * ldy, ldy);
-                });
+  const LowbitTable& table = active_table().lowbit;
+  for_each_item(
+      m, 4 * w.header.in_features + 256, w, [&](int64_t first, int64_t last, int64_t p, bool) {
+        multiply_floats(table, x + first * ldx, last - first, ldx, w, p, y + first * ldy, ldy);
+      });
 }
 
 void embedding_lowbit(const int64_t* indices, int64_t count, const void* packed, float* y) {
   const auto* bytes = static_cast<const uint8_t*>(packed);
   const auto& h = *static_cast<const LowbitHeader*>(packed);
+  const LowbitTable& table = active_table().lowbit;
   const int64_t row_bytes = bit_bytes(h.in_features, h.bits);
   // 2^18 values at 0.15 ns are 40 us.
   const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 18) / (h.in_features + 1));
@@ -350,7 +352,7 @@ void embedding_lowbit(const int64_t* indices, int64_t count, const void* packed,
       job.levels = reinterpret_cast<const int8_t*>(bytes + h.levels_offset) +
                    (row / kLowbitColumns << h.bits);
       job.y = y + i * h.in_features;
-      active_table().lowbit.dequantize_row(job);
+      table.dequantize_row(job);
     }
   });
 }

@@ -24,8 +24,9 @@ constexpr float kLargest = std::numeric_limits<float>::max();
 // From the last block to the first: the end of a tensor is what the layer before has left in the
 // caches, and its beginning is what the quantizing pass reads next.
 // Half-precision values pass through a small buffer of floats.
-MinMax minmax_of_all(const FakeKernels& k, FloatType type, const void* x, int64_t count) {
-  const ElementTable& t = active_table().element;
+MinMax minmax_of_all(const KernelTable& table, FloatType type, const void* x, int64_t count) {
+  const ElementTable& t = table.element;
+  const FakeKernels& k = table.fake.of[static_cast<int>(type)];
   MinMax result{kInfinity, -kInfinity, 0};
   std::mutex merging;
   parallel_for(0, (count + kBlock - 1) / kBlock, kGrain / kBlock, [&](int64_t begin, int64_t end) {
@@ -80,15 +81,15 @@ void widen(FloatType type, const void* x, int64_t first, int64_t count, float* y
 
 void observed_ranges(FloatType type, const void* x, int64_t outer, int64_t channels, int64_t inner,
                      bool relu, MinMax* out) {
-  const FakeKernels& k = active_table().fake.of[static_cast<int>(type)];
+  const KernelTable& table = active_table();
   const int64_t count = outer * channels * inner;
   if (channels == 1) {
-    out[0] = minmax_of_all(k, type, x, count);
+    out[0] = minmax_of_all(table, type, x, count);
   } else if (type == FloatType::kF32) {
     minmax_per_channel(static_cast<const float*>(x), outer, channels, inner, out);
   } else {
     std::vector<float> values(static_cast<size_t>(count));
-    k.widen(x, count, values.data());
+    table.fake.of[static_cast<int>(type)].widen(x, count, values.data());
     minmax_per_channel(values.data(), outer, channels, inner, out);
   }
   for (int64_t c = 0; relu && c < channels; ++c) {

@@ -25,12 +25,14 @@ bool multiply(int64_t a, int64_t b, int64_t* product) {
 PanelLayout active_layout(int64_t groups, int64_t in_channels, int64_t out_channels) {
   return layout_of(active_table().gemm.layout, groups, in_channels, out_channels);
 }
-PanelLayout active_layout(const WeightShape& shape) {
-  return active_layout(shape.groups, shape.in_channels, shape.out_channels);
-}
 
 /// Everything in a header that follows from the shape and the layout. False if a size overflows.
 bool make_header(const WeightShape& shape, PanelLayout layout, PanelHeader* header) {
+  if (shape.groups > kLargestChannels || shape.out_channels > kLargestChannels ||
+      shape.in_channels > kLargestChannels || shape.kernel_h > kLargestKernel ||
+      shape.kernel_w > kLargestKernel) {
+    return false;
+  }
   PanelHeader h{};
   h.magic = kPanelMagic;
   h.layout = static_cast<int32_t>(layout);
@@ -106,15 +108,15 @@ T* section(void* panel, int64_t offset) {
 
 }  // namespace
 
-int64_t panel_bytes(const WeightShape& shape) {
-  PanelHeader h;
-  return make_header(shape, active_layout(shape), &h) ? h.total_bytes : -1;
+PanelHeader panel_header(const WeightShape& shape) {
+  PanelHeader h{};
+  const PanelLayout layout = active_layout(shape.groups, shape.in_channels, shape.out_channels);
+  if (!make_header(shape, layout, &h)) h.total_bytes = -1;
+  return h;
 }
 
-void pack_panel(const WeightShape& shape, const int8_t* codes, const float* scale,
-                const float* bias, void* panel) {
-  PanelHeader h;
-  if (!make_header(shape, active_layout(shape), &h)) return;
+void pack_panel(const PanelHeader& h, const int8_t* codes, const float* scale, const float* bias,
+                void* panel) {
   std::memset(panel, 0, static_cast<size_t>(h.total_bytes));
   std::memcpy(panel, &h, sizeof h);
 
@@ -122,13 +124,13 @@ void pack_panel(const WeightShape& shape, const int8_t* codes, const float* scal
   for_each_code(h, [&](int64_t byte, int64_t code) { weights[byte] = codes[code]; });
 
   int32_t* colsum = section<int32_t>(panel, h.colsum_offset);
-  const int64_t per_channel = shape.in_channels / shape.groups * shape.kernel_h * shape.kernel_w;
-  for (int64_t o = 0; o < shape.out_channels; ++o) {
+  const int64_t per_channel = h.in_channels / h.groups * h.kernel_h * h.kernel_w;
+  for (int64_t o = 0; o < h.out_channels; ++o) {
     int64_t sum = 0;
     for (int64_t k = 0; k < per_channel; ++k) sum += codes[o * per_channel + k];
     colsum[o] = static_cast<int32_t>(sum);  // 128 * k < 2^31 for k < 2^24
   }
-  const auto bytes = static_cast<size_t>(shape.out_channels) * sizeof(float);
+  const auto bytes = static_cast<size_t>(h.out_channels) * sizeof(float);
   if (bytes != 0) {
     std::memcpy(section<float>(panel, h.scale_offset), scale, bytes);
     if (bias != nullptr) std::memcpy(section<float>(panel, h.bias_offset), bias, bytes);
@@ -160,7 +162,15 @@ PanelCheck check_panel(const void* panel, int64_t bytes) {
       h.total_bytes > bytes) {
     return PanelCheck::kMalformed;
   }
-  return panel_is_current(h) ? PanelCheck::kOk : PanelCheck::kOtherLayout;
+  if (panel_is_current(h)) return PanelCheck::kOk;
+  for (int i = 0; i < isa_count(); ++i) {
+    const KernelTable* table = find_table(isa_name(i));
+    if (table != nullptr &&
+        layout == layout_of(table->gemm.layout, h.groups, h.in_channels, h.out_channels)) {
+      return PanelCheck::kOk;
+    }
+  }
+  return PanelCheck::kOtherLayout;
 }
 
 bool panel_is_current(const PanelHeader& h) {

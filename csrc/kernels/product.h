@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "gemm_table.h"
+#include "dispatch.h"
+#include "kernel_table.h"
 #include "kernels.h"
 #include "panel.h"
 #include "parallel.h"
@@ -22,12 +23,15 @@ constexpr int64_t kDepthwiseGrain = int64_t{1} << 20;
 /// Activations of one band stay in L2 while all panels pass over them.
 constexpr int64_t kBandBytes = 384 << 10;
 
-/// A panel's header and sections.
+/// A panel's header and sections, and the kernels that a call computes with it: chosen here, once,
+/// by the panel's layout.
 struct Panel {
   explicit Panel(const void* p)
       : header(*static_cast<const PanelHeader*>(p)),
         layout(static_cast<PanelLayout>(header.layout)),
         geometry(panel_geometry(header)),
+        kernels(*table_for(layout)),
+        table(kernels.gemm.layout == layout ? kernels.gemm : kernels.narrow),
         weights(static_cast<const int8_t*>(p) + header.weight_offset),
         colsum(at<int32_t>(p, header.colsum_offset)),
         scale(at<float>(p, header.scale_offset)),
@@ -41,6 +45,8 @@ struct Panel {
   const PanelHeader& header;
   PanelLayout layout;
   PanelGeometry geometry;
+  const KernelTable& kernels;
+  const GemmTable& table;
   const int8_t* weights;
   const int32_t* colsum;
   const float* scale;
@@ -151,6 +157,6 @@ int64_t long_sum(const Image& in, const ConvGeometry& g, const Panel& panel, int
 
 /// Says how wide weights are and splits the panel of a job whose b points to its first run, if that
 /// helps and `pixels` are enough.
-void prepare_weights(GemmJob& job, const Panel& panel, const GemmTable& table, int64_t pixels);
+void prepare_weights(GemmJob& job, const Panel& panel, int64_t pixels);
 
 }  // namespace octavo

@@ -1,10 +1,8 @@
 // Dense and grouped convolutions and linear layers: decides blocking, threads and K runs, then
-// hands grids of output pixels to the active ISA's tiles (gemm_table.h). Called by conv.cpp.
+// hands grids of output pixels to the tiles of the panel's ISA (gemm_table.h). Called by conv.cpp.
 #include <cstring>
 #include <vector>
 
-#include "dispatch.h"
-#include "kernel_table.h"
 #include "product.h"
 
 namespace octavo {
@@ -34,7 +32,6 @@ struct Dense {
   const Epilogue& e;
   const Sink& sink;
   Size size;
-  const GemmTable& table;
   bool gather = false;       // rows are copied into panel order first
   bool skip_halo = false;    // kernel rows in the halo add nothing
   int64_t runs_per_row = 1;  // of a kernel row
@@ -95,7 +92,7 @@ int64_t Dense::run_items(int64_t units, int64_t bands, int64_t item, int64_t end
   const int64_t channel = block * p.block_out + index * nr;
   // Each image would read all panels anew.
   const bool one_image = size.n * size.h == 1 || first / size.h == (last - 1) / size.h;
-  const int64_t count = one_image ? panels_at_once(table, p.panels - index, end - item) : 1;
+  const int64_t count = one_image ? panels_at_once(panel.table, p.panels - index, end - item) : 1;
 
   GemmJob job{};
   job.a_row_pitch = g.stride_h * in.row_pitch;
@@ -118,7 +115,7 @@ int64_t Dense::run_items(int64_t units, int64_t bands, int64_t item, int64_t end
   // a of pixel (0, 0) is set by rows(); channels of the block begin here.
   const int64_t in_channel = block * p.block_in;
   const int64_t pixels = (last - first) * (size.n * size.h == 1 ? 1 : size.w);
-  prepare_weights(job, panel, table, pixels);
+  prepare_weights(job, panel, pixels);
 
   if (size.n * size.h == 1) {
     job.h = 1;
@@ -216,7 +213,7 @@ void Dense::send(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x)
     const FloatImage& out = *sink.f32;
     float* to =
         out.data + n * out.stride_n + y * out.stride_h + x * out.stride_w + channel * out.stride_c;
-    run_floats(job, table.gemm_u8s8_f32, out, to, job.n, job.a_row_pitch);
+    run_floats(job, panel.table.gemm_u8s8_f32, out, to, job.n, job.a_row_pitch);
     return;
   }
   aim(job, sink, channel, n, y, x);
@@ -225,7 +222,7 @@ void Dense::send(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x)
     // The code that the halo holds now (or garbage, if its producer fills it later).
     job.gap_code = out.data[n * out.image_pitch - out.row_pitch - out.pixel_pitch];
   }
-  table.gemm_u8s8_u8(job);
+  panel.table.gemm_u8s8_u8(job);
 }
 
 bool flat(const Image& i) {
@@ -253,7 +250,8 @@ FloatImage flattened(const FloatImage& i) {
 
 }  // namespace
 
-void prepare_weights(GemmJob& job, const Panel& panel, const GemmTable& table, int64_t pixels) {
+void prepare_weights(GemmJob& job, const Panel& panel, int64_t pixels) {
+  const GemmTable& table = panel.table;
   job.narrow = panel.header.bits <= 7;
   if (table.split_panel == nullptr || job.narrow || pixels < kSplitPixels) return;
   thread_local Scratch memory;
@@ -280,10 +278,7 @@ void run_dense(const Image& in, const ConvGeometry& g, const Panel& panel, const
     return;
   }
 
-  const KernelTable& kernels = active_table();
-  const bool usual = panel.layout == kernels.gemm.layout;
-  const GemmTable& table = usual ? kernels.gemm : kernels.narrow;
-  Dense dense{in, g, panel, e, sink, size, table, false, false, 1, {}};
+  Dense dense{in, g, panel, e, sink, size, false, false, 1, {}};
   dense.plan_runs();
   const PanelGeometry& p = panel.geometry;
   const int64_t columns = panel.header.blocks * p.panels;

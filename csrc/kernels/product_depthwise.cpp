@@ -1,7 +1,5 @@
-// Depthwise convolutions: chunks of channels and bands of rows for the active ISA's kernel
-// (gemm_table.h). Called by conv.cpp.
-#include "dispatch.h"
-#include "kernel_table.h"
+// Depthwise convolutions: chunks of channels and bands of rows for the kernel of the
+// panel's ISA (gemm_table.h). Called by conv.cpp.
 #include "product.h"
 
 namespace octavo {
@@ -10,7 +8,6 @@ namespace {
 void depthwise_item(const Image& in, const ConvGeometry& g, const Panel& panel, const Epilogue& e,
                     const Sink& sink, const Size& size, int64_t channel, int64_t first,
                     int64_t last) {
-  const GemmTable& table = active_table().gemm;
   DepthwiseJob job{};
   job.a_row_pitch = in.row_pitch;
   job.a_pixel_pitch = in.pixel_pitch;
@@ -39,10 +36,11 @@ void depthwise_item(const Image& in, const ConvGeometry& g, const Panel& panel, 
     if (sink.f32 != nullptr) {
       const FloatImage& out = *sink.f32;
       float* to = out.data + n * out.stride_n + y * out.stride_h + channel * out.stride_c;
-      run_floats(job, table.depthwise_u8s8_f32, out, to, job.channels, g.stride_h * in.row_pitch);
+      run_floats(job, panel.table.depthwise_u8s8_f32, out, to, job.channels,
+                 g.stride_h * in.row_pitch);
     } else {
       aim(job, sink, channel, n, y, 0);
-      table.depthwise_u8s8_u8(job);
+      panel.table.depthwise_u8s8_u8(job);
     }
     row += job.h;
   }

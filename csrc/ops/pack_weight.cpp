@@ -22,9 +22,9 @@ int64_t per_channel_of(const char* where, const std::vector<int64_t>& shape) {
     }
   }
   int64_t total;
-  // Eight bits an element, and some room for rounding rows up.
-  if (!shape.empty() &&
-      (__builtin_mul_overflow(count, shape[0], &total) || total > INT64_MAX / 16)) {
+  // Eight bits an element, and some room for rounding rows up, also where there are no rows.
+  if (!shape.empty() && (__builtin_mul_overflow(count, shape[0], &total) ||
+                         total > INT64_MAX / 16 || count > INT64_MAX / 16)) {
     fail(where, ": expected a product of sizes below 2^59, got ",
          text_of(shape.data(), static_cast<int64_t>(shape.size())), ".");
   }
@@ -82,7 +82,7 @@ Tensor pack_weight_op(const Tensor& codes, const Tensor& scale, std::optional<Te
          shape_of(codes), ".");
   }
   const int64_t channels = codes.size(0);
-  if (groups < 1 || channels % groups != 0) {
+  if (groups < 1 || groups > (channels > 1 ? channels : 1) || channels % groups != 0) {
     fail("pack_weight: groups: expected a divisor of ", channels, ", got ", groups, ".");
   }
   per_channel_of("pack_weight: codes", sizes_of(codes));
@@ -109,10 +109,13 @@ Tensor pack_weight_op(const Tensor& codes, const Tensor& scale, std::optional<Te
   shape.kernel_h = dim == 4 ? codes.size(2) : 1;
   shape.kernel_w = dim >= 3 ? codes.size(dim - 1) : 1;
   shape.bits = static_cast<int32_t>(bits);
-  Tensor panel = empty({panel_bytes(shape)}, ScalarType::Byte);
+  const PanelHeader header = panel_header(shape);
+  if (header.total_bytes < 0)
+    fail("pack_weight: codes: expected fewer, got shape ", shape_of(codes), ".");
+  Tensor panel = empty({header.total_bytes}, ScalarType::Byte);
   void* const to = panel.mutable_data_ptr();
   write_to_huge_pages(to, panel.numel(), [&] {
-    pack_panel(shape, source.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(),
+    pack_panel(header, source.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(),
                bias.has_value() ? biases.const_data_ptr<float>() : nullptr, to);
   });
   return panel;

@@ -109,16 +109,15 @@ struct Layer {
 class Packed {
  public:
   explicit Packed(const Layer& layer)
-      : bytes_(panel_bytes(layer.shape)), memory_((bytes_ + 63) / 64 * 64) {
-    pack_panel(layer.shape, layer.codes.data(), layer.scale.data(), layer.bias.data(),
-               memory_.data());
+      : header_(panel_header(layer.shape)), memory_((header_.total_bytes + 63) / 64 * 64) {
+    pack_panel(header_, layer.codes.data(), layer.scale.data(), layer.bias.data(), memory_.data());
   }
   const void* data() { return memory_.data(); }
   uint8_t* bytes() { return memory_.data(); }
-  int64_t size() const { return bytes_; }
+  int64_t size() const { return header_.total_bytes; }
 
  private:
-  int64_t bytes_;
+  PanelHeader header_;
   Guarded<uint8_t> memory_;
 };
 

@@ -43,7 +43,7 @@ class CallSizes {
     for (const RegionInput& input : inputs) sizes_.push_back(input.sizes);
   }
 
-  SizedCall make(int threads) {
+  SizedCall make(int threads, int64_t chunk_bytes) {
     SizedCall call;
     call.shapes =
         std::make_shared<const std::vector<Shape>>(infer_shapes(*program_, sizes_, panel_counts_));
@@ -55,7 +55,6 @@ class CallSizes {
     }
     const int64_t unit_bytes = arena(sizes_for(1), 1, true)->largest_unit_bytes;
     // Rows read their weights anew for every chunk, which asks for longer ones.
-    const int64_t chunk_bytes = active_table().gemm.chunk_bytes;
     const int64_t target = unit_is_row_ ? std::max(chunk_bytes, int64_t{1} << 20) : chunk_bytes;
     int64_t chunk = std::clamp<int64_t>(target / unit_bytes, unit_is_row_ ? 64 : 1, INT64_MAX);
     chunk = std::min(chunk, units_);
@@ -146,7 +145,8 @@ const SizedCall& find_call(CachedProgram& cached, const std::vector<RegionInput>
                            std::vector<int64_t> panel_facts) {
   // Everything that an arena depends on.
   const int threads = max_threads();
-  std::vector<int64_t> key{threads, active_table().gemm.chunk_bytes};
+  const int64_t chunk_bytes = active_table().gemm.chunk_bytes;
+  std::vector<int64_t> key{threads, chunk_bytes};
   for (const RegionInput& input : inputs) {
     key.push_back(static_cast<int64_t>(input.sizes.size()));
     key.insert(key.end(), input.sizes.begin(), input.sizes.end());
@@ -162,8 +162,8 @@ const SizedCall& find_call(CachedProgram& cached, const std::vector<RegionInput>
   if (found == cached.calls.end()) {
     std::vector<int64_t> counts;
     for (const RegionPanel& panel : panels) counts.push_back(panel.count);
-    SizedCall fresh =
-        CallSizes(cached.program, inputs, std::move(counts), std::move(panel_facts)).make(threads);
+    SizedCall fresh = CallSizes(cached.program, inputs, std::move(counts), std::move(panel_facts))
+                          .make(threads, chunk_bytes);
     fresh.key = std::move(key);
     cached.calls.push_front(std::move(fresh));
     if (cached.calls.size() > kCallsPerProgram) cached.calls.pop_back();

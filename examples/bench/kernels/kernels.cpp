@@ -102,8 +102,9 @@ class ConvLayer {
     scale_.assign(out, 0.001f);
     offset_.assign(out, 10.0f);
     start_.assign(out, 0);
-    panel_ = allocate(panel_bytes(weight));
-    pack_panel(weight, codes.data(), scale_.data(), nullptr, panel_.get());
+    const PanelHeader header = panel_header(weight);
+    panel_ = allocate(header.total_bytes);
+    pack_panel(header, codes.data(), scale_.data(), nullptr, panel_.get());
     epilogue_.start = start_.data();
     epilogue_.scale = scale_.data();
     epilogue_.offset = offset_.data();
@@ -140,8 +141,9 @@ class LinearLayer {
     std::vector<int8_t> codes(static_cast<size_t>(n * k));
     for (auto& code : codes) code = random_weight();
     std::vector<float> scale(static_cast<size_t>(n), 0.01f);
-    panel_ = allocate(panel_bytes(weight));
-    pack_panel(weight, codes.data(), scale.data(), nullptr, panel_.get());
+    const PanelHeader header = panel_header(weight);
+    panel_ = allocate(header.total_bytes);
+    pack_panel(header, codes.data(), scale.data(), nullptr, panel_.get());
     x_.resize(static_cast<size_t>(m * k));
     for (auto& v : x_) v = static_cast<float>(random_weight());
     y_.resize(static_cast<size_t>(m * n));

@@ -76,8 +76,9 @@ class RegionBuilder {
     const float size = 1.0f / (64.0f * std::sqrt(static_cast<float>(in / groups * kh * kw)));
     for (float& s : scale) s = real(0.5f * size, size);
     for (float& b : bias) b = real(-0.5f, 0.5f);
-    AlignedBytes bytes(panel_bytes(shape));
-    pack_panel(shape, codes.data(), scale.data(), bias.data(), bytes.data());
+    const PanelHeader header = panel_header(shape);
+    AlignedBytes bytes(header.total_bytes);
+    pack_panel(header, codes.data(), scale.data(), bias.data(), bytes.data());
     return keep(std::move(bytes), RegionPanel::Type::kBytes, 1);
   }
   int byte_table(int64_t count) {

@@ -7,6 +7,7 @@
 #include <barrier>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <thread>
 
@@ -206,26 +207,152 @@ TEST(Threads, PacksWhileOthersMultiply) {
   EXPECT_EQ(wrong, 0);
 }
 
-TEST(Threads, TheInstructionSetChangesMeanwhile) {
-  std::vector<float> x(50001);
-  RegionBuilder b(5);
-  for (float& v : x) v = b.real(-2.0f, 2.0f);
-  const std::string before = active_isa();
-  const Packed shared(6);
-  const AlignedBytes packed = shared.pack();
-  const std::vector<float> product = shared.multiply(packed.data());
-  const std::vector<float> expected = fake_quantized(x);
-  std::atomic<int> wrong{0};
-  at_once([&](int caller) {
-    for (int round = 0; round < 40; ++round) {
-      if (caller == 0) {
-        const int isa = round % isa_count();
-        if (isa_available(isa)) wrong += set_isa(isa_name(isa)) != SetIsa::kOk;
-      } else {
-        wrong += fake_quantized(x) != expected;
-        wrong += shared.multiply(packed.data()) != product;
-      }
+/// What a call of every driver with a kernel table gives, with panels that one instruction set has
+/// packed.
+class AllDrivers {
+ public:
+  AllDrivers()
+      : network_(7, 8), packed_(6), lowbit_(packed_.pack()), row_lookup_(rows().pack()), x_(50000) {
+    for (float& v : x_) v = builder_.real(-2.0f, 2.0f);
+    builder_.weight(4 * kWidth, kWidth, 1, 1, 1);
+    panels_ = builder_.panels();
+  }
+
+  /// Packs once more and calls everything.
+  std::vector<float> run() const {
+    std::vector<float> y = network_.run();
+    append(&y, Network(7, 8).run());
+    append(&y, fake_quantized(x_));
+    const void* panel = panels_[0].data;
+    for (const int64_t m : {1, 40}) append(&y, linear(m, panel));
+    const AlignedBytes again = pack_again(panel);
+    append(&y, linear(3, again.data()));
+    append(&y, recurrent_layer(panel));
+    append(&y, low_bits());
+    append(&y, observations());
+    return y;
+  }
+
+ private:
+  static constexpr int64_t kWidth = 64;
+
+  static Packed rows() {
+    Packed p(6);
+    p.weight.order = LowbitOrder::kRows;
+    return p;
+  }
+  static void append(std::vector<float>* y, const std::vector<float>& more) {
+    y->insert(y->end(), more.begin(), more.end());
+  }
+
+  std::vector<float> linear(int64_t m, const void* panel) const {
+    std::vector<float> y(static_cast<size_t>(2 * m * 4 * kWidth));
+    linear_dynamic(x_.data(), m, kWidth, kWidth, panel, y.data(), 4 * kWidth);
+    linear_static(x_.data(), m, kWidth, kWidth, {0.02f, 128, 255}, panel, y.data() + m * 4 * kWidth,
+                  4 * kWidth);
+    return y;
+  }
+
+  /// The codes packed for whatever instruction set is active now, with other scales.
+  AlignedBytes pack_again(const void* panel) const {
+    std::vector<int8_t> codes(4 * kWidth * kWidth);
+    unpack_panel(panel, codes.data());
+    const std::vector<float> scale(4 * kWidth, 0.01f);
+    const PanelHeader header = panel_header({4 * kWidth, kWidth, 1, 1, 1, 8});
+    AlignedBytes bytes(header.total_bytes);
+    pack_panel(header, codes.data(), scale.data(), nullptr, bytes.data());
+    EXPECT_EQ(check_panel(bytes.data(), bytes.count()), PanelCheck::kOk);
+    return bytes;
+  }
+
+  std::vector<float> recurrent_layer(const void* panel) const {
+    constexpr int64_t kTimes = 3, kRows = 5;
+    const std::vector<int64_t> sizes(kTimes, kRows);
+    std::vector<float> h(kRows * kWidth), c(kRows * kWidth), y(kTimes * kRows * kWidth);
+    Recurrence r{};
+    r.mode = RecurrentMode::kLstm;
+    r.times = kTimes;
+    r.batch_sizes = sizes.data();
+    r.width = kWidth;
+    r.gates = x_.data();
+    r.h = h.data(), r.c = c.data(), r.y = y.data();
+    HiddenWeight w{};
+    w.weight = panel;
+    recurrent(r, w);
+    append(&y, c);
+    return y;
+  }
+
+  std::vector<float> low_bits() const {
+    std::vector<float> y;
+    for (const int64_t m : {1, 5, 60}) {
+      std::vector<float> product(static_cast<size_t>(2 * m * 96));
+      linear_lowbit(x_.data(), m, 128, lowbit_.data(), product.data(), 96);
+      linear_lowbit_float(x_.data(), m, 128, lowbit_.data(), product.data() + m * 96, 96);
+      append(&y, product);
     }
+    std::vector<int64_t> indices(96);
+    std::iota(indices.begin(), indices.end(), 0);
+    std::vector<float> found(96 * 128);
+    embedding_lowbit(indices.data(), 96, row_lookup_.data(), found.data());
+    append(&y, found);
+    const AlignedBytes again = packed_.pack();
+    EXPECT_EQ(std::memcmp(again.data(), lowbit_.data(), static_cast<size_t>(again.count())), 0);
+    return y;
+  }
+
+  std::vector<float> observations() const {
+    const auto count = static_cast<int64_t>(x_.size());
+    std::vector<uint8_t> codes(x_.size());
+    quantize(x_.data(), count, {0.02f, 100, 255}, codes.data());
+    std::vector<float> y(x_.size());
+    dequantize(codes.data(), count, {0.02f, 100, 255}, y.data());
+    MinMax range[50];
+    observed_ranges(FloatType::kF32, x_.data(), 20, 50, 50, true, range);
+    for (const MinMax& r : range) y.push_back(r.min), y.push_back(r.max);
+    observed_ranges(FloatType::kBf16, x_.data(), 1, 1, 2 * count, false, range);
+    y.push_back(range[0].min), y.push_back(range[0].max);
+    const MinMax best = shrunk(x_.data(), kRangeSample, false, {0, 15, false}, {-2.0f, 2.0f, 0});
+    y.push_back(best.min), y.push_back(best.max);
+    std::vector<int64_t> bins(64);
+    histogram(x_.data(), count, -4, -32, 64, bins.data());
+    for (const int64_t bin : bins) y.push_back(static_cast<float>(bin));
+    return y;
+  }
+
+  Network network_;
+  Packed packed_;
+  AlignedBytes lowbit_, row_lookup_;
+  std::vector<float> x_;
+  RegionBuilder builder_{5};
+  std::vector<RegionPanel> panels_;
+};
+
+// A call takes its kernels once, by its panel or by the instruction set that is active then: panels
+// of any instruction set give the same bits, whichever others choose meanwhile.
+TEST(Threads, TheInstructionSetChangesWhileAllDriversRun) {
+  const std::string before = active_isa();
+  std::vector<std::unique_ptr<AllDrivers>> drivers;
+  std::vector<float> expected;
+  for (int isa = 0; isa < isa_count(); ++isa) {
+    if (!isa_available(isa)) continue;
+    ASSERT_EQ(set_isa(isa_name(isa)), SetIsa::kOk);
+    drivers.push_back(std::make_unique<AllDrivers>());
+    if (expected.empty()) expected = drivers[0]->run();
+  }
+  std::atomic<int> wrong{0}, working{kCallers - 1};
+  at_once([&](int caller) {
+    if (caller == 0) {
+      for (int i = 0; working > 0; ++i) {
+        const int isa = i % isa_count();
+        if (isa_available(isa)) wrong += set_isa(isa_name(isa)) != SetIsa::kOk;
+      }
+      return;
+    }
+    for (size_t round = 0; round < 3 * drivers.size(); ++round) {
+      wrong += drivers[(round + static_cast<size_t>(caller)) % drivers.size()]->run() != expected;
+    }
+    --working;
   });
   EXPECT_EQ(set_isa(before.c_str()), SetIsa::kOk);
   EXPECT_EQ(wrong, 0);
