@@ -1,10 +1,12 @@
 // The threading seam's one implementation: which pool runs (none by default), when a range stays
-// serial, and the floating-point modes of every piece. Called by every driver; calls the pool that
-// the host installed.
+// serial, the floating-point modes of every piece, and what pieces throw. Called by every driver;
+// calls the pool that the host installed.
 #include "parallel.h"
 
 #include <atomic>
 #include <cfenv>
+#include <exception>
+#include <mutex>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -90,19 +92,26 @@ class DefaultModes {
   DefaultModes& operator=(const DefaultModes&) = delete;
 };
 
-struct Piece {
+/// What the pieces of one range share.
+struct Pieces {
   RangeFunction body;
   void* context;
+  std::mutex mutex;
+  std::exception_ptr failure;  // the first one
 };
 
-/// Runs one piece: modes set, nested ranges serial.
+/// Runs one piece: modes set, nested ranges serial, failures kept. A pool's thread that threw would
+/// end the process.
 void run_piece(void* context, int64_t begin, int64_t end) {
-  const auto& piece = *static_cast<const Piece*>(context);
+  auto& pieces = *static_cast<Pieces*>(context);
   const bool was_inside = inside_piece;
   inside_piece = true;
-  {
+  try {
     const DefaultModes modes;
-    piece.body(piece.context, begin, end);
+    pieces.body(pieces.context, begin, end);
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(pieces.mutex);
+    if (pieces.failure == nullptr) pieces.failure = std::current_exception();
   }
   inside_piece = was_inside;
 }
@@ -129,7 +138,6 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction body,
     body(context, begin, end);
     return;
   }
-  Piece piece{body, context};
   ParallelFor run = pool.run.load(std::memory_order_relaxed);
   const int64_t least = grain < 1 ? 1 : grain;
   if (run == nullptr || end - begin <= least || serial_here() || max_threads() <= 1) {
@@ -138,7 +146,9 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction body,
     body(context, begin, end);
     return;
   }
-  run(begin, end, least, run_piece, &piece);
+  Pieces pieces{body, context, {}, nullptr};
+  run(begin, end, least, run_piece, &pieces);
+  if (pieces.failure != nullptr) std::rethrow_exception(pieces.failure);
 }
 
 }  // namespace octavo

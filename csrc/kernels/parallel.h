@@ -8,10 +8,11 @@
 
 namespace octavo {
 
-/// Body of a parallel range: work on [begin, end). Never throws.
+/// Body of a parallel range: work on [begin, end).
 using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
 
-/// Splits [begin, end) into at most max_threads() pieces of at least `grain` and runs them.
+/// Splits [begin, end) into at most max_threads() pieces of at least `grain` and runs them. The
+/// bodies that it is given never throw.
 using ParallelFor = void (*)(int64_t begin, int64_t end, int64_t grain, RangeFunction body,
                              void* context);
 
@@ -22,7 +23,7 @@ int max_threads();
 
 /// Runs body over [begin, end). Each piece sets the default rounding mode and clears flush-to-zero,
 /// and restores the caller's modes. Serial for nested calls, in forked children, and for ranges <=
-/// grain.
+/// grain. What a piece throws (memory may end) is thrown here once all pieces have ended.
 void parallel_for(int64_t begin, int64_t end, int64_t grain, RangeFunction body, void* context);
 
 /// The same for a callable f(begin, end).

@@ -5,21 +5,28 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "out_of_memory.h"
 #include "panel.h"
 
 namespace octavo {
 
-/// Grow-only memory of one thread, 64-byte aligned, with kSlack around it.
+/// Grow-only memory of one thread, 64-byte aligned, with kSlack around it. Empty, and ready for
+/// another try, where memory has ended.
 class Scratch {
  public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
   ~Scratch() { std::free(memory_); }
+
+  /// Throws OutOfMemory.
   uint8_t* get(int64_t bytes) {
     const int64_t needed = round_up(bytes + 2 * kSlack, 64);
     if (needed > size_) {
       std::free(memory_);
+      size_ = 0;
       memory_ = static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>(needed)));
-      if (memory_ == nullptr)
-        std::abort();  // out of memory; nothing may throw inside a parallel range
+      if (memory_ == nullptr) throw OutOfMemory(needed);
       size_ = needed;
     }
     return memory_ + kSlack;

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <exception>
-#include <mutex>
 #include <new>
 
 #include "parallel.h"
@@ -129,20 +127,7 @@ void RegionCall::run(const std::vector<RegionOutput>& outputs) const {
           .run();
     }
   };
-  if (parallel_units_ > 0) {
-    // Pieces must not throw: the first failure to allocate is kept, and raised again here.
-    std::mutex mutex;
-    std::exception_ptr failure;
-    parallel_for(0, parallel_units_, 1, [&](int64_t begin, int64_t end) {
-      try {
-        run_range(begin, end);
-      } catch (...) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (failure == nullptr) failure = std::current_exception();
-      }
-    });
-    if (failure != nullptr) std::rethrow_exception(failure);
-  }
+  parallel_for(0, parallel_units_, 1, [&](int64_t begin, int64_t end) { run_range(begin, end); });
   if (parallel_units_ < units_) run_range(parallel_units_, units_);
 }
 
