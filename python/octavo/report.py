@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from octavo import _C, html, library
+from octavo.atomic_file import write_text
 from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.fold import fold
@@ -97,9 +98,15 @@ class Report:
         return html.page(*_html(self))
 
     def save_html(self, path: FilePath) -> None:
-        """Writes the report to a file that any browser shows."""
-        title = f"octavo: {self.model}"
-        Path(path).write_text(html.document(title, *_html(self)), encoding="utf-8")
+        """Writes the report to a file that any browser shows.
+
+        What was at ``path`` is replaced when the file is complete, not before.
+
+        Raises:
+            OSError: the file cannot be written, or ``path`` is no regular file.
+        """
+        text = html.document(f"octavo: {self.model}", *_html(self))
+        write_text(path, text, f"save_html: {describe(os.fspath(path))}")
 
     def plot(self) -> Figure:
         """A matplotlib figure: bytes and SQNR of every layer."""

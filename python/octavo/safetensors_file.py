@@ -3,22 +3,18 @@
 Reading: the whole file is read once into memory of our own; every rule below is applied to those
 bytes, and the very same
 bytes are then given to the safetensors library. Any byte string gives tensors or a CheckpointError.
-Writing: a temporary
-file beside the target, flushed to the disk and then renamed, so that an error leaves the old file
-as it was.
+Writing: the file at the path is replaced whole (atomic_file.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import secrets
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from octavo.atomic_file import kind_of, replacing, write_all
 from octavo.errors import CheckpointError, describe
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["read", "write"]
 
@@ -56,7 +48,6 @@ _DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BAD_NAME = re.compile(r"[\x00-\x1f\x7f/\\]|\.\.")
 _DIGEST = "sha256"
-_TEMPORARY = re.compile(r"[0-9a-f]{16}\.tmp")
 _STRANGERS = (
     (b"PK\x03\x04", "a zip archive (torch.save): octavo does not open pickles"),
     (b"\x80\x02", "a pickle: octavo does not open pickles"),
@@ -117,7 +108,7 @@ def _bytes_of(path: str | os.PathLike[str], where: str) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(
-                f"{where}: expected a regular file, got {_kind_of(status.st_mode)}. Pass the path "
+                f"{where}: expected a regular file, got {kind_of(status.st_mode)}. Pass the path "
                 "of a checkpoint."
             )
         with open(descriptor, "rb", closefd=False) as file:
@@ -130,17 +121,6 @@ def _bytes_of(path: str | os.PathLike[str], where: str) -> bytes:
             "was read."
         )
     return data
-
-
-def _kind_of(mode: int) -> str:
-    kinds = (
-        (stat.S_ISDIR, "a directory"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISCHR, "a device"),
-        (stat.S_ISBLK, "a device"),
-        (stat.S_ISSOCK, "a socket"),
-    )
-    return next((text for test, text in kinds if test(mode)), "something else")
 
 
 def _header(data: bytes, where: str) -> tuple[list[_Entry], dict[str, str], int]:
@@ -365,11 +345,11 @@ def write(
         raise ValueError(
             f"{where}: expected a header of at most {_HEADER_LIMIT} bytes, got {len(raw)}."
         )
-    with _replacing(path, where) as descriptor:
-        _write_all(descriptor, len(raw).to_bytes(8, "little"))
-        _write_all(descriptor, raw)
+    with replacing(path, where) as descriptor:
+        write_all(descriptor, len(raw).to_bytes(8, "little"))
+        write_all(descriptor, raw)
         for _, tensor in ordered:
-            _write_all(descriptor, _little_endian(tensor))
+            write_all(descriptor, _little_endian(tensor))
 
 
 def _little_endian(tensor: Tensor) -> memoryview:
@@ -379,82 +359,3 @@ def _little_endian(tensor: Tensor) -> memoryview:
         swapped: memoryview = flat.view(width).numpy().byteswap().data
         return swapped.cast("B")
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-
-
-def _write_all(descriptor: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view.nbytes:
-        view = view[os.write(descriptor, view[: 1 << 30]) :]
-
-
-@contextlib.contextmanager
-def _replacing(path: str | os.PathLike[str], where: str) -> Iterator[int]:
-    """The descriptor of a temporary file that takes the place of ``path`` when all went well."""
-    target = os.path.realpath(path)
-    if os.path.lexists(target):
-        mode = os.stat(target).st_mode
-        if not stat.S_ISREG(mode):
-            raise OSError(f"{where}: expected a regular file or a new name, got {_kind_of(mode)}.")
-        if not os.access(target, os.W_OK):
-            raise PermissionError(
-                f"{where}: expected a file that may be written, got a read-only one."
-            )
-    folder, name = os.path.split(target)
-    prefix = f".{name[:100]}."
-    try:
-        temporary, descriptor = _create(folder, prefix)
-        try:
-            try:
-                yield descriptor
-                os.fsync(descriptor)
-                os.replace(temporary, target)
-            finally:
-                os.close(descriptor)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        _remove_abandoned(folder, prefix)
-        if hasattr(os, "O_DIRECTORY"):
-            parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(parent)
-            finally:
-                os.close(parent)
-    except OSError as error:
-        if error.filename is None:
-            error.filename = target
-        raise
-
-
-def _create(folder: str, prefix: str) -> tuple[str, int]:
-    """A new temporary file, locked for as long as its descriptor is open."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    while True:
-        path = os.path.join(folder, f"{prefix}{secrets.token_hex(8)}.tmp")
-        descriptor = os.open(path, flags, 0o666)
-        if fcntl is None:
-            return path, descriptor
-        with contextlib.suppress(
-            OSError
-        ):  # A file system without locks: then nothing is removed either.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return path, descriptor
-        os.close(descriptor)  # Another writer took it for an abandoned one before it was locked.
-
-
-def _remove_abandoned(folder: str, prefix: str) -> None:
-    """Removes the temporary files of writers that were killed: nobody holds their lock."""
-    for name in os.listdir(folder) if fcntl is not None else ():
-        if not (name.startswith(prefix) and _TEMPORARY.fullmatch(name[len(prefix) :])):
-            continue
-        path = os.path.join(folder, name)
-        with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(path)
-            finally:
-                os.close(descriptor)
