@@ -13,8 +13,6 @@ import secrets
 import stat
 from collections.abc import Iterator
 
-from octavo.errors import describe
-
 try:
     import fcntl
 except ImportError:  # Windows

@@ -22,8 +22,8 @@ from octavo import ops, safetensors_file
 from octavo.checkpoint_trainee import load_trainee, save_trainee
 from octavo.errors import CheckpointError, describe
 from octavo.flow import Flow, Step, from_data, to_data
+from octavo.flow_check import FlowCheck
 from octavo.fold import materialise
-from octavo.functions import FUNCTIONS
 from octavo.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, values_of
 from octavo.nn.layer import QLayer
 from octavo.nn.region import Region, captured_forward
@@ -36,6 +36,7 @@ from octavo.scheme import Activations, QParams
 from octavo.separate import is_separable, separate
 from octavo.signature import known_arguments
 from octavo.trainee import training_of
+from octavo.typed import fits, made
 from octavo.types import FilePath, Model
 
 __all__ = ["FORMAT_VERSION", "load", "save", "stored_bytes"]
@@ -50,6 +51,14 @@ _BAD_DATA = (
     OverflowError,
     RecursionError,
 )
+
+# What the description of a quantized model holds; more is looked at where it is used.
+_CONTENT: dict[str, Any] = {
+    "modules": dict[str, str],
+    "layers": dict[str, dict[str, Any]],
+    "flows": list[Any],
+    "tied": dict[str, str],
+}
 
 
 # ---- save ----------------------------------------------------------------------------------------
@@ -322,9 +331,8 @@ def _content(
         raise CheckpointError(
             f"{where}: expected JSON in the model's metadata, got {error}."
         ) from None
-    kinds = {"modules": dict, "layers": dict, "flows": list, "tied": dict}
-    for key, kind in kinds.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+    for key, kind in _CONTENT.items():
+        if not isinstance(content, dict) or not fits(content.get(key), kind):
             raise CheckpointError(
                 f"{where}: expected {key!r} in the model's metadata, got none of its kind."
             )
@@ -342,6 +350,7 @@ class _Loader:
         self.model = model
         self.where = where
         self.used: set[str] = set()
+        self.allowed = FlowCheck(model)
 
     def fail(
         self, expected: str, got: str, remedy: str = "The file is damaged."
@@ -600,6 +609,8 @@ class _Loader:
                             "Build the model as it was built before quantizing.",
                         )
                     is_parameter = isinstance(old, nn.Parameter)
+                    if new.is_floating_point() != old.is_floating_point():
+                        raise self.fail(f"{name} as {old.dtype} or a similar type", str(new.dtype))
                     given[source] = nn.Parameter(new, old.requires_grad) if is_parameter else new
                 table: dict[str, Any] = (
                     module._parameters if key in module._parameters else module._buffers
@@ -611,29 +622,15 @@ class _Loader:
     def flow(self, data: Any) -> tuple[Flow, tuple[Region | Step, ...]]:
         found = from_data(data)
         flow = found["flow"]
-        if not isinstance(flow, Flow) or flow.path not in self.content["modules"]:
+        if not isinstance(flow, Flow) or flow.path in self.content["layers"]:
             raise self.fail("a flow of one of the modules", describe(flow))
-        self.check_steps(flow.steps)
-        items: list[Region | Step] = []
-        for item in found["items"]:
-            if isinstance(item, Step):
-                self.check_steps((item,))
-                items.append(item)
-            else:
-                items.append(self.region(item))
+        items = [item if isinstance(item, Step) else self.region(item) for item in found["items"]]
+        steps = [i.steps if isinstance(i, Region) else (i,) for i in items]
+        try:
+            self.allowed.check(flow, [step for part in steps for step in part])
+        except ValueError as error:
+            raise CheckpointError(f"{self.where}: {error} The file is damaged.") from None
         return flow, tuple(items)
-
-    def check_steps(self, steps: Any) -> None:
-        for step in steps:
-            if not isinstance(step, Step):
-                raise self.fail("steps", describe(step))
-            if step.module and step.module not in self.content["modules"]:
-                raise self.fail("steps that call modules of the model", describe(step.module))
-            if step.function and step.function not in FUNCTIONS and step.function != "get_attr":
-                raise self.fail(
-                    "steps that call functions of octavo's table", describe(step.function)
-                )
-            self.check_steps(step.fused)
 
     def region(self, data: Mapping[str, Any]) -> Region:
         panels: list[str | Tensor] = []
@@ -644,23 +641,19 @@ class _Loader:
                 panels.append(panel)
             else:
                 panels.append(self.take(panel["tensor"]))
-        self.check_steps(data["steps"])
-        program = parse(data["program"])
-        values = dict(data["values"])
-        if not all(type(i) is int and 0 <= i < len(program.lines) for i in values.values()):
+        if not fits(data["steps"], tuple[Step, ...]):
+            got = [step for step in data["steps"] if not isinstance(step, Step)]
+            raise self.fail("steps", describe(got[0] if got else data["steps"]))
+        region = made(Region, {**data, "panels": tuple(panels)})
+        program = parse(region.program)
+        if not all(0 <= i < len(program.lines) for i in region.values.values()):
             raise self.fail(
-                f"values 0..{len(program.lines) - 1} in region {data['name']!r}", "others"
+                f"values 0..{len(program.lines) - 1} in region {region.name!r}", "others"
             )
-        if not set(data["inputs"]) <= set(values) or len(data["outputs"]) != len(program.outputs):
+        if not set(region.inputs) <= set(region.values) or len(region.outputs) != len(
+            program.outputs
+        ):
             raise self.fail(
-                f"inputs and outputs of region {data['name']!r} in its program", "others"
+                f"inputs and outputs of region {region.name!r} in its program", "others"
             )
-        return Region(
-            str(data["name"]),
-            str(data["program"]),
-            tuple(panels),
-            tuple(data["inputs"]),
-            tuple(data["outputs"]),
-            values,
-            tuple(data["steps"]),
-        )
+        return region

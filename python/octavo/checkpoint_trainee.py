@@ -12,18 +12,30 @@ from torch import Tensor, nn
 
 from octavo import safetensors_file
 from octavo.errors import CheckpointError, describe
-from octavo.flow import Step
-from octavo.functions import FUNCTIONS
+from octavo.flow_check import FlowCheck
+from octavo.grids import GRIDS
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.surgery import copy_model
 from octavo.plan import Plan
-from octavo.regions import RegionPlan
 from octavo.scheme import QParams
 from octavo.separate import separate
 from octavo.trainee import Training, make_trainee
+from octavo.typed import fits
 
 __all__ = ["load_trainee", "save_trainee"]
+
+# What the description of a trainee holds; more is looked at where it is used.
+_CONTENT: dict[str, Any] = {
+    "modules": dict[str, str],
+    "plan": dict[str, Any],
+    "params": dict[str, list[Any]],
+    "batch_norms": list[list[str]],
+    "float_bytes": int,
+    "method": str | None,
+    "tied": dict[str, str],
+    "training": bool,
+}
 
 
 def save_trainee(
@@ -77,6 +89,9 @@ def load_trainee(
     """The trainee of a file, in a copy of ``model``."""
     try:
         content = json.loads(text)
+        for key, kind in _CONTENT.items():
+            if not isinstance(content, dict) or not fits(content.get(key), kind):
+                raise ValueError(f"no {key!r} of its kind")
         plan = Plan.from_json(json.dumps(content["plan"]))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: expected the plan of a trainee, got {error}.") from None
@@ -94,15 +109,21 @@ def load_trainee(
             f"first at {name!r}: {content['modules'].get(name)} in the file, {there.get(name)} in "
             "the model. Build the model as it was built before quantizing."
         )
-    _check_plan(plan, there, where)
+    _check_plan(plan, model, there, where)
     method = content["method"]
     if method is not None and method not in METHODS:
         raise CheckpointError(f"{where}: expected a known method, got {describe(method)}.")
     params = {key: _qparams(value, where) for key, value in content["params"].items()}
-    norms = tuple((str(a), str(b)) for a, b in content["batch_norms"])
+    norms = tuple((a, b) for a, b in content["batch_norms"])
+    for norm, layer in norms:
+        if not there.get(norm, "").startswith("BatchNorm") or layer not in there:
+            raise CheckpointError(
+                f"{where}: expected normalisations behind layers, got {describe((norm, layer))}. "
+                "The file is damaged."
+            )
     trainee = make_trainee(
         model, plan, params, batch_norms=norms,
-        float_bytes=int(content["float_bytes"]), method=method, inplace=True,
+        float_bytes=content["float_bytes"], method=method, inplace=True,
     )  # fmt: skip
     tied = content["tied"]
     state, used = {}, set()
@@ -129,7 +150,7 @@ def load_trainee(
             f"({describe(left[:5])}). The file is damaged."
         )
     trainee.load_state_dict(state)
-    return trainee.train(bool(content["training"]))
+    return trainee.train(content["training"])
 
 
 def _file_name(name: str) -> str:
@@ -152,32 +173,26 @@ def _float_modules(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _check_plan(plan: Plan, modules: Mapping[str, str], where: str) -> None:
-    """CheckpointError unless every call is one of a module of the model or of the table."""
-    steps: list[Step] = []
-    names = [site.name for site in plan.sites]
-    for flow in plan.flows:
-        names.append(flow.flow.path)
-        steps += [*flow.flow.steps, *flow.flow.training.values()]
-        for item in flow.items:
-            steps += item.steps if isinstance(item, RegionPlan) else (item,)
-    while steps:
-        step = steps.pop()
-        if not isinstance(step, Step):
-            raise CheckpointError(f"{where}: expected steps, got {describe(step)}.")
-        steps += step.fused
-        names += [step.module] if step.module else []
-        if step.function and step.function not in FUNCTIONS and step.function != "get_attr":
-            raise CheckpointError(
-                f"{where}: expected steps that call functions of octavo's table, got "
-                f"{describe(step.function)}. The file is damaged."
-            )
-    missing = [name for name in names if name not in modules]
+def _check_plan(plan: Plan, model: nn.Module, modules: Mapping[str, str], where: str) -> None:
+    """CheckpointError unless every layer and call is one of the model's or of the table."""
+    missing = [site.name for site in plan.sites if site.name not in modules]
     if missing:
         raise CheckpointError(
             f"{where}: expected modules of the model, got {describe(missing[:5])}. The file is "
             "damaged."
         )
+    for site in plan.sites:
+        if not 2 <= site.activation_bits <= 8 or (site.scheme and site.scheme.grid not in GRIDS):
+            raise CheckpointError(
+                f"{where}: expected layer {site.name!r} with activations of 2..8 bits and a grid "
+                f"of {', '.join(GRIDS)}, got {describe(site)}."
+            )
+    allowed = FlowCheck(model)
+    for flow in plan.flows:
+        try:
+            allowed.check(flow.flow, flow.steps)
+        except ValueError as error:
+            raise CheckpointError(f"{where}: {error} The file is damaged.") from None
 
 
 def _qparams(value: Any, where: str) -> QParams:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from octavo.errors import NothingQuantizedError, describe
+from octavo.flow_check import FlowCheck
 from octavo.grids import GRIDS
 from octavo.nn.fake_quantize import METHODS as TRAINING_METHODS
 from octavo.plan import Plan
@@ -179,6 +180,15 @@ def check_plan(plan: Plan, model: nn.Module) -> None:
                 "module. "
                 "Use a plan that was made for this model."
             )
+    allowed = FlowCheck(model)
+    for flow in plan.flows:
+        try:
+            allowed.check(flow.flow, flow.steps)
+        except ValueError as error:
+            raise ValueError(
+                f"quantize: the plan's module {flow.flow.path!r}: {error} Use a plan that was made "
+                "for this model."
+            ) from None
     if not any(site.scheme for site in plan.sites):
         raise NothingQuantizedError(
             "quantize: at least one layer of the plan must have a scheme, got none. Give one layer "

@@ -7,16 +7,21 @@ remembers the very call it came from), and the steps whose ``kind`` is a row of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
+from octavo.errors import describe
 from octavo.functions import FUNCTIONS
+from octavo.typed import made
 
 __all__ = [
+    "KINDS",
     "Flow",
     "Ref",
     "Step",
@@ -28,6 +33,15 @@ __all__ = [
     "to_data",
     "walk",
 ]
+
+
+#: What a step can be (`Step.kind`): all but "float" and "identity" are kinds of region steps.
+KINDS = frozenset({
+    "float", "identity", "conv", "conv_f32", "linear", "linear_f32", "add", "mul", "concat",
+    "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "unary", "affine",
+    "channel_table", "gather_channels", "slice", "upsample_nearest", "pad", "flatten", "unflatten",
+    "to_rows", "to_image",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,7 @@ def evaluate(step: Step, module_of: Callable[[str], nn.Module], values: dict[str
         return values[step.output]
     if step.function == "get_attr":
         owner, _, name = step.args[0].rpartition(".")
-        result = getattr(module_of(owner), name)
+        result = _tensor_of(module_of(owner), name)
     else:
         args = substitute(step.args, lambda ref: values[ref.name])
         kwargs = {
@@ -152,6 +166,22 @@ def evaluate(step: Step, module_of: Callable[[str], nn.Module], values: dict[str
             result = module_of(step.module)(values[step.inputs[0]])
     values[step.output] = result
     return result
+
+
+def _tensor_of(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter or buffer by its name, or what computes it: never another attribute."""
+    for table in (module._parameters, module._buffers, module.__dict__):
+        found = table.get(name)
+        if isinstance(found, torch.Tensor):
+            return found
+    if name in getattr(type(module), "computed_tensors", ()) or parametrize.is_parametrized(
+        module, name
+    ):
+        computed: torch.Tensor = getattr(module, name)
+        return computed
+    raise AttributeError(
+        f"flow: expected a parameter or buffer {name!r} of the {type(module).__name__}, got none."
+    )
 
 
 def run(
@@ -249,35 +279,68 @@ def to_data(value: Any) -> Any:
 
 
 def from_data(data: Any) -> Any:
-    """What `to_data` was given."""
+    """What `to_data` was given; TypeError or ValueError for anything that it does not give.
+
+    ``data`` may come from a stranger: nothing that it says is called, imported or looked up in
+    torch.
+    """
     if isinstance(data, list):
         return [from_data(item) for item in data]
     if not isinstance(data, dict):
         return data
+    if len(data) != 1:
+        raise ValueError(f"flow: expected one tag, got {describe(data)}.")
     ((tag, content),) = data.items()
-    if tag == "float":
+    if tag == "float" and isinstance(content, (str, int, float)):
         return float(content)
-    if tag == "ref":
-        return Ref(str(content))
-    if tag == "tuple":
+    if tag == "ref" and isinstance(content, str):
+        return Ref(content)
+    if tag == "tuple" and isinstance(content, list):
         return tuple(from_data(item) for item in content)
-    if tag == "slice":
+    if tag == "slice" and isinstance(content, list) and len(content) == 3:
         return slice(*(from_data(part) for part in content))
-    if tag == "ellipsis":
+    if tag == "ellipsis" and content is True:
         return Ellipsis
     if tag == "torch":
-        constant = getattr(torch, content, None)
-        if not isinstance(constant, (torch.dtype, torch.memory_format, torch.layout)):
+        if not isinstance(content, str) or content not in _torch_constants():
             raise ValueError(
-                f"flow: expected a torch dtype, layout or memory format, got {content!r}."
+                f"flow: expected a torch dtype, layout or memory format, got {describe(content)}."
             )
-        return constant
+        return _torch_constants()[content]
     if tag == "device":
-        return torch.device(content)
-    if tag == "dict":
-        return {from_data(key): from_data(item) for key, item in content}
-    if tag in ("step", "flow"):
-        return (Step if tag == "step" else Flow)(
-            **{key: from_data(item) for key, item in content.items()}
-        )
-    raise ValueError(f"flow: expected a known tag, got {tag!r}.")
+        return _device(content)
+    if tag == "dict" and isinstance(content, list):
+        return dict(_pair(item) for item in content)
+    if tag in ("step", "flow") and isinstance(content, dict):
+        fields = {key: from_data(item) for key, item in content.items()}
+        return made(Step if tag == "step" else Flow, fields)
+    raise ValueError(f"flow: expected a known tag with its content, got {describe(data)}.")
+
+
+@functools.cache
+def _torch_constants() -> dict[str, Any]:
+    """The constants that steps may hold, by the names that they give themselves."""
+    kinds = (torch.dtype, torch.memory_format, torch.layout)
+    return {
+        str(value).removeprefix("torch."): value
+        for value in vars(torch).values()
+        if isinstance(value, kinds)
+    }
+
+
+def _device(content: Any) -> torch.device:
+    try:
+        if isinstance(content, str):
+            return torch.device(content)
+    except RuntimeError:
+        pass
+    raise ValueError(f"flow: expected a torch device, got {describe(content)}.")
+
+
+def _pair(data: Any) -> tuple[Any, Any]:
+    if not isinstance(data, list) or len(data) != 2:
+        raise ValueError(f"flow: expected a key and its value, got {describe(data)}.")
+    key, item = map(from_data, data)
+    if not isinstance(key, (str, int, float, bool, type(None))):
+        raise TypeError(f"flow: expected a plain key, got {describe(key)}.")
+    return key, item

@@ -2,6 +2,8 @@
 
 A graph is kept only if every call in it has a row here, so a flow never runs code that this table
 does not name: all rows are pure (no randomness, no writing into arguments).
+The same holds for a flow that was read from a file: it finds functions and their argument words
+here or nowhere.
 """
 
 from __future__ import annotations
@@ -15,7 +17,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-__all__ = ["BINARY", "CLAMPS", "FUNCTIONS", "LAYOUT", "UNARY", "is_in_place", "operation", "row_of"]
+__all__ = [
+    "ATTRIBUTES",
+    "BINARY",
+    "CLAMPS",
+    "FUNCTIONS",
+    "LAYOUT",
+    "UNARY",
+    "is_in_place",
+    "operation",
+    "row_of",
+    "takes_word",
+]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -75,6 +88,30 @@ _FLOAT = _words(
     """
 )
 
+# Argument words of torch's functions and methods above. Those that write into an argument (out) or
+# call something (key of max and min, which are rows of Python's own) are not among them.
+_ARGUMENT_WORDS = _words(
+    """
+    A a align_corners alpha antialias approximate attn_mask axis axis0 axis1 b batch1 batch2
+    beta bias ceil_mode chunks condition copy correction count_include_pad cudnn_enable
+    cudnn_enabled decimals descending destination device diagonal dilation dim dim0 dim1
+    dim2 dimension dims dims_other dims_self divisor_override downscale_factor dropout_p
+    dtype enable_gqa end end_dim eps equation exponent fill_value grid groups idx implicit
+    index indexing indices indices_or_sections input input1 input2 input_scale inputs
+    is_causal k keepdim keepdims kernel_size key lambd largest layout length list m mask
+    mat1 mat2 max max_norm max_val max_values memory_format message min min_indices min_val
+    mode momentum n negative_slope non_blocking norm_type normalized_shape num_classes
+    num_groups offset ord other out_dtype output_padding output_size p pad padding
+    padding_idx padding_mode pin_memory query recompute_scale_factor repeats requires_grad
+    return_indices reverse rounding_mode running_mean running_var scale scale_factor
+    scale_grad_by_freq sections self separator shape shifts size sizes sorted source sparse
+    sparse_grad split_size split_size_or_sections split_sizes stable start start_dim step
+    steps stride tensor tensor1 tensor2 tensor_indices_or_sections tensors theta threshold
+    train training unbiased upscale_factor use_input_stats value values vec vec2 weight x x1
+    x2 y
+    """
+)
+
 _OPERATORS = _words(
     """
     add sub mul truediv floordiv mod pow neg pos abs matmul getitem eq ne lt le gt ge and_ or_
@@ -98,13 +135,14 @@ _IN_PLACE = frozenset(
     )
 )
 # Attributes of a tensor that a forward may read.
-_ATTRIBUTES = frozenset(("shape", "dtype", "device", "ndim", "T", "mT", "is_cuda", "layout"))
+ATTRIBUTES = frozenset(("shape", "dtype", "device", "ndim", "T", "mT", "is_cuda", "layout"))
 
 
 def _attribute(value: Any, name: str) -> Any:
-    if name not in _ATTRIBUTES:
+    if not isinstance(value, torch.Tensor) or name not in ATTRIBUTES:
         raise AttributeError(
-            f"functions: expected an attribute among {sorted(_ATTRIBUTES)}, got {name!r}."
+            f"functions: expected an attribute of a tensor among {sorted(ATTRIBUTES)}, got "
+            f"{name!r} of a {type(value).__name__}."
         )
     return getattr(value, name)
 
@@ -115,6 +153,10 @@ def _identity(value: Any, *_args: Any, **_kwargs: Any) -> Any:
 
 def _method(name: str) -> Callable[..., Any]:
     def call(value: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, (torch.Tensor, torch.Size)):
+            raise TypeError(
+                f"functions: expected a tensor to call {name!r} of, got a {type(value).__name__}."
+            )
         return getattr(value, name)(*args, **kwargs)
 
     call.__name__ = name
@@ -152,6 +194,7 @@ def _table() -> dict[str, Callable[..., Any]]:
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = _table()
+_TORCH_ROWS = ("torch.", "F.", "Tensor.", "linalg.", "special.")
 _ROWS: dict[Any, str] = {}
 for _name, _function in FUNCTIONS.items():
     if not _name.startswith("Tensor."):
@@ -191,6 +234,14 @@ def row_of(target: Any) -> str:
         return _ROWS.get(target, "")
     except TypeError:
         return ""
+
+
+def takes_word(row: str, word: str) -> bool:
+    """Whether calls of the row may give an argument by this word. Python's own functions take none.
+
+    Whether the very function has such an argument is torch's to say.
+    """
+    return row.startswith(_TORCH_ROWS) and word in _ARGUMENT_WORDS
 
 
 def is_in_place(target: Any, kwargs: dict[str, Any]) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 
 from octavo.capture import Capture
 from octavo.errors import describe
-from octavo.flow import Flow, Step, from_data, to_data
+from octavo.flow import Step, from_data, to_data
 from octavo.regions import FlowPlan, RegionPlan, cut
 from octavo.scheme import Activations, Scheme
+from octavo.typed import made
 
 _FORMAT = "octavo.plan 1"
 
@@ -73,10 +74,13 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The inverse of `to_json`; ValueError for anything else."""
+        """The inverse of `to_json`; ValueError for anything else.
+
+        What its steps may call is looked at once the model is there (flow_check.py).
+        """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
                 f"Plan: expected JSON text, got {describe(text)} ({error}). "
                 "Use what Plan.to_json wrote."
@@ -91,7 +95,7 @@ class Plan:
                 tuple(_site_from_data(site) for site in data["sites"]),
                 tuple(_flow_plan_from_data(flow) for flow in data["flows"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"Plan: expected all fields of a plan, got one that fails at {error}. "
                 "Use what Plan.to_json wrote."
@@ -176,7 +180,7 @@ def _site_to_data(site: SitePlan) -> dict[str, Any]:
 
 def _site_from_data(data: dict[str, Any]) -> SitePlan:
     scheme = data["scheme"]
-    return SitePlan(**{**data, "scheme": None if scheme is None else Scheme(**scheme)})
+    return made(SitePlan, {**data, "scheme": None if scheme is None else made(Scheme, scheme)})
 
 
 def _flow_plan_to_data(plan: FlowPlan) -> dict[str, Any]:
@@ -193,12 +197,9 @@ def _flow_plan_from_data(data: dict[str, Any]) -> FlowPlan:
     flow = from_data(data["flow"])
     items: list[RegionPlan | Step] = []
     for item in data["items"]:
-        if "region" in item:
-            items.append(
-                RegionPlan(**{key: from_data(value) for key, value in item["region"].items()})
-            )
+        if isinstance(item, dict) and set(item) == {"region"}:
+            fields = {key: from_data(value) for key, value in dict(item["region"]).items()}
+            items.append(made(RegionPlan, fields))
         else:
             items.append(from_data(item))
-    if not isinstance(flow, Flow):
-        raise TypeError("flow")
-    return FlowPlan(flow, tuple(items))
+    return made(FlowPlan, {"flow": flow, "items": tuple(items)})

@@ -12,6 +12,7 @@ from octavo.codes import Codes
 from octavo.measure import bytes_of, sqnr
 from octavo.nn.registry import canonical_weight
 from octavo.plan import Plan
+from octavo.typed import made
 
 __all__ = ["LayerRecord", "Record", "attach", "layer_records", "record_of"]
 
@@ -60,13 +61,17 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
-        """The inverse of `to_dict`; unknown keys, of later versions, are ignored."""
+        """The inverse of `to_dict`; unknown keys, of later versions, are ignored.
+
+        Raises KeyError or TypeError for other data.
+        """
         known = {f.name for f in dataclasses.fields(LayerRecord)}
         layers = tuple(
-            LayerRecord(**{k: v for k, v in layer.items() if k in known})
+            made(LayerRecord, {k: v for k, v in dict(layer).items() if k in known})
             for layer in data["layers"]
         )
-        return cls(layers, int(data["float_bytes"]), tuple(map(str, data.get("notes", ()))))
+        fields = {"layers": layers, "float_bytes": data["float_bytes"]}
+        return made(cls, {**fields, "notes": tuple(data.get("notes", ()))})
 
 
 def attach(model: nn.Module, record: Record) -> None:

@@ -84,6 +84,12 @@ class FlowPlan:
         """The regions among the items."""
         return tuple(item for item in self.items if isinstance(item, RegionPlan))
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of the items, those of regions included."""
+        parts = (item.steps if isinstance(item, RegionPlan) else (item,) for item in self.items)
+        return tuple(step for part in parts for step in part)
+
 
 def cut(flow: Flow, static: Mapping[str, int]) -> FlowPlan | None:
     """The flow's regions; None if nothing of it can run in integers.

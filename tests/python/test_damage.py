@@ -4,7 +4,10 @@ else, and the old file survives.
 
 from __future__ import annotations
 
+import copy
 import errno
+import functools
+import json
 import os
 import random
 import resource
@@ -15,6 +18,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ from torch import Tensor, nn
 
 import octavo
 from conftest import FULL
-from octavo import CheckpointError
+from octavo import CheckpointError, safetensors_file
+from octavo.record import record_of
 
 
 def net() -> nn.Sequential:
@@ -128,6 +133,123 @@ def test_mutated_files_load_or_are_refused(file: Path) -> None:
         outcome(mutated)
         assert time.monotonic() - begin < 1.0
     print(f"{time.monotonic() - start:.1f} s")
+
+
+# ---- contents of wrong types: the digest fits, as a stranger would make it --------------------------
+
+WRONG: list[Any] = [
+    None, True, False, 0, 1, -1, 7, 2**40, 10**30, 0.5, -2.5e300, "", "x", "0", "fc", "os.system", [], [[]], [0], ["x"],
+    {}, {"x": 1}, {"device": "foo"}, {"device": 3}, {"device": None}, {"torch": "save"}, {"torch": "onnx"}, {"torch": 1},
+    {"tuple": []}, {"tuple": 3}, {"dict": []}, {"dict": [1]}, {"dict": [[[], 1]]}, {"dict": [[{"tuple": []}, 1]]},
+    {"slice": []}, {"slice": [1, 2, 3]}, {"ref": "x"}, {"ref": []}, {"float": "x"}, {"float": "inf"}, {"float": []},
+    {"ellipsis": True}, {"step": {}}, {"step": {"kind": "float", "inputs": 3, "output": []}}, {"flow": {}}, {"a": 1, "b": 2},
+]  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of everything in nested lists and dicts."""
+    if path:
+        yield path
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+    else:
+        items = ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def mutate(content: Any, source: random.Random) -> None:
+    """Puts a value of a wrong type, removes, repeats, renames or exchanges something, in place."""
+    everywhere = list(places(content))
+    *way, last = source.choice(everywhere)
+    parent = functools.reduce(lambda part, key: part[key], way, content)
+    kind = source.randrange(8)
+    if kind == 0:
+        del parent[last]
+    elif kind == 1 and isinstance(parent, list):
+        parent.insert(source.randrange(len(parent) + 1), copy.deepcopy(parent[last]))
+    elif kind == 2 and isinstance(parent, dict):
+        parent[source.choice(["", "x", "kind", "path", "dict"])] = parent.pop(last)
+    elif kind == 3:
+        parent[last] = copy.deepcopy(
+            functools.reduce(lambda part, key: part[key], source.choice(everywhere), content)
+        )
+    else:
+        parent[last] = copy.deepcopy(source.choice(WRONG))
+
+
+class Every(nn.Module):
+    """Steps of many kinds: slices, constants, parameters that are read, dtypes, calls with words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1))
+        self.register_buffer("shift", torch.zeros(1))
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn(self.conv(x)))
+        y = torch.cat([y, y[:, 1:3]], dim=1)[:, :4]
+        y = torch.nn.functional.max_pool2d(y, kernel_size=2) * self.gain + self.shift
+        y = torch.nn.functional.adaptive_avg_pool2d(y, (1, 2)).to(torch.float32)
+        return self.fc(torch.flatten(y, 1)) * float("0.5")
+
+
+def _every(**options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return octavo.quantize(Every().eval(), 8, progress=False, **options)
+
+
+SAVED: dict[str, Any] = {
+    "static": lambda: _every(data=[X]),
+    "dynamic": _every,
+    "few bits": lambda: octavo.quantize(Every().eval(), 4, symmetric=False, progress=False),
+    "trainee": lambda: _every(data=[X], qat=True),
+    "dynamic trainee": lambda: _every(qat=True),
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_p18_contents_of_wrong_types(tmp_path: Path, kind: str) -> None:
+    """Every field of the description, with values that it cannot have: a CheckpointError, or a model that loads."""
+    path = tmp_path / "net.safetensors"
+    octavo.save(SAVED[kind](), path)
+    tensors, metadata = safetensors_file.read(path)
+    field = "trainee" if "trainee" in metadata else "model"
+    source = random.Random(int(os.environ.get("OCTAVO_SEED", "0")))
+    before = set(sys.modules)
+    loaded = 0
+    rounds = 20_000 if FULL else 400
+    for _ in range(rounds):
+        content = json.loads(metadata[field])
+        for _ in range(source.choice([1, 1, 1, 2, 3])):
+            mutate(content, source)
+        safetensors_file.write(path, tensors, {**metadata, field: json.dumps(content)})
+        try:
+            model = octavo.load(path, Every())
+            loaded += 1
+            if record_of(model) is not None:
+                str(octavo.report(model))
+        except CheckpointError:
+            pass
+        except Exception as error:
+            kept = json.dumps(content)
+            pytest.fail(f"{type(error).__name__}: {error}, for {kept[:20_000]}")
+    print(f"{loaded} of {rounds} loaded")
+    assert 0 < loaded < rounds / 2
+    new = {name for name in set(sys.modules) - before if name.partition(".")[0] in ("torch", "os")}
+    assert not new, f"loading has imported {new}"
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+def test_p18_wrong_values_as_a_whole(file: Path, value: Any) -> None:
+    tensors, metadata = safetensors_file.read(file)
+    for text in (json.dumps(value), json.dumps([value]), repr(value)):
+        safetensors_file.write(file, tensors, {**metadata, "model": text})
+        assert outcome(file) is None
+        safetensors_file.write(file, tensors, {**metadata, "trainee": text})
+        assert outcome(file) is None
 
 
 def test_killed_while_saving(tmp_path: Path) -> None:

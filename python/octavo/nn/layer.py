@@ -56,6 +56,9 @@ class QLayer(nn.Module):
         float_class: the class that it replaced.
     """
 
+    computed_tensors = frozenset({"weight"})
+    """What a captured forward may read of the layer beside parameters and buffers."""
+
     weight_scale: nn.Parameter
     bias: nn.Parameter | None
     panel: Tensor
