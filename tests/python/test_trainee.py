@@ -443,9 +443,9 @@ def test_damaged_files(tmp_path: Path) -> None:
         ('"format":"octavo.plan 1"', '"format":"octavo.plan 9"', "expected format"),
         ('"method":null', '"method":"adam"', "expected a known method, got 'adam'"),
         ('"function":"Tensor.mean"', '"function":"os.system"', "functions of octavo's table"),
-        ('"module":"conv2"', '"module":"conv9"', "expected modules of the model"),
+        ('"module":"conv2"', '"module":"conv9"', "modules of the model, got 'conv9'"),
         ('":x":[', '":y":["0x0p+0",0,8],":x":[', "expected the range of a value"),
-        ('"tied":{}', '"tied":[]', "expected the data that octavo writes"),
+        ('"tied":{}', '"tied":[]', "no 'tied' of its kind"),
     ):
         assert old in text, old
         bad = tmp_path / "bad.safetensors"
