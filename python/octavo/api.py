@@ -56,6 +56,8 @@ from octavo.types import (
 
 __all__ = ["dequantize", "quantize"]
 
+_TABLES = frozenset(nn.Module().__dict__)
+
 
 @known_arguments
 def quantize(
@@ -413,7 +415,12 @@ def _unharmed(model: nn.Module) -> Iterator[None]:
     saved = []
     for module in model.modules():
         state = dict(module.__dict__)
-        tables = [(table, dict(table)) for table in state.values() if isinstance(table, dict)]
+        # Of containers, stages write into torch's own tables alone: the user's may refuse it.
+        tables = [
+            (table, table.copy())
+            for name, table in state.items()
+            if name in _TABLES and isinstance(table, (dict, set))
+        ]
         saved.append((module, type(module), state, tables))
     try:
         yield
