@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -63,11 +65,14 @@ def returns_its_input(module: nn.Module) -> bool:
 
 @contextmanager
 def _unharmed(model: nn.Module) -> Iterator[None]:
-    """Puts back every attribute of every module, and the contents of its lists, dicts and sets."""
-    saved: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
+    """Puts back every attribute of every module, and the contents of its lists, dicts and sets.
+
+    Only what has changed is written to: a container may have rules of its own, a frozen config.
+    """
+    saved: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, tuple[Any, ...]]]]] = []
     for module in model.modules():
         containers = [
-            (value, value.copy())
+            (value, _content(value))
             for value in vars(module).values()
             if isinstance(value, (list, dict, set))
         ]
@@ -79,11 +84,30 @@ def _unharmed(model: nn.Module) -> Iterator[None]:
             vars(module).clear()
             vars(module).update(attributes)
             for container, content in containers:
-                if isinstance(container, list):
-                    container[:] = content
-                else:
-                    container.clear()
-                    container.update(content)
+                now = _content(container)
+                if len(now) != len(content) or any(map(operator.is_not, now, content)):
+                    _refill(container, content)
+
+
+def _content(container: list[Any] | dict[Any, Any] | set[Any]) -> tuple[Any, ...]:
+    """The items; of a dict keys and values in turn."""
+    if isinstance(container, dict):
+        return tuple(part for pair in dict.items(container) for part in pair)
+    return tuple(container)
+
+
+def _refill(container: list[Any] | dict[Any, Any] | set[Any], content: tuple[Any, ...]) -> None:
+    """By the methods of Python's own classes, which no rule of another class can refuse."""
+    if isinstance(container, list):
+        list.__setitem__(container, slice(None), content)
+    elif isinstance(container, set):
+        set.clear(container)
+        set.update(container, content)
+    else:
+        kind = OrderedDict if isinstance(container, OrderedDict) else dict
+        kind.clear(container)
+        for key, value in zip(content[::2], content[1::2], strict=True):
+            kind.__setitem__(container, key, value)
 
 
 def bind(
