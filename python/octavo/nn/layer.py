@@ -356,16 +356,25 @@ class QLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state.pop("_prepared")
+        # By value, as arrays: a process that is spawned would get a tensor as an open file, which
+        # is closed before the process has it if nothing but the pickle holds the tensor.
+        scale = self.weight_scale.detach().numpy() if self._scale_in_panel else None
         zero_point = self.weight_zero_point
-        state["panel"] = self.weight_packed(), self.weight_scale.detach(), zero_point
+        zeros = None if zero_point is None else zero_point.numpy()
+        state["panel"] = self.weight_packed().numpy(), scale, zeros
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        packed, scale, zero_point = state.pop("panel")
+        packed, *rest = state.pop("panel")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         with torch.inference_mode(False), torch.no_grad():
-            self._set_values(self._unpack(packed, zero_point), scale, zero_point)
+            # Pickles of before hold tensors, and every scale.
+            scale, zero_point = (None if x is None else torch.as_tensor(x) for x in rest)
+            if scale is None:
+                scale = self.weight_scale.detach()
+            values = self._unpack(torch.as_tensor(packed), zero_point)
+            self._set_values(values, scale, zero_point)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLayer:
         try:
