@@ -23,6 +23,7 @@ from octavo.decide import decide
 from octavo.equalize import equalize
 from octavo.errors import describe
 from octavo.fold import fold
+from octavo.keys import RangeKey
 from octavo.measure import tensor_bytes
 from octavo.model_checks import check_model
 from octavo.nn.layer import QLayer
@@ -338,7 +339,9 @@ def _moved(job: _Job, work: nn.Module, decided: Plan, flows: list[FlowPlan]) -> 
     return divided
 
 
-def _calibrated(job: _Job, work: nn.Module, decided: Plan) -> tuple[Plan, Mapping[str, QParams]]:
+def _calibrated(
+    job: _Job, work: nn.Module, decided: Plan
+) -> tuple[Plan, Mapping[RangeKey, QParams]]:
     """Static ranges, and the plan without static ranges for what no batch reached."""
     if job.batches is None or all(site.activations != "static" for site in decided.sites):
         return decided, {}

@@ -14,20 +14,21 @@ from octavo import ops
 from octavo.batches import Batches, Call
 from octavo.errors import CalibrationError
 from octavo.flow import Flow, run
+from octavo.keys import RangeKey, SiteKey, ValueKey, wide
 from octavo.plan import Plan, RegionPlan, SitePlan
 from octavo.ranges import RULES, Histogram, clipped
 from octavo.replay import replayed
 from octavo.scheme import QParams
 
-__all__ = ["Calibration", "calibrate", "region_keys", "without_unreached"]
+__all__ = ["Calibration", "calibrate", "plan_keys", "region_keys", "without_unreached"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """Ranges found in data.
 
-    qparams: "<flow path>:<value>" for values inside regions, "site:<layer>" for the inputs of
-      static layers that run alone, to their parameters.
+    qparams: values inside regions, and the inputs of static layers that run alone, to their
+      parameters.
     clipped: share of the values (0..1) that lie beyond the codes, by the same keys.
     unreached: keys that no batch reached; they have no parameters.
     constant: keys whose values were all equal.
@@ -35,20 +36,21 @@ class Calibration:
     notes: what was done with the data, in words.
     """
 
-    qparams: dict[str, QParams]
-    clipped: dict[str, float]
-    unreached: tuple[str, ...] = ()
-    constant: tuple[str, ...] = ()
+    qparams: dict[RangeKey, QParams]
+    clipped: dict[RangeKey, float]
+    unreached: tuple[RangeKey, ...] = ()
+    constant: tuple[RangeKey, ...] = ()
     samples: int = 0
     batches: int = 0
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        worst = max(self.clipped.items(), key=lambda item: item[1], default=("", 0.0))
+        share = max(self.clipped.values(), default=0.0)
+        worst = next((str(key) for key, found in self.clipped.items() if found == share), "")
         lines = [
             f"{self.samples} samples in {self.batches} batches, {len(self.qparams)} ranges, at "
             "most "
-            f"{100 * worst[1]:.3f} % of a value clipped" + (f" ({worst[0]})" if worst[1] else "")
+            f"{100 * share:.3f} % of a value clipped" + (f" ({worst})" if share else "")
         ]
         for key, p in self.qparams.items():
             low, high = -p.zero_point * p.scale, (p.qmax - p.zero_point) * p.scale
@@ -88,7 +90,7 @@ def calibrate(
     collector.progress = _progress_line(progress)
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
-            collector.hook(f"site:{name}"), with_kwargs=True
+            collector.hook(SiteKey(name)), with_kwargs=True
         )
         for name in collector.sites
     ]
@@ -126,7 +128,7 @@ def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
     kept = {region.name for flow in flows for region in flow.regions}
 
     def was_reached(site: SitePlan) -> bool:
-        return site.region in kept if site.region else f"site:{site.name}" not in unreached
+        return site.region in kept if site.region else SiteKey(site.name) not in unreached
 
     def degraded(site: SitePlan) -> SitePlan:
         reason = "never reached by data"
@@ -147,14 +149,24 @@ def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
     return dataclasses.replace(plan, sites=sites, flows=flows)
 
 
-def region_keys(flow: Flow, region: RegionPlan) -> list[str]:
+def region_keys(flow: Flow, region: RegionPlan) -> list[RangeKey]:
     """Keys of the values of a region that own their parameters."""
-    return [f"{flow.path}:{value}" for value in dict.fromkeys(region.params_of.values())]
+    return [ValueKey(flow.path, value) for value in dict.fromkeys(region.params_of.values())]
 
 
-def _observed(key: str) -> str:
-    """The key of the value that is seen: "v@4" is v in 4 bits."""
-    return key if key.startswith("site:") else key.partition("@")[0]
+def plan_keys(plan: Plan) -> list[RangeKey]:
+    """Keys of all that a plan stores in integers."""
+    alone = [s.name for s in plan.sites if s.scheme and s.activations == "static" and not s.region]
+    keys: list[RangeKey] = [SiteKey(name) for name in alone]
+    for flow in plan.flows:
+        for region in flow.regions:
+            keys += region_keys(flow.flow, region)
+    return keys
+
+
+def _observed(key: RangeKey) -> RangeKey:
+    """The key of the value that is seen."""
+    return key if isinstance(key, SiteKey) else ValueKey(key.path, wide(key.value))
 
 
 class _Collector:
@@ -168,12 +180,14 @@ class _Collector:
         ]
         self.sites = [site.name for site in alone]
         self.watched_flows = [plan_of.flow for plan_of in plan.flows]
-        # Bits of each key. A value that is stored in two widths ("v", "v@4") has one histogram.
-        self.bits = {f"site:{site.name}": site.activation_bits for site in alone}
+        # Bits of each key. A value that is stored in two widths has one histogram.
+        self.bits: dict[RangeKey, int] = {
+            SiteKey(site.name): site.activation_bits for site in alone
+        }
         for plan_of in plan.flows:
             for region in plan_of.regions:
-                for key in region_keys(plan_of.flow, region):
-                    self.bits[key] = region.bits.get(key.rpartition(":")[2], 8)
+                for value in region.params_of.values():
+                    self.bits[ValueKey(plan_of.flow.path, value)] = region.bits.get(value, 8)
         self.histograms = {_observed(key): Histogram() for key in self.bits}
         self.batch, self.batches, self.samples = 0, 0, 0
         self.dropped: tuple[str, ...] = ()
@@ -201,7 +215,7 @@ class _Collector:
             )
         return float(extremes[0]), float(extremes[1])
 
-    def see(self, key: str, where: str, x: Tensor) -> None:
+    def see(self, key: RangeKey, where: str, x: Tensor) -> None:
         """Add a tensor to the histogram of a key."""
         low, high = self.extremes(where, x)
         self.histograms[key].update(
@@ -216,7 +230,7 @@ class _Collector:
         makers = {part.output: part.module for step in flow.steps for part in step.fused or (step,)}
 
         def observe(value: str, x: Tensor) -> None:
-            key = f"{flow.path}:{value}"
+            key = ValueKey(flow.path, value)
             if key in self.histograms:
                 maker = makers.get(value)
                 where = f"the output of layer {maker!r}" if maker else f"value {value!r}"
@@ -224,13 +238,13 @@ class _Collector:
 
         return observe
 
-    def hook(self, key: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(self, key: SiteKey) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """A forward pre-hook that sees the layer's input."""
 
         def see_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()), None)
             if isinstance(x, Tensor):
-                self.see(key, f"the input of layer {key.removeprefix('site:')!r}", x)
+                self.see(key, f"the input of layer {key.layer!r}", x)
 
         return see_input
 
@@ -250,7 +264,7 @@ class _Collector:
         if constant:
             warnings.warn(
                 f"calibrate: {len(constant)} values never changed in the data (first "
-                f"{constant[0]!r}): their "
+                f"{str(constant[0])!r}): their "
                 "ranges fit nothing else. Use real data.",
                 stacklevel=5,
             )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import safetensors_file
+from octavo.calibrate import plan_keys
 from octavo.errors import CheckpointError, describe
 from octavo.flow_check import FlowCheck
 from octavo.grids import GRIDS
@@ -67,7 +68,7 @@ def save_trainee(
         "modules": _float_modules(trainee),
         "plan": plan,
         "params": {
-            key: [p.scale.hex(), p.zero_point, p.bits] for key, p in training.params.items()
+            str(key): [p.scale.hex(), p.zero_point, p.bits] for key, p in training.params.items()
         },
         "batch_norms": training.batch_norms,
         "float_bytes": training.float_bytes,
@@ -113,7 +114,8 @@ def load_trainee(
     method = content["method"]
     if method is not None and method not in METHODS:
         raise CheckpointError(f"{where}: expected a known method, got {describe(method)}.")
-    params = {key: _qparams(value, where) for key, value in content["params"].items()}
+    ranges = {key: _qparams(value, where) for key, value in content["params"].items()}
+    params = {key: ranges[str(key)] for key in plan_keys(plan) if str(key) in ranges}
     norms = tuple((a, b) for a, b in content["batch_norms"])
     for norm, layer in norms:
         if not there.get(norm, "").startswith("BatchNorm") or layer not in there:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.batches import Batches
-from octavo.calibrate import Calibration, region_keys, without_unreached
+from octavo.calibrate import Calibration, plan_keys, without_unreached
 from octavo.capture import capture
 from octavo.checkpoint import stored_bytes
 from octavo.checks import check_widths
@@ -17,6 +17,7 @@ from octavo.codes import Codes
 from octavo.decide import decide
 from octavo.fold import fold
 from octavo.grids import GRIDS, TABLE_CHANNELS
+from octavo.keys import RangeKey, SiteKey
 from octavo.measure import tensor_bytes
 from octavo.nn.registry import canonical_weight
 from octavo.nn.surgery import copy_model
@@ -92,16 +93,12 @@ def footprint(
 
 def _never_called(plan: Plan, reached: set[str]) -> Calibration:
     alone = [site for site in plan.sites if site.activations == "static" and not site.region]
-    keys = tuple(f"site:{site.name}" for site in alone if site.name not in reached)
+    keys = tuple(SiteKey(site.name) for site in alone if site.name not in reached)
     return Calibration(_ranges(plan), {}, keys)
 
 
-def _ranges(plan: Plan) -> dict[str, QParams]:
-    keys = [f"site:{s.name}" for s in plan.sites if s.activations == "static" and not s.region]
-    for flow in plan.flows:
-        for region in flow.regions:
-            keys += region_keys(flow.flow, region)
-    return {key: QParams(1.0, 0) for key in keys}
+def _ranges(plan: Plan) -> dict[RangeKey, QParams]:
+    return {key: QParams(1.0, 0) for key in plan_keys(plan)}
 
 
 def _zeros(module: nn.Module, site: SitePlan, fitted: bool) -> Codes:

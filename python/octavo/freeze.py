@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from octavo.codes import Codes
 from octavo.errors import describe
 from octavo.fold import affine_of, fold_pair, materialise
+from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.surgery import copy_model
 from octavo.nn.trained_layer import trained_layer
@@ -113,14 +114,14 @@ def _check_finite(trainee: nn.Module) -> None:
             )
 
 
-def qparams_of(trainee: nn.Module, plan: Plan) -> dict[str, QParams]:
+def qparams_of(trainee: nn.Module, plan: Plan) -> dict[RangeKey, QParams]:
     """Parameters of every stored value, by the keys of `octavo.calibrate`."""
-    found: dict[str, QParams] = {}
+    found: dict[RangeKey, QParams] = {}
     for flow_plan in plan.flows:
         path = flow_plan.flow.path
         forward = trained_forward(trainee.get_submodule(path))
         assert isinstance(forward, TrainedForward)
-        stores = {a.root.partition("|")[0]: a for a in forward.actions if isinstance(a, Store)}
+        stores = {a.root: a for a in forward.actions if isinstance(a, Store)}
         for item in flow_plan.items:
             if isinstance(item, RegionPlan):
                 for root in dict.fromkeys(item.params_of.values()):
@@ -129,11 +130,11 @@ def qparams_of(trainee: nn.Module, plan: Plan) -> dict[str, QParams]:
                     assert isinstance(table, nn.ModuleDict)
                     quantizer = table[store.key]
                     assert isinstance(quantizer, FakeQuantize)
-                    found[f"{path}:{root}"] = quantizer.qparams()
+                    found[ValueKey(path, root)] = quantizer.qparams()
     for site in plan.sites:
         layer = None if site.scheme is None else trained_layer(trainee.get_submodule(site.name))
         if layer is not None and isinstance(layer.source, FakeQuantize) and not site.region:
-            found[f"site:{site.name}"] = layer.source.qparams()
+            found[SiteKey(site.name)] = layer.source.qparams()
     return found
 
 

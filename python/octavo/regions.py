@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from octavo.flow import Flow, Ref, Step, refs
 from octavo.functions import operation
+from octavo.keys import Narrow
 from octavo.kinds import clamp_of
 from octavo.ops.region_steps import PLANNED, PRODUCTS, TABLE, StepKind
 
@@ -27,8 +28,8 @@ class RegionPlan:
       QParams to each value that maps to itself, under the key "<flow path>:<value>". Outputs that
       conv or linear computes in float are not in it.
     layouts: "image", "image1d" or "rows" of each input.
-    bits: of each value that maps to itself and has fewer than 8. A value "v@4" is v stored a second
-      time, in 4 bits: its range comes from the data of v.
+    bits: of each value that maps to itself and has fewer than 8. A `Narrow` value is stored a
+      second time: its range comes from the data of the wide one.
     """
 
     name: str
@@ -561,7 +562,7 @@ def _with_bits(
             value, wanted = step.inputs[0], static[step.module]
             root = region.params_of[value]
             if wanted != bits.get(root, 8) and root not in _own(region, own_inputs):
-                narrow = f"{value}@{wanted}"
+                narrow = str(Narrow(value, wanted))
                 if narrow not in params_of:
                     steps.append(
                         Step(

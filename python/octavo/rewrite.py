@@ -8,6 +8,7 @@ from torch import nn
 
 from octavo.codes import Codes
 from octavo.flow import Flow, Step
+from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.lower import lower
 from octavo.nn.layer import QLayer
 from octavo.nn.region import CapturedForward, Region, captured_forward
@@ -24,7 +25,7 @@ __all__ = ["dequantize", "install", "rewrite"]
 def rewrite(
     model: nn.Module,
     plan: Plan,
-    params: Mapping[str, QParams],
+    params: Mapping[RangeKey, QParams],
     integers: Mapping[str, Codes],
     inplace: bool = False,
 ) -> nn.Module:
@@ -33,8 +34,7 @@ def rewrite(
     Args:
         model: the float model that the plan was made for, folded, in eval mode.
         plan: what becomes of each site and flow.
-        params: "<flow path>:<value>" and "site:<name>" to the range of a value
-        (`octavo.calibrate`).
+        params: ranges of values and of layers' inputs (`octavo.calibrate`).
         integers: name of each site with a scheme to its integers.
         inplace: change ``model`` itself instead of a copy.
 
@@ -60,12 +60,14 @@ def rewrite(
 
 
 def _items(
-    model: nn.Module, flow_plan: FlowPlan, params: Mapping[str, QParams]
+    model: nn.Module, flow_plan: FlowPlan, params: Mapping[RangeKey, QParams]
 ) -> tuple[Region | Step, ...]:
     """The flow's items with programs in place of plans."""
-    prefix = f"{flow_plan.flow.path}:"
+    path = flow_plan.flow.path
     ranges = {
-        key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)
+        key.value: found
+        for key, found in params.items()
+        if isinstance(key, ValueKey) and key.path == path
     }
     items: list[Region | Step] = []
     for item in flow_plan.items:
@@ -132,12 +134,10 @@ def is_packed(site: SitePlan, rank: int) -> bool:
     return few or site.activations == "float"
 
 
-def _input_params(plan: Plan, params: Mapping[str, QParams]) -> dict[str, QParams]:
+def _input_params(plan: Plan, params: Mapping[RangeKey, QParams]) -> dict[str, QParams]:
     """The input's range of each static site: its own, or that of what its region reads."""
     found = {
-        site.name: params[f"site:{site.name}"]
-        for site in plan.sites
-        if f"site:{site.name}" in params
+        site.name: params[SiteKey(site.name)] for site in plan.sites if SiteKey(site.name) in params
     }
     for flow_plan in plan.flows:
         for region in flow_plan.items:
@@ -146,8 +146,8 @@ def _input_params(plan: Plan, params: Mapping[str, QParams]) -> dict[str, QParam
             for step in region.steps:
                 for part in (step, *step.fused):
                     if part.module and part.kind in PRODUCTS:
-                        value = region.params_of.get(step.inputs[0])
-                        key = f"{flow_plan.flow.path}:{value}"
+                        value = region.params_of.get(step.inputs[0], "")
+                        key = ValueKey(flow_plan.flow.path, value)
                         if key in params:
                             found.setdefault(part.module, params[key])
     return found

@@ -10,6 +10,7 @@ from torch import nn
 
 from octavo.flow import Flow, Ref, Step, substitute
 from octavo.functions import operation
+from octavo.keys import Entry, RangeKey, SiteKey, ValueKey, is_narrow, wide
 from octavo.kinds import clamp_of
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight, Monitor, default_method
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
@@ -25,7 +26,7 @@ from octavo.scheme import QParams
 from octavo.separate import separate
 from octavo.signature import known_arguments
 
-__all__ = ["Training", "entry", "forget", "make_trainee", "range_parameters", "training_of"]
+__all__ = ["Training", "forget", "make_trainee", "range_parameters", "training_of"]
 
 _ATTRIBUTE = "octavo_training"
 
@@ -41,7 +42,7 @@ class Training:
     plan: Plan
     batch_norms: tuple[tuple[str, str], ...]
     float_bytes: int
-    params: Mapping[str, QParams]
+    params: Mapping[RangeKey, QParams]
     method: str | None
 
 
@@ -81,7 +82,7 @@ def range_parameters(trainee: nn.Module) -> list[nn.Parameter]:
 def make_trainee(
     model: nn.Module,
     plan: Plan,
-    params: Mapping[str, QParams],
+    params: Mapping[RangeKey, QParams],
     *,
     batch_norms: tuple[tuple[str, str], ...] = (),
     float_bytes: int = 0,
@@ -112,14 +113,9 @@ def make_trainee(
     return result
 
 
-def entry(region: RegionPlan, value: str) -> str:
-    """Name of a region's input once it is fake-quantized; its float stays under its own name."""
-    return f"{value}|{region.name}"
-
-
 class _Builder:
     def __init__(
-        self, model: nn.Module, plan: Plan, params: Mapping[str, QParams], method: str | None
+        self, model: nn.Module, plan: Plan, params: Mapping[RangeKey, QParams], method: str | None
     ) -> None:
         self.model, self.params, self.method = model, params, method
         self.layers: dict[str, type[QLayer]] = {}
@@ -177,7 +173,7 @@ class _Builder:
             zero_point=start.zero_point,
         )
         source: FakeQuantize | FakeQuantizeDynamic | None = self.sources.get(site.name)
-        seen = self.params.get(f"site:{site.name}")
+        seen = self.params.get(SiteKey(site.name))
         what = f"the input of layer {site.name!r}"
         if site.activations == "dynamic":
             source = FakeQuantizeDynamic(what, self.monitor)
@@ -252,13 +248,13 @@ class _Stretch:
         for value in region.inputs:
             if self.is_stored(value):
                 if value not in self.stored:
-                    stored = self.store(value.partition("@")[0], value, entry(region, value))
-                    yield replace(stored, root=entry(region, value))
-                    self.stored[value] = _Stored(entry(region, value), self.keys[value])
+                    entry = str(Entry(value, region.name))  # The float keeps its own name.
+                    yield self.store(wide(value), value, entry)
+                    self.stored[value] = _Stored(entry, self.keys[value])
                 known = self.stored[value]
                 self.names[value], self.keys[value] = known.result, known.key
         for step in region.steps:
-            if step.kind == TABLE.planned and "@" in step.output:  # A value in a second width.
+            if step.kind == TABLE.planned and is_narrow(step.output):  # A value in a second width.
                 (value,) = step.inputs
                 yield self.store(self.name(value), step.output, step.output)
                 self.stored[step.output] = _Stored(step.output, self.keys[step.output])
@@ -284,10 +280,9 @@ class _Stretch:
             self.home = step.module
             self.builder.sources.setdefault(step.module, self.source(step.inputs[0]))
         narrow = step.inputs[0]
-        wide = narrow.partition("@")[0]
 
         def with_narrow(name: str) -> str:
-            return narrow if name == wide else self.name(name)
+            return narrow if name == wide(narrow) else self.name(name)
 
         relu, after = None, list[Step]()
         if self.is_stored(step.output):
@@ -296,7 +291,7 @@ class _Stretch:
             if len(parts) > 1 and _is_relu(parts[-1]):
                 relu = _renamed(parts.pop(), self.name)
         for index, part in enumerate(parts):
-            names = with_narrow if narrow != wide and index <= layer else self.name
+            names = with_narrow if is_narrow(narrow) and index <= layer else self.name
             yield self.builder.compute(self.flow, part, names)
         if self.is_stored(step.output):
             result = parts[-1].output if relu is None else relu.output
@@ -320,10 +315,10 @@ class _Stretch:
 
     def store(self, value: str, root: str, result: str, relu: bool = False) -> Store:
         """A store with a new fake-quantizer, in the layer that reads it or has come last."""
-        start = self.builder.params[f"{self.flow.path}:{root}"]
-        maker = self.makers.get(root.partition("@")[0])
+        start = self.builder.params[ValueKey(self.flow.path, root)]
+        maker = self.makers.get(wide(root))
         what = f"the output of layer {maker!r}" if maker else f"value {root!r}"
-        is_entry = root in self.region.inputs or "@" in root
+        is_entry = root in self.region.inputs or is_narrow(root)
         layer = self.readers.get(root, self.home) if is_entry else self.home
         key = self.builder.quantizer(layer, root, start, what, relu)
         self.keys[root] = layer, key

@@ -15,6 +15,7 @@ from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.flow import Step, evaluate, substitute
 from octavo.freeze import check_trainee
+from octavo.keys import Entry, wide
 from octavo.nn.layer import QLayer
 from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.trained_layer import trained_layer
@@ -261,7 +262,7 @@ class _Comparison:
     def _codes(self, path: str, region: Region, value: str, values: dict[str, Tensor]) -> Tensor:
         """The trainee's codes of a value."""
         p = self._params(path, region, value)
-        x = values.get(f"{value}|{region.name}")
+        x = values.get(str(Entry(value, region.name)))
         x = values[value] if x is None else x
         return ops.quantize(x, p.scale, p.zero_point, p.qmax)
 
@@ -336,7 +337,7 @@ class _Comparison:
             if isinstance(item, Step):
                 evaluate(item, self.frozen.get_submodule, values)
                 continue
-            inputs = [values[name.partition("@")[0]].float() for name in item.inputs]
+            inputs = [values[wide(name)].float() for name in item.inputs]
             panels = self._panels(list(item.panels))
             names = [n for n in item.values if n not in item.inputs]
             outputs = tuple(item.values[n] for n in names)

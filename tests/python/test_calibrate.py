@@ -9,6 +9,7 @@ from torch import nn
 from octavo.calibrate import calibrate, without_unreached
 from octavo.capture import capture
 from octavo.errors import CalibrationError
+from octavo.keys import SiteKey, ValueKey
 from octavo.plan import plan
 from octavo.ranges import RULES
 from octavo.scheme import Scheme
@@ -39,7 +40,7 @@ def test_every_value_of_a_region_has_parameters():
     result = calibrate(model, decided, X)
     (flow,) = decided.flows
     (region,) = flow.regions
-    assert set(result.qparams) == {f":{root}" for root in region.params_of.values()}
+    assert set(result.qparams) == {ValueKey("", root) for root in region.params_of.values()}
     assert result.samples == 24 and result.batches == 1 and not result.unreached
     assert "24 samples in 1 batches" in str(result)
 
@@ -51,7 +52,7 @@ def test_minmax_is_what_the_layers_saw():
     with torch.no_grad():
         hidden = model[1](model[0](X))
     (entry,) = decided.flows[0].regions[0].inputs
-    scale = result.qparams[f":{entry}"].scale
+    scale = result.qparams[ValueKey("", entry)].scale
     assert scale == pytest.approx(float(X.max() - X.min()) / 255, rel=1e-6)
     scales = [p.scale for p in result.qparams.values()]
     assert any(s == pytest.approx(float(hidden.max()) / 255, rel=1e-6) for s in scales)
@@ -65,7 +66,7 @@ def test_the_split_into_batches_does_not_matter(rule, parts):
     whole = calibrate(model, decided, X, ranges=rule)
     # Batches of other sizes may take other paths through torch's convolution: the last bit of a
     # float may differ.
-    entry = f":{decided.flows[0].regions[0].inputs[0]}"
+    entry = ValueKey("", decided.flows[0].regions[0].inputs[0])
     split = calibrate(model, decided, X.chunk(parts), ranges=rule)
     assert split.qparams[entry] == whole.qparams[entry]
     for key, p in whole.qparams.items():
@@ -104,9 +105,9 @@ def test_layers_outside_of_flows_are_seen_by_hooks_that_are_gone_afterwards():
     decided = planned(model, x)
     assert not decided.flows
     result = calibrate(model, decided, [x], ranges="minmax")
-    assert set(result.qparams) == {"site:a"} and result.unreached == ("site:b",)
+    assert set(result.qparams) == {SiteKey("a")} and result.unreached == (SiteKey("b"),)
     low, high = min(float(x.min()), 0), max(float(x.max()), 0)
-    assert result.qparams["site:a"].scale == pytest.approx((high - low) / 255, rel=1e-6)
+    assert result.qparams[SiteKey("a")].scale == pytest.approx((high - low) / 255, rel=1e-6)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
     degraded = without_unreached(decided, result)

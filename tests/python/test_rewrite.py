@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from octavo.keys import SiteKey
 from octavo.nn import QConv2d, QLayer, QLinear
 from octavo.nn.region import captured_forward
 from octavo.nn.surgery import copy_model
@@ -32,7 +33,7 @@ def by_hand(
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             sites.append(SitePlan(name, type(module).__name__, Scheme(8), activations))  # type: ignore[arg-type]
             integers[name] = nearest(module.weight, module.bias, Scheme(8))
-    found = {f"site:{name}": value for name, value in params.items()}
+    found = {SiteKey(name): value for name, value in params.items()}
     return rewrite(model, Plan(tuple(sites)), found, integers, inplace)
 
 

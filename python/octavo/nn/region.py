@@ -24,6 +24,7 @@ from torch.nn.modules import module as torch_module
 
 from octavo import ops
 from octavo.flow import Flow, Step, evaluate, refs, substitute
+from octavo.keys import wide
 from octavo.nn.layer import QLayer
 from octavo.ops.region_program import Program, parse
 from octavo.replay import call_tensors
@@ -322,7 +323,7 @@ class _BoundRegion:
         for name, (rank, dimension, channels) in zip(
             self.region.inputs, self._entries, strict=True
         ):
-            x = values[_float_of(name)]
+            x = values[wide(name)]
             if (
                 not isinstance(x, Tensor)
                 or x.dtype not in _FLOATS
@@ -343,7 +344,7 @@ class _BoundRegion:
         inputs = self._inputs(values)
         if inputs is None:
             return False
-        dtype = values[_float_of(self.region.inputs[0])].dtype
+        dtype = values[wide(self.region.inputs[0])].dtype
         panels, constants = self._panels()
         results = ops.run_region(inputs, panels, constants, self.region.program)
         for name, result in zip(self.region.outputs, results, strict=True):
@@ -362,7 +363,7 @@ class _BoundRegion:
         inputs = self._inputs(values)
         if inputs is None:
             return False
-        dtype = values[_float_of(self.region.inputs[0])].dtype
+        dtype = values[wide(self.region.inputs[0])].dtype
         local = _Values(self._bound.aliases, zip(self.region.inputs, inputs, strict=True))
         for step in self.region.steps:
             self._run_step(step, local)
@@ -443,11 +444,6 @@ class _BoundRegion:
         return panel
 
 
-def _float_of(value: str) -> str:
-    """The float behind a region's input: "v@4" is v stored in 4 bits."""
-    return value.partition("@")[0]
-
-
 def _modules_of(steps: tuple[Step, ...]) -> Iterator[str]:
     for step in steps:
         if step.module:
@@ -463,7 +459,7 @@ def _hook_tables(modules: Any) -> tuple[dict[int, Any], ...]:
 
 def _reads(item: Region | Step) -> Iterator[str]:
     if isinstance(item, Region):
-        yield from map(_float_of, item.inputs)
+        yield from map(wide, item.inputs)
         for step in item.steps:
             yield from _reads(step)
         return

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from octavo.batches import Batches
 from octavo.codes import Codes
 from octavo.flow import Flow, Step, evaluate, refs, substitute
+from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.measure import decibels
 from octavo.plan import FlowPlan, Plan, RegionPlan
 from octavo.replay import replayed
@@ -43,7 +44,7 @@ class Correction:
 def correct_bias(
     model: nn.Module,
     plan: Plan,
-    qparams: Mapping[str, QParams],
+    qparams: Mapping[RangeKey, QParams],
     codes: Mapping[str, Codes],
     data: object,
 ) -> Correction:
@@ -114,7 +115,7 @@ class _Lockstep:
         self,
         model: nn.Module,
         plan: Plan,
-        qparams: Mapping[str, QParams],
+        qparams: Mapping[RangeKey, QParams],
         codes: Mapping[str, Codes],
     ) -> None:
         self.model, self.qparams, self.codes = model, qparams, codes
@@ -142,7 +143,7 @@ class _Lockstep:
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
         ) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
-            p = self.qparams.get(f"site:{name}")
+            p = self.qparams.get(SiteKey(name))
             self.layer(name, module, fake_quantize(x, p) if p else x, output)
 
         return compare
@@ -184,7 +185,7 @@ class _Lockstep:
     def _stored(self, flow: Flow, region: RegionPlan | None, value: str, x: Any) -> Any:
         """The value as the region stores it; what leaves a layer as floats stays as it is."""
         owner = region.params_of.get(value) if region else None
-        return x if owner is None else fake_quantize(x, self.qparams[f"{flow.path}:{owner}"])
+        return x if owner is None else fake_quantize(x, self.qparams[ValueKey(flow.path, owner)])
 
     def _part(self, part: Step, x: str, wanted: dict[str, Any], got: dict[str, Any]) -> None:
         """One call, in float and on quantized values; ``x`` names a quantized layer's input."""

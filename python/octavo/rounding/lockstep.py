@@ -26,6 +26,7 @@ from octavo import ops
 from octavo.batches import Batches, Call
 from octavo.codes import Codes
 from octavo.flow import Flow
+from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.layered_experts import LayeredExperts
 from octavo.nn.registry import canonical_weight
 from octavo.plan import FlowPlan, Plan, SitePlan
@@ -88,7 +89,7 @@ class Lockstep:
         plan: Plan,
         batches: Batches,
         *,
-        qparams: Mapping[str, QParams],
+        qparams: Mapping[RangeKey, QParams],
         flows: Sequence[FlowPlan] = (),
         blockwise: bool = False,
     ) -> None:
@@ -300,13 +301,13 @@ class Lockstep:
 
     # ---- values as the integers have them
 
-    def own_keys(self, block: Block) -> frozenset[str]:
+    def own_keys(self, block: Block) -> frozenset[ValueKey]:
         """Keys of ranges that no other block reads a value with."""
         others = [b for b in self.blocks[id(block.flow)] if b is not block]
         found = keys_of(block).difference(*map(keys_of, others))
-        return found & frozenset(self.qparams)
+        return found & self.qparams.keys()
 
-    def stored(self, key: str, x: Tensor) -> Tensor:
+    def stored(self, key: ValueKey, x: Tensor) -> Tensor:
         """A value of a region, in its codes."""
         return fake_quantize(x, self.qparams[key])
 
@@ -316,7 +317,7 @@ class Lockstep:
         if site.activations == "float":
             return x.to(torch.float32) if x.is_floating_point() else x
         x = x.to(torch.float32)
-        p = self.qparams.get(f"site:{name}")
+        p = self.qparams.get(SiteKey(name))
         if site.activations == "static" and p is not None:
             return fake_quantize(x, p)
         if site.activations == "dynamic":

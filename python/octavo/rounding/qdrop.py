@@ -24,6 +24,7 @@ from torch import Tensor
 
 from octavo import ops
 from octavo.codes import Codes
+from octavo.keys import RangeKey, ValueKey
 from octavo.nn.registry import is_depthwise
 from octavo.rounding.adaround import solution
 from octavo.rounding.layer_problem import solved, solved_alone
@@ -123,7 +124,7 @@ def _seen(
     raise AssertionError(wanted)
 
 
-def _unstored(_key: str, x: Tensor) -> Tensor:
+def _unstored(_key: ValueKey, x: Tensor) -> Tensor:
     return x
 
 
@@ -192,7 +193,7 @@ def _learned(  # noqa: PLR0917 (all of a block)
     before: float,
     data: _Samples,
     kind: type[Learnable],
-) -> tuple[dict[str, Codes], dict[str, QParams]]:
+) -> tuple[dict[str, Codes], dict[RangeKey, QParams]]:
     """Codes of the block's layers, and parameters of values that nothing but the block reads.
 
     ``before`` is the error of ``start``.
@@ -217,7 +218,7 @@ def _learned(  # noqa: PLR0917 (all of a block)
         x = _through(x, runs.stored_input(name, x.detach())) if alone else x
         return apply_layer(module, x, layers[name].weight(), layers[name].bias)
 
-    def store(key: str, x: Tensor) -> Tensor:
+    def store(key: ValueKey, x: Tensor) -> Tensor:
         if key in steps:
             stored = steps[key](x)
         else:
@@ -271,7 +272,7 @@ def _error(
     pause: Pause,
     codes: dict[str, Codes],
     data: _Samples,
-    params: dict[str, QParams],
+    params: dict[RangeKey, QParams],
 ) -> float:
     """Of codes, and of parameters in the place of the runs' own, on the samples held out."""
 
@@ -280,7 +281,7 @@ def _error(
         x = runs.stored_input(name, x) if alone else x
         return apply_layer(module, x, codes[name].dequantize(), codes[name].bias)
 
-    def store(key: str, x: Tensor) -> Tensor:
+    def store(key: ValueKey, x: Tensor) -> Tensor:
         return fake_quantize(x, params.get(key) or runs.qparams[key])
 
     assert pause.block is not None

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from octavo.batches import Batches
 from octavo.codes import Codes
+from octavo.keys import RangeKey
 from octavo.nn.registry import canonical_weight
 from octavo.plan import FlowPlan, Plan
 from octavo.rounding.lockstep import Lockstep
@@ -32,7 +33,7 @@ class Rounded:
     """
 
     codes: dict[str, Codes]
-    qparams: Mapping[str, QParams]
+    qparams: Mapping[RangeKey, QParams]
     notes: tuple[str, ...] = ()
 
 
@@ -64,7 +65,7 @@ def round_model(
     plan: Plan,
     method: Method,
     *,
-    qparams: Mapping[str, QParams] | None = None,
+    qparams: Mapping[RangeKey, QParams] | None = None,
     data: object = None,
     flows: Sequence[FlowPlan] = (),
     progress: bool = True,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.flow import Flow, Step, evaluate, refs, substitute
+from octavo.keys import ValueKey, wide
 from octavo.plan import FlowPlan, RegionPlan
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
 
 Layer = Callable[[str, Tensor, bool], Tensor]
 """Computes a layer with integer weights: (name, input, whether outside of regions) -> output."""
-Store = Callable[[str, Tensor], Tensor]
+Store = Callable[[ValueKey, Tensor], Tensor]
 """What is left of a value once it is stored in integers: (key of its range, value) -> value."""
 
 _Steps = list[tuple[RegionPlan | None, Step]]
@@ -69,7 +70,7 @@ def blocks_of(plan: FlowPlan, model: nn.Module, layers: frozenset[str]) -> tuple
         pieces[-1].append(position)
         alive |= {part.output for part in step.fused or (step,)} | {step.output}
         alive = {name for name in alive if last.get(name, -1) > position}
-        if len({name.partition("@")[0] for name in alive}) == 1 and position + 1 < len(steps):
+        if len({wide(name) for name in alive}) == 1 and position + 1 < len(steps):
             pieces.append([])
     merged: list[list[int]] = []
     for piece in pieces:
@@ -131,7 +132,7 @@ def last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
     return uses | dict.fromkeys(refs(flow.output), len(steps))
 
 
-def keys_of(block: Block) -> frozenset[str]:
+def keys_of(block: Block) -> frozenset[ValueKey]:
     """Keys of the ranges with which the block's steps read values that are stored in integers."""
     keys = set()
     for region, step in block.steps:
@@ -139,7 +140,7 @@ def keys_of(block: Block) -> frozenset[str]:
         for part in step.fused or (step,):
             names += [*part.inputs, *refs(part.args), *refs(dict(part.kwargs))]
         owners = {region.params_of.get(name) for name in names} if region else set()
-        keys |= {f"{block.flow.path}:{owner}" for owner in owners if owner is not None}
+        keys |= {ValueKey(block.flow.path, owner) for owner in owners if owner is not None}
     return frozenset(keys)
 
 
@@ -160,7 +161,7 @@ def walk_block(
             return values[name]
         assert region is not None
         if (region.name, name) not in stored:
-            stored[region.name, name] = store(f"{block.flow.path}:{owner}", values[name])
+            stored[region.name, name] = store(ValueKey(block.flow.path, owner), values[name])
         return stored[region.name, name]
 
     for region, step in block.steps:

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from octavo.batches import Batches
 from octavo.calibrate import calibrate
 from octavo.capture import capture
+from octavo.keys import SiteKey
 from octavo.plan import plan
 from octavo.rounding.lockstep import Lockstep
 from octavo.rounding.nearest import nearest
@@ -278,7 +279,7 @@ def test_static_without_region_reads_its_own_range():
     runs = Lockstep(model, alone, Batches(X), qparams=params)
     for pause in runs:
         (name,) = pause.layers
-        p = params[f"site:{name}"]
+        p = params[SiteKey(name)]
         codes = pause.inputs[0] / p.scale
         assert torch.allclose(codes, codes.round(), atol=1e-2)
         runs.codes[name] = rounded(runs, name)
