@@ -13,6 +13,7 @@ from torch import nn
 from octavo.api import quantize
 from octavo.batches import Batches
 from octavo.errors import NothingQuantizedError, describe
+from octavo.figures import figure
 from octavo.footprint import Footprint, footprint
 from octavo.html import page, rows
 from octavo.machine import Machine, machine
@@ -153,13 +154,22 @@ def _left(s: Situation) -> list[str]:
     ]
 
 
+def _few(network: str, asked: str, place: int = 0) -> str:
+    return figure("few bits", (network, asked), "result", place)
+
+
+def _linear(rows: int, bits: int) -> str:
+    return figure("linear layer on Zen 5", (f"{rows}, 4096, 4096", f"{bits}"), "octavo")
+
+
 RULES = (
     Rule(
         "eight bits",
         lambda s: s.traits.eligible > 0,
         lambda s: {"bits": 8},
         lambda s: "8 bits cost about a tenth of a point, and are computed as they are stored",
-        "README: ResNet-20 at 8 bits; torchvision's int8 models lose 0.1 to 0.4 points",
+        f"README: MobileNetV2 probe at 8 bits {_few('MobileNetV2', '8 bits')}; torchvision's int8 "
+        "models lose 0.1 to 0.4 points",
     ),
     Rule(
         "whole network in integers",
@@ -190,7 +200,8 @@ RULES = (
         lambda s: s.products and not s.few_uses and (s.uses or 0) >= 16 and not s.small,
         _nothing,
         lambda s: f"{s.often}, so arithmetic is what takes time: 4 bits would not be faster than 8",
-        "examples/bench/README.md, One linear layer: 16, 4096, 4096 in 596 us at 8 bits, 637 at 4",
+        "examples/bench/README.md, One linear layer: 16, 4096, 4096 in "
+        f"{_linear(16, 8)} us at 8 bits, {_linear(16, 4)} at 4",
     ),
     Rule(
         "few uses of a weight",
@@ -198,7 +209,8 @@ RULES = (
         _packed,
         lambda s: f"{s.often} and 8-bit weights exceed the L2 cache, so products wait for weights: "
         "4 bits bring them in half the time",
-        "examples/bench/README.md, One linear layer: 1, 4096, 4096 in 161 us at 8 bits, 91 at 4",
+        "examples/bench/README.md, One linear layer: 1, 4096, 4096 in "
+        f"{_linear(1, 8)} us at 8 bits, {_linear(1, 4)} at 4",
     ),
     Rule(
         "small products",
@@ -215,14 +227,17 @@ RULES = (
         _nothing,
         lambda s: "where weights have 4 bits, the levels nf fit bell-shaped weights better than "
         "equal steps, at the same time a product",
-        "README: stories260k 1.598 nats against 1.621; MiniLM: mean cosine 0.974 against 0.959",
+        "README: stories260k at 4 bits without data "
+        f"{_few('stories260k', '4 bits, no data', 1)} nats against "
+        f"{_few('stories260k', '4 bits, no data')}",
     ),
     Rule(
         "data for codes",
         lambda s: s.products and s.has_data and (s.few_uses or s.small),
         lambda s: {"data": True, "activations": "dynamic"},
         lambda s: "with data, 4-bit codes are chosen for what layers give out (gptq)",
-        "README: stories260k at 4 bits 1.542 nats with data, 1.598 without",
+        f"README: stories260k at 4 bits {_few('stories260k', '4 bits, data', 1)} nats with data, "
+        f"{_few('stories260k', '4 bits, no data', 1)} without",
     ),
     Rule(
         "small file",
@@ -230,7 +245,8 @@ RULES = (
         lambda s: _ends(s, 4),
         lambda s: "4-bit convolutions halve the file and cost a tenth of a point where no layer is "
         "depthwise; in memory they are 8-bit, and as fast",
-        "README: ResNet-20 at 4 bits 91.61 with data, 91.80 without, float 91.73",
+        f"README: ResNet-20 at 4 bits {_few('ResNet-20', '4, 3, 2 bits, data')} with data, "
+        f"{_few('ResNet-20', '4 bits, no data')} without",
     ),
     Rule(
         "depthwise",
@@ -248,7 +264,8 @@ RULES = (
         and not s.has_data,
         _nothing,
         lambda s: "fewer than 8 bits need data in networks with depthwise convolutions",
-        "README: MobileNetV2 probe at 4 bits, plain rounding: 17.23, float 83.35",
+        "README: MobileNetV2 probe at 4 bits, plain rounding: "
+        f"{_few('MobileNetV2', '4 bits, `effort')}, at 8 bits {_few('MobileNetV2', '8 bits')}",
     ),
     Rule(
         "first and last",

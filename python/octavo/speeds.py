@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from octavo.figures import figure
+
 __all__ = ["SPEEDS", "Speed", "speed_of"]
 
 
@@ -26,13 +28,23 @@ class Speed:
 
 _ZEN5 = "AMD Zen 5, 1 thread, torch fp32 eager"
 
+
+def _measured(networks: tuple[str, ...], called: str) -> Speed:
+    gains = [
+        float(figure("networks on Zen 5", (row,), "torch fp32"))
+        / float(figure("networks on Zen 5", (row,), "octavo"))
+        for network in networks
+        for row in (f"{network}, 1", f"{network}, 16")
+    ]
+    low, high = (float(f"{gain:.2g}") for gain in (min(gains), max(gains)))
+    return Speed(low, high, f"measured on {_ZEN5}: {called}, 224 px, batch 1 and 16")
+
+
 SPEEDS: dict[tuple[str, str], Speed] = {
-    ("avx512_vnni", "convolutional, static"): Speed(
-        4.9, 7.8, f"measured on {_ZEN5}: ResNet-18 and -50, 224 px, batch 1 and 16"
+    ("avx512_vnni", "convolutional, static"): _measured(
+        ("resnet18", "resnet50"), "ResNet-18 and -50"
     ),
-    ("avx512_vnni", "depthwise, static"): Speed(
-        11, 13, f"measured on {_ZEN5}: MobileNetV2, 224 px, batch 1 and 16"
-    ),
+    ("avx512_vnni", "depthwise, static"): _measured(("mobilenet_v2",), "MobileNetV2"),
 }
 """(instruction set, kind of network) to what was measured: examples/bench/README.md."""
 

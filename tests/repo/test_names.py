@@ -14,7 +14,7 @@ def test_no_test_is_named_by_a_number() -> None:
         for name in re.findall(r"^\s*def (test_\w+)", path.read_text(encoding="utf-8"), re.M):
             checked += 1
             assert not re.match(r"test_(rows?_\d|[a-z]\d+(_|$)|\d)", name), f"{path.name}: {name}"
-    assert checked > 1000
+    assert checked > 700
 
 
 def test_no_case_is_named_by_a_number() -> None:

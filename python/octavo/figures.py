@@ -1,0 +1,41 @@
+"""Measured figures, each kept once: figures.json beside this file.
+
+`advise` cites them and derives speeds from them. The tables of README.md and
+examples/bench/README.md must hold the same figures: tests/repo/test_figures.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+__all__ = ["figure", "tables"]
+
+
+@functools.cache
+def tables() -> dict[str, dict[str, Any]]:
+    """Name of a table to its "columns" and its "rows", lists of text."""
+    text = Path(__file__).with_name("figures.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
+
+
+def figure(table: str, row: tuple[str, ...], column: str, place: int = 0) -> str:
+    """One figure as it is printed: of the row whose first cells begin with the words of ``row``.
+
+    place: which one, where the cell holds several, in the order of the widths asked for.
+    """
+    content = tables()[table]
+    (cells,) = (
+        cells
+        for cells in content["rows"]
+        if all(
+            re.match(rf"{re.escape(start)}(?!\w)", cell)
+            for start, cell in zip(row, cells, strict=False)
+        )
+    )
+    text: str = cells[content["columns"].index(column)]
+    return text.replace(";", ",").split(", ")[place].removesuffix(" %")
