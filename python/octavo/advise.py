@@ -16,6 +16,7 @@ from octavo.errors import NothingQuantizedError, describe
 from octavo.figures import figure
 from octavo.footprint import Footprint, footprint
 from octavo.html import page, rows
+from octavo.interrupts import held_back
 from octavo.machine import Machine, machine
 from octavo.model_checks import check_model
 from octavo.report import size_text
@@ -420,6 +421,7 @@ class Advice:
         return page(rows(self._lines()))
 
 
+@held_back()
 @known_arguments
 def advise(model: nn.Module, target: TargetName = "notebook", data: Data | None = None) -> Advice:
     """A call of `octavo.quantize` for this model and target, with reasons, size and speed.

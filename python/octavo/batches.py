@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import CalibrationError, describe
+from octavo.interrupts import let_through
 
 __all__ = ["Batches", "Call", "Example", "float_tensors"]
 
 #: The arguments of one call, or a callable that is given the model and runs it.
 Example = tuple[tuple[Any, ...], Mapping[str, Any]] | Callable[[nn.Module], object] | None
+
+_END = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Batches:
                 f"{describe(data)}. Pass for example data=[batch1, batch2]."
             )
         elif isinstance(data, Iterator):
-            self._items = list(data)
+            self._items = let_through(list, data)
         elif isinstance(data, Iterable):
             self._items = data
         elif callable(data):
@@ -90,10 +94,13 @@ class Batches:
     def calls(self, model: nn.Module) -> Iterator[Call]:
         """The batches as calls of ``model``; a CalibrationError if there is none."""
         signature = inspect.signature(model.forward)
-        number = -1
-        for number, item in enumerate(self._items):
+        items = let_through(iter, self._items)
+        for number in itertools.count():
+            item = let_through(next, items, _END)
+            if item is _END:
+                break
             yield _call_of(item, signature, type(model).__name__, number)
-        if number < 0:
+        if number == 0:
             raise CalibrationError(
                 "quantize: data must hold at least one batch, got 0 batches. "
                 "Pass batches, or leave data out for dynamic activations."
@@ -111,7 +118,7 @@ class Batches:
         handle = model.register_forward_pre_hook(record, with_kwargs=True)
         try:
             with torch.no_grad():
-                self.runs_model(model)
+                let_through(self.runs_model, model)
         finally:
             handle.remove()
         return found
@@ -128,7 +135,7 @@ class Batches:
         few = call.shortened(2)
         if few is not None:
             with torch.no_grad(), contextlib.suppress(Exception):
-                model(*few.args, **few.kwargs)
+                let_through(model, *few.args, **few.kwargs)
                 return few.args, few.kwargs
         return call.args, call.kwargs
 
@@ -146,12 +153,12 @@ class Batches:
         with torch.no_grad():
             if self.runs_model:
                 before(0, None)
-                self.runs_model(model)
+                let_through(self.runs_model, model)
                 return
             seen = 0
             for number, call in enumerate(self.calls(model)):
                 before(number, call)
-                model(*call.args, **call.kwargs)
+                let_through(model, *call.args, **call.kwargs)
                 seen += call.samples
                 if seen >= samples:
                     return

@@ -14,6 +14,7 @@ from octavo import ops
 from octavo.batches import Batches, Call
 from octavo.errors import CalibrationError
 from octavo.flow import Flow, run
+from octavo.interrupts import check
 from octavo.keys import RangeKey, SiteKey, ValueKey, wide
 from octavo.plan import Plan, RegionPlan, SitePlan
 from octavo.ranges import RULES, Histogram, clipped
@@ -253,6 +254,7 @@ class _Collector:
         rule = RULES[ranges]
         qparams, shares, unreached, constant = {}, {}, [], []
         for key, bits in self.bits.items():
+            check()
             histogram = self.histograms[_observed(key)]
             if histogram.count == 0:
                 unreached.append(key)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from octavo.batches import Example
 from octavo.flow import Flow, walk
+from octavo.interrupts import check, let_through
 from octavo.kinds import recognise
 from octavo.nn.registry import float_reasons, quantized_class
 from octavo.trace import Untraceable, bind, is_leaf, trace, training_steps
@@ -103,13 +104,14 @@ class _Findings:
 
 def _run_example(model: nn.Module, example: Example) -> None:
     if callable(example):
-        example(model)
+        let_through(example, model)
     elif example is not None:
         args, kwargs = example
-        model(*args, **kwargs)
+        let_through(model, *args, **kwargs)
 
 
 def _trace_down(model: nn.Module, path: str, found: _Findings) -> None:
+    check()
     module = model.get_submodule(path)
     if is_leaf(module) or found.names[id(module)] != path:
         return

@@ -25,6 +25,7 @@ from octavo.flow import Flow, Step, from_data, to_data
 from octavo.flow_check import FlowCheck
 from octavo.fold import materialise
 from octavo.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, values_of
+from octavo.interrupts import held_back
 from octavo.nn.layer import QLayer
 from octavo.nn.region import Region, captured_forward
 from octavo.nn.registry import quantized_class
@@ -64,6 +65,7 @@ _CONTENT: dict[str, Any] = {
 # ---- save ----------------------------------------------------------------------------------------
 
 
+@held_back()
 @known_arguments
 def save(model: nn.Module, path: FilePath) -> None:
     """Writes a quantized model, or a trainee, to one safetensors file.
@@ -238,6 +240,7 @@ def _file_name(name: str) -> str:
 # ---- load ----------------------------------------------------------------------------------------
 
 
+@held_back()
 @known_arguments
 def load(path: FilePath, model: Model) -> Model:
     """The quantized model that ``save`` has written, in eval mode. ``model`` gives its code.

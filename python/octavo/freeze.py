@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from octavo.codes import Codes
 from octavo.errors import describe
 from octavo.fold import affine_of, fold_pair, materialise
+from octavo.interrupts import held_back
 from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.surgery import copy_model
@@ -31,6 +32,7 @@ __all__ = ["check_trainee", "freeze", "qparams_of"]
 _TINY = torch.finfo(torch.float32).tiny
 
 
+@held_back()
 @known_arguments
 def freeze(trainee: Model, *, progress: bool = True) -> Model:
     """The integer model that a trainee has been trained to be, in evaluation mode.

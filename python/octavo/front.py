@@ -19,6 +19,7 @@ from octavo.batches import Batches, Call
 from octavo.checkpoint import stored_bytes
 from octavo.errors import describe
 from octavo.grids import GRIDS
+from octavo.interrupts import held_back, let_through
 from octavo.measure import tensor_bytes
 from octavo.model_checks import check_model
 from octavo.nn.surgery import copy_model
@@ -126,6 +127,7 @@ def _cells(point: Point) -> tuple[str, ...]:
     )
 
 
+@held_back()
 def pareto_front(
     model: nn.Module,
     data: Data | None = None,
@@ -199,7 +201,7 @@ def pareto_front(
             f"pareto_front: rounds must be at least 1, got {describe(rounds)}. Use 20."
         )
     check_model(model)
-    kept = list(data) if isinstance(data, Iterator) else data
+    kept = let_through(list, data) if isinstance(data, Iterator) else data
     reference = copy_model(model).eval()
     call = _call(reference, kept if inputs is None else inputs)
     models: dict[str, nn.Module] = {"float": reference}
@@ -211,7 +213,7 @@ def pareto_front(
     for name, (width, grid) in steps:
         models[name] = quantize(model, width, kept, grid=grid, progress=False, **options)
     with torch.no_grad():
-        scores = {name: float(evaluate(one)) for name, one in models.items()}
+        scores = {name: float(let_through(evaluate, one)) for name, one in models.items()}
     times = _fastest(models, call, rounds)
     points = [
         Point(
@@ -268,7 +270,7 @@ def _fastest(models: Mapping[str, nn.Module], call: Call, rounds: int) -> dict[s
         for _ in range(rounds + 1):  # The first warms up.
             for name, model in models.items():
                 start = time.perf_counter()
-                model(*call.args, **call.kwargs)
+                let_through(model, *call.args, **call.kwargs)
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
 

@@ -16,6 +16,7 @@ from octavo import html
 from octavo.batches import Batches, Call, float_tensors
 from octavo.capture import capture
 from octavo.fold import fold
+from octavo.interrupts import check, held_back, let_through
 from octavo.model_checks import check_model
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
@@ -96,6 +97,7 @@ class Sensitivity:
         return html.page(text, html.table(header, lines, right=range(1, len(header))))
 
 
+@held_back()
 @known_arguments
 def sensitivity(
     model: nn.Module, data: Data | None = None, *, grid: Grid = "linear", progress: bool = True
@@ -147,6 +149,7 @@ def measure_sensitivity(
         )  # transformers' Conv1D: [in, out].
         sizes[name] = weight.numel()
         costs[name] = {}
+        check()
         for bits in WIDTHS:
             size = default_group_size(bits, weight.shape[1]) if weight.dim() == 2 else 0
             real = nearest(weight, None, Scheme(bits, grid, size)).dequantize()
@@ -225,7 +228,8 @@ class _Replaced:
 def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
     """The floating-point tensors that a call returns."""
     arguments = copy.deepcopy((call.args, call.kwargs))  # A model may write into its inputs.
-    return [tensor.float() for tensor in float_tensors(model(*arguments[0], **arguments[1]))]
+    outputs = let_through(model, *arguments[0], **arguments[1])
+    return [tensor.float() for tensor in float_tensors(outputs)]
 
 
 def _few(calls: list[Call]) -> list[Call]:

@@ -184,14 +184,14 @@ def _check_weights(model: nn.Module) -> None:
         warnings.warn(
             f"quantize: float64 parameters are computed in float32 ({len(doubles)}, first "
             f"{doubles[0]!r}).",
-            stacklevel=5,
+            stacklevel=6,
         )
     if flat:
         warnings.warn(
             "quantize: weights that are constant or too small for normal float32 numbers carry "
             "little "
             f"information ({len(flat)}, first {flat[0]!r}).",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

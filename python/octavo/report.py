@@ -18,6 +18,7 @@ from octavo.atomic_file import write_text
 from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.fold import fold
+from octavo.interrupts import held_back, let_through
 from octavo.measure import bytes_of, decibels
 from octavo.nn.layer import QLayer
 from octavo.nn.region import captured_forward
@@ -113,6 +114,7 @@ class Report:
         return plot_report(self)
 
 
+@held_back()
 @known_arguments
 def report(
     model: nn.Module, data: Data | None = None, *, reference: nn.Module | None = None
@@ -263,10 +265,10 @@ def _compare(
     for call in batches.calls(model):
         with torch.no_grad():
             with _recorded(reference, names) as wanted:
-                expected = reference(*call.args, **call.kwargs)
+                expected = let_through(reference, *call.args, **call.kwargs)
             with _recorded(model, names) as got:
-                model(*call.args, **call.kwargs)
-            output = model(*call.args, **call.kwargs)
+                let_through(model, *call.args, **call.kwargs)
+            output = let_through(model, *call.args, **call.kwargs)
         for name in names:
             for one, other in zip(wanted[name], got[name], strict=False):
                 alike = name in equalized and one.shape == other.shape

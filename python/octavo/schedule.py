@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.freeze import check_trainee
+from octavo.interrupts import held_back
 from octavo.nn.fake_quantize import FakeQuantize
 from octavo.signature import known_arguments
 from octavo.types import Data, Model
@@ -132,6 +133,7 @@ def _stay(norm: nn.Module, mode: bool = True) -> nn.Module:
     return norm
 
 
+@held_back()
 @known_arguments
 def reestimate_batch_norm(trainee: Model, data: Data) -> Model:
     """``trainee`` with BatchNorm statistics measured anew, on the network as it is now.

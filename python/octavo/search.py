@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from octavo.interrupts import let_through
 from octavo.mixed import Sensitivity, sensitivity
 from octavo.nn.surgery import copy_model
 from octavo.record import attach, record_of
@@ -36,7 +37,7 @@ class Search:
         quantize: Callable[..., nn.Module],
     ) -> None:
         self.model, self.evaluate, self.quantize = model, evaluate, quantize
-        self.data = list(data) if isinstance(data, Iterator) else data
+        self.data = let_through(list, data) if isinstance(data, Iterator) else data
         self.scores: dict[float, float] = {}
         """Average to score, of those that were tried."""
 
@@ -47,7 +48,7 @@ class Search:
 
         bits: the largest average. max_drop: how far below the float model's score is enough.
         """
-        wanted = float(self.evaluate(copy_model(self.model).eval()))
+        wanted = float(let_through(self.evaluate, copy_model(self.model).eval()))
         floor = wanted - max_drop
         found = sensitivity(self.model, self.data, grid=grid, progress=progress)
         averages = [a for a in _AVERAGES if a <= bits]
@@ -75,7 +76,8 @@ class Search:
 
     def _score(self, average: float, found: Sensitivity) -> float:
         if average not in self.scores:
-            self.scores[average] = float(self.evaluate(self._made(average, found, False)))
+            made = self._made(average, found, False)
+            self.scores[average] = float(let_through(self.evaluate, made))
         return self.scores[average]
 
     def _made(self, average: float, found: Sensitivity, inplace: bool) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from octavo.flow import Flow, Ref, Step, refs, substitute
 from octavo.functions import is_in_place, operation, row_of
+from octavo.interrupts import held_back
 
 __all__ = ["Untraceable", "bind", "is_leaf", "returns_its_input", "trace", "training_steps"]
 
@@ -231,7 +232,7 @@ def trace(
     module = model.get_submodule(path)
     if "forward" in vars(module):
         raise Untraceable("its forward is replaced on the instance")
-    with _unharmed(module):
+    with held_back(), _unharmed(module):  # torch.fx changes nn.Module meanwhile.
         tracer = _Tracer(names, constants, tensors, both_modes)
         try:
             graph = tracer.trace(module)
@@ -258,7 +259,7 @@ def training_steps(
     modes = {child: child.training for child in module.modules()}
     module.train()
     try:
-        with _no_checkpoints():
+        with held_back(), _no_checkpoints():
             parameters = list(flow.parameters)
             trained = trace(model, flow.path, parameters, flow.constants, names, both_modes=True)
     except Untraceable as why:

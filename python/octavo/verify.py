@@ -15,6 +15,7 @@ from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.flow import Step, evaluate, substitute
 from octavo.freeze import check_trainee
+from octavo.interrupts import held_back, let_through
 from octavo.keys import Entry, wide
 from octavo.nn.layer import QLayer
 from octavo.nn.region import CapturedForward, Region, captured_forward
@@ -100,6 +101,7 @@ def _kept(holds: bool) -> str:
     return "kept" if holds else "BROKEN"
 
 
+@held_back()
 @known_arguments
 def verify(
     trainee: nn.Module,
@@ -146,9 +148,11 @@ def verify(
             for call in batches.calls(trainee):
                 samples += call.samples
                 with comparison.watched():
-                    trainee(*call.args, **call.kwargs)
-                    frozen(*call.args, **call.kwargs)
-            figures = (evaluate(trainee), evaluate(frozen)) if evaluate is not None else None
+                    let_through(trainee, *call.args, **call.kwargs)
+                    let_through(frozen, *call.args, **call.kwargs)
+            figures = None
+            if evaluate is not None:
+                figures = let_through(evaluate, trainee), let_through(evaluate, frozen)
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.codes import Codes
 from octavo.grids import spread
+from octavo.interrupts import check
 from octavo.rounding.nearest import safe_scale
 from octavo.rounding.soft import Soft, penalty
 
@@ -111,6 +112,7 @@ class LearnableScales(Learnable):
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One step of the optimizer; parameters that are not its own get no gradients."""
+    check()
     variables = [v for group in optimizer.param_groups for v in group["params"]]
     gradients = torch.autograd.grad(loss, variables, materialize_grads=True)
     for variable, gradient in zip(variables, gradients, strict=True):

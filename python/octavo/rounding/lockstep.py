@@ -26,6 +26,7 @@ from octavo import ops
 from octavo.batches import Batches, Call
 from octavo.codes import Codes
 from octavo.flow import Flow
+from octavo.interrupts import let_through
 from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.layered_experts import LayeredExperts
 from octavo.nn.registry import canonical_weight
@@ -127,6 +128,9 @@ class Lockstep:
             for pair in self._pairs:
                 for run in pair:
                     run.stop()
+            for pair in self._pairs:
+                for run in pair:
+                    run.join()
 
     # ---- runs
 
@@ -362,12 +366,16 @@ class _Run:
     def __init__(self, model: nn.Module, call: Call, quantized: bool) -> None:
         self.quantized = quantized
         self._model, self._call = model, call
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._go, self._back = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._back.acquire()
         self._halt: _Halt | None = None
         self._task: Callable[[], Any] | None = None
         self._answer: Any = None
         self._error: BaseException | None = None
-        self._stopping = False
+        self._stopping = False  # Told to stop.
+        self._leaving = False  # On the way out: what `finally` and `with` do is done right there.
+        self._done = False
         self._seen: set[object] = set()
         self.kept: dict[str | Block, list[_Halt]] = {}
         self._thread = threading.Thread(target=self._body, daemon=True)
@@ -380,11 +388,13 @@ class _Run:
 
     def outside(self, task: Callable[[], Any]) -> Any:
         """What a task gives, done in the thread that the run is advanced from."""
+        if self._leaving:
+            return task()
+        self._leave_if_stopped()
         self._task = task
         self._back.release()
         self._go.acquire()
-        if self._stopping:
-            raise _Stopped
+        self._leave_if_stopped()
         answer, self._answer = self._answer, None
         if isinstance(answer, BaseException):
             raise answer
@@ -394,10 +404,10 @@ class _Run:
         """Goes on to the next halt; None at the end."""
         if self._thread.ident is None:
             self._thread.start()
-        elif not self._thread.is_alive():
+        elif self._done:
             return None
         self._go.release()
-        self._back.acquire()
+        let_through(self._back.acquire)  # Whatever the model does meanwhile.
         while self._task is not None:
             task, self._task = self._task, None
             try:
@@ -407,7 +417,7 @@ class _Run:
                 self._answer = error
             del task
             self._go.release()
-            self._back.acquire()
+            let_through(self._back.acquire)
         halt, self._halt = self._halt, None
         if self._error is not None:
             raise self._error
@@ -415,6 +425,7 @@ class _Run:
 
     def halt(self, halt: _Halt) -> None:
         """Called by the run itself: waits until it is to go on. Once for each unit."""
+        self._leave_if_stopped()
         if halt.unit in self._seen:
             return
         self._seen.add(halt.unit)
@@ -422,14 +433,22 @@ class _Run:
         self._back.release()
         del halt
         self._go.acquire()
+        self._leave_if_stopped()
+
+    def _leave_if_stopped(self) -> None:
         if self._stopping:
+            self._leaving = True
             raise _Stopped
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """Has the thread leave the model, wherever the two stand: `advance` may have been left."""
         self._stopping = True
-        if self._thread.is_alive():
+        if self._go.locked():
             self._go.release()
+
+    def join(self) -> None:
+        """Waits for the end of a thread that is told to stop."""
+        if self._thread.is_alive():
             self._thread.join()
 
     def _body(self) -> None:
@@ -444,7 +463,9 @@ class _Run:
         except BaseException as error:  # Raised again where the caller waits.
             self._error = error
         finally:
-            self._back.release()
+            self._done = True
+            if not self._stopping:  # Else nobody waits.
+                self._back.release()
 
 
 class _Outside(TorchFunctionMode):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.grids import Snap
+from octavo.interrupts import check
 from octavo.ranges import MIN_SCALE
 from octavo.scheme import Scheme
 
@@ -117,6 +118,7 @@ class Problem:
         codes = torch.empty_like(w)
         for start in range(0, columns, _BLOCK):
             stop = min(start + _BLOCK, columns)
+            check()
             errors = torch.empty(groups, rows, stop - start)
             for j in range(start, stop):
                 u = w[:, :, j : j + 1] / s[:, :, j : j + 1]
@@ -139,6 +141,7 @@ class Problem:
         diagonal = self.h.diagonal(dim1=1, dim2=2)
         for start in range(0, columns, _BLOCK):
             stop = min(start + _BLOCK, columns)
+            check()
             steps = torch.empty(groups, rows, stop - start)
             local = slope[:, :, start:stop].clone()
             for j in range(start, stop):

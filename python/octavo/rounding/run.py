@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from octavo.batches import Batches
 from octavo.codes import Codes
+from octavo.interrupts import check
 from octavo.keys import RangeKey
 from octavo.nn.registry import canonical_weight
 from octavo.plan import FlowPlan, Plan
@@ -89,6 +90,7 @@ def round_model(
             codes = {}
             for site in sites:
                 assert site.scheme is not None
+                check()
                 module = model.get_submodule(site.name)
                 weight = canonical_weight(module)
                 codes[site.name] = method.from_weight(module, weight, site.scheme)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from octavo.batches import Batches, Call
+from octavo.interrupts import let_through
 
 __all__ = ["Supply", "training_calls"]
 
@@ -148,7 +149,7 @@ def _sizes(model: nn.Module, call: Call) -> list[tuple[str, float]]:
     ]
     try:
         with torch.no_grad():
-            model(*call.args, **call.kwargs)
+            let_through(model, *call.args, **call.kwargs)
     finally:
         for handle in handles:
             handle.remove()

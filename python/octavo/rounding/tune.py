@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from octavo.batches import Batches, Call, float_tensors
 from octavo.codes import Codes
+from octavo.interrupts import let_through
 from octavo.nn.registry import canonical_weight
 from octavo.rounding.learnable import LearnableScales, descend
 from octavo.rounding.supply import training_calls
@@ -129,9 +130,9 @@ def _error(
 ) -> Tensor:
     """Mean squared error of the outputs, each in units of its variance."""
     with torch.no_grad():
-        wanted = list(float_tensors(model(*call.args, **call.kwargs)))
+        wanted = list(float_tensors(let_through(model, *call.args, **call.kwargs)))
     with _installed(model, names, weights):
-        got = list(float_tensors(model(*call.args, **call.kwargs)))
+        got = list(float_tensors(let_through(model, *call.args, **call.kwargs)))
     total = torch.zeros(())
     for in_float, y in zip(wanted, got, strict=False):
         if y.shape == in_float.shape and y.numel() > 1:
