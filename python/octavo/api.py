@@ -23,6 +23,7 @@ from octavo.decide import decide
 from octavo.equalize import equalize
 from octavo.errors import describe
 from octavo.fold import fold
+from octavo.interrupts import held_back, undo_with
 from octavo.keys import RangeKey
 from octavo.measure import tensor_bytes
 from octavo.model_checks import check_model
@@ -60,6 +61,7 @@ __all__ = ["dequantize", "quantize"]
 _TABLES = frozenset(nn.Module().__dict__)
 
 
+@held_back()
 @known_arguments
 def quantize(
     model: Model,
@@ -179,6 +181,7 @@ def quantize(
         return cast(Model, _trainee(job) if qat else _integers(job))
 
 
+@held_back()
 @known_arguments
 def dequantize(model: Model, inplace: bool = False) -> Model:
     """A float model again, whose weights are what the integers stand for.
@@ -425,9 +428,8 @@ def _unharmed(model: nn.Module) -> Iterator[None]:
             if name in _TABLES and isinstance(table, (dict, set))
         ]
         saved.append((module, type(module), state, tables))
-    try:
-        yield
-    except BaseException:
+
+    def put_back() -> None:
         for module, cls, state, tables in saved:
             if type(module) is not cls:
                 module.__class__ = cls
@@ -436,4 +438,6 @@ def _unharmed(model: nn.Module) -> Iterator[None]:
             for table, content in tables:
                 table.clear()
                 table.update(content)
-        raise
+
+    undo_with(put_back)  # Not here: Ctrl-C may come behind the last step.
+    yield
