@@ -15,6 +15,7 @@ from octavo.batches import Example
 from octavo.capture import Capture, capture
 from octavo.flow import Flow, Step, refs
 from octavo.nn.layered import parameter_like
+from octavo.nn.surgery import own_class
 from octavo.ops.region_steps import AFFINE, PRODUCTS
 from octavo.separate import separate
 
@@ -67,7 +68,10 @@ def materialise(model: nn.Module) -> Iterator[str]:
     """Makes weight_norm, spectral_norm and parametrized weights plain, in place; names them."""
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for tensor in list(module.parametrizations):
+            own_class(module)
+            for tensor, parts in list(module.parametrizations.items()):
+                if isinstance(getattr(parts, "original", None), nn.Parameter):  # It is written to.
+                    parts.original = parameter_like(parts.original.detach().clone(), parts.original)
                 with torch.enable_grad():  # Else what is left would be no Parameter.
                     parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
                 yield f"{name}.{tensor}" if name else tensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["copy_model", "replace_modules"]
+__all__ = ["copy_model", "own_class", "replace_modules"]
 
 # What a layer that replaces another has to itself: the rest it shares with the model it came from.
 _OWN = frozenset({"_parameters", "panel", "_prepared", "input_params", "float_class"})
@@ -48,12 +48,18 @@ def copy_model(
                 layer.__dict__[name] = copy.deepcopy(value, memo)
     for module in result.modules():
         if parametrize.is_parametrized(module):
-            # Its class was made for one module, and removing the parametrization changes the class.
-            own = {
-                k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")
-            }
-            module.__class__ = type(type(module).__name__, type(module).__bases__, own)
+            own_class(module)
     return result
+
+
+def own_class(module: nn.Module) -> None:
+    """Gives a parametrized module a class of its own again, in place.
+
+    torch makes the class for one module, deep copies share it, and removing a parametrization
+    changes it.
+    """
+    own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(type(module).__name__, type(module).__bases__, own)
 
 
 def _clone_non_leaves(value: Any, memo: dict[int, Any], kept: list[Any], depth: int = 0) -> None:
