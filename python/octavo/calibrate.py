@@ -268,7 +268,7 @@ class _Collector:
                 f"calibrate: {len(constant)} values never changed in the data (first "
                 f"{str(constant[0])!r}): their "
                 "ranges fit nothing else. Use real data.",
-                stacklevel=5,
+                stacklevel=8,
             )
         notes = []
         if self.dropped:
