@@ -195,3 +195,44 @@ def test_what_is_said_aloud(capsys):
     assert said.count("training mode") == 1 and said.count("item 1 of each batch left out") == 1
     octavo.quantize(small().train(), 8, progress=False)
     assert capsys.readouterr().err == ""
+
+
+class Scaled(nn.Module):
+    """A parametrization whose weight stands in one tensor, into which torch writes the result."""
+
+    def forward(self, w):
+        return w * 2
+
+    def right_inverse(self, w):
+        return w / 2
+
+
+def test_inplace_that_fails_leaves_parametrized_weights_as_they_are():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+    nn.utils.parametrizations.weight_norm(model[0])
+    nn.utils.parametrize.register_parametrization(model[2], "weight", Scaled())
+    x = torch.randn(16, 6)
+    state, wanted = copy.deepcopy(model.state_dict()), model(x)
+
+    def fails(m):
+        if not nn.utils.parametrize.is_parametrized(m[0]):
+            raise KeyError("mine")
+        m(x)
+
+    with pytest.raises(KeyError, match="mine"):
+        octavo.quantize(model, 8, data=fails, inplace=True, progress=False)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(model(x), wanted)
+    whole = octavo.quantize(copy.deepcopy(model), 8, data=x, progress=False)
+    assert torch.equal(octavo.quantize(model, 8, data=x, inplace=True, progress=False)(x), whole(x))
+
+
+def test_warnings_name_the_line_of_the_user():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).double().eval()
+    with pytest.warns(UserWarning, match="float64 parameters") as seen:
+        octavo.quantize(model, 8, progress=False)
+    assert {warning.filename for warning in seen} == {__file__}
+    with pytest.warns(UserWarning, match="never changed") as seen:
+        octavo.quantize(model.float(), 8, data=torch.zeros(8, 6), progress=False)
+    assert {warning.filename for warning in seen} == {__file__}
