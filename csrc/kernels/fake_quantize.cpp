@@ -199,9 +199,7 @@ float finished(double sum, double factor, float scale) {
 
 }  // namespace
 
-int64_t groups_of(const FakeSteps& s) {
-  return s.inner == 0 ? 0 : (s.inner + s.group - 1) / s.group;
-}
+int64_t groups_of(const FakeSteps& s) { return s.inner == 0 ? 0 : (s.inner - 1) / s.group + 1; }
 
 MaskShape mask_shape(const FakeSteps& s) {
   if (as_columns(s)) return {s.outer, s.channels};

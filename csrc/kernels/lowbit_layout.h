@@ -58,6 +58,9 @@ inline constexpr int64_t kLargestGroup = 256;
   return stored == 2 ? 16 : stored == 3 ? 32 : stored == 4 ? 8 : 4;
 }
 
+/// The most features on either side.
+inline constexpr int64_t kLargestFeatures = int64_t{1} << 31;
+
 /// Sizes derived from a header of kColumns.
 struct LowbitGeometry {
   int32_t stored;       // bits

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int64_t kHeaderBytes = 128;
 constexpr int64_t kAlignment = 64;
-constexpr int64_t kLargestFeatures = int64_t{1} << 31;
 
 /// Everything in a header that follows from the shape. False if a size would not fit: features are
 /// at most 2^31 each, so that a row of codes and words has less than 2^36 bytes.

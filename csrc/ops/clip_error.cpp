@@ -37,7 +37,7 @@ Tensor clip_error_op(const Tensor& x, const Tensor& scale, const Tensor& unit, c
     e.importance = rows_of("clip_error: importance", *importance, {e.rows, e.columns}, kept[4]);
   }
   Tensor error = empty({e.rows, e.scales}, ScalarType::Double);
-  clip_error(e, error.mutable_data_ptr<double>());
+  if (error.numel() > 0) clip_error(e, error.mutable_data_ptr<double>());
   return error;
 }
 

@@ -2,6 +2,7 @@
 #include "exports.h"
 
 #include <cstring>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -62,6 +63,8 @@ const int64_t* octavo_region_shapes(const char* program, const int64_t* sizes, i
     }
     *count = static_cast<int64_t>(outputs.size());
     return results.data() + 1;
+  } catch (const std::bad_alloc&) {
+    throw;
   } catch (const std::exception& failure) {
     message = failure.what();
     *error = message.c_str();

@@ -53,12 +53,6 @@ struct Options {
   bool relu = false, learned = false;
 };
 
-int64_t inputs_of(const Tensor& x) {
-  int64_t inputs = 1;
-  for (int64_t d = 1; d < x.dim(); ++d) inputs *= x.size(d);
-  return inputs;
-}
-
 void check_values(const FakeSteps& s, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     checked_scale("fake_quantize: scale", static_cast<double>(s.scale[i]));
@@ -99,7 +93,7 @@ Prepared prepare(FloatType type, const Tensor& x, const Tensor& scale,
     }
     p.source = as_contiguous(x);
     s.channels = x.size(0);
-    s.inner = inputs_of(x);
+    s.inner = product_after(x, 0);
     s.group = o.group_size;
     parameters = s.channels * groups_of(s);
   } else if (o.axis.has_value()) {
@@ -189,13 +183,13 @@ Tensor fake_quantize_backward_op(const Tensor& dy, const Tensor& mask,
     fail("fake_quantize_backward: strides: expected ", dy.dim(), " of them, got ", strides.size(),
          ".");
   }
-  Tensor dx = empty_strided(dy.sizes().data(), strides.data(), dy.dim(), dy.scalar_type());
-  if (dy.numel() == 0) return dx;
+  if (dy.numel() == 0) return empty_as(dy);
   std::vector<int64_t> order;
-  if (!is_dense(dx, &order)) {
+  if (!is_dense(dy.sizes().data(), strides.data(), dy.dim(), &order)) {
     fail("fake_quantize_backward: strides: expected those of a dense tensor, got ",
          text_of(strides.data(), dy.dim()), ".");
   }
+  Tensor dx = empty_strided(dy.sizes().data(), strides.data(), dy.dim(), dy.scalar_type());
   if (mask.dim() != 2 || !mask.is_contiguous() || mask.size(0) == 0 ||
       dy.numel() % mask.size(0) != 0 || mask.size(1) != (dy.numel() / mask.size(0) + 7) / 8) {
     fail("fake_quantize_backward: mask: expected the one of ", dy.numel(), " values, got shape ",
@@ -229,8 +223,9 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_learned_backward_op(
   return {dx, to_scale, to_zero};
 }
 
-void check_codes(int64_t qmin, int64_t qmax) {
-  check_range("fake_quantize_codes: qmax", qmax, qmin, qmin + 255);
+/// One byte holds every code. qmin and qmax are within the bounds that `prepare` checks.
+void check_codes(const FakeSteps& s) {
+  check_range("fake_quantize_codes: qmax", s.qmax, s.qmin, s.qmin + 255);
 }
 
 /// q - qmin of each value, and whether the values are finite multiples of their steps: only then do
@@ -240,8 +235,8 @@ std::tuple<Tensor, Tensor> fake_quantize_codes_op(const Tensor& y, const Tensor&
                                                   int64_t qmax, std::optional<int64_t> axis,
                                                   int64_t group_size, bool learned) {
   check_tensor("fake_quantize_codes: y", y, ScalarType::Float);
-  check_codes(qmin, qmax);
   const Prepared p = prepare(y, scale, zero_point, {qmin, qmax, axis, group_size, false, learned});
+  check_codes(p.steps);
   Tensor codes = empty_strided(p.source.sizes().data(), p.source.strides().data(), p.source.dim(),
                                ScalarType::Byte);
   Tensor exact = empty({1}, ScalarType::Byte);
@@ -254,9 +249,9 @@ Tensor fake_quantize_values_op(const Tensor& codes, const Tensor& scale,
                                std::optional<Tensor> zero_point, int64_t qmin, int64_t qmax,
                                std::optional<int64_t> axis, int64_t group_size, bool learned) {
   check_tensor("fake_quantize_values: codes", codes, ScalarType::Byte);
-  check_codes(qmin, qmax);
   const Prepared p = prepare(FloatType::kF32, codes, scale, zero_point,
                              {qmin, qmax, axis, group_size, false, learned});
+  check_codes(p.steps);
   Tensor y = empty_strided(p.source.sizes().data(), p.source.strides().data(), p.source.dim(),
                            ScalarType::Float);
   fake_quantize_values(p.source.const_data_ptr<uint8_t>(), p.steps, y.mutable_data_ptr<float>());
@@ -316,7 +311,7 @@ PreparedLevels prepare_levels(const Tensor& x, const Tensor& levels, const Tenso
   PreparedLevels p{
       prepare(x, scale, std::nullopt, {0, 0, axis, group_size, false, learned}), levels, {}};
   check_tensor(where, levels, ScalarType::Char);
-  const int64_t blocks = (x.size(0) + 63) / 64;
+  const int64_t blocks = x.size(0) / 64 + (x.size(0) % 64 != 0);
   const bool rank = levels.dim() == 1 || levels.dim() == 2;
   const int64_t tables = rank && levels.dim() == 2 ? levels.size(0) : 1;
   const int64_t count = rank ? levels.size(levels.dim() - 1) : 0;
@@ -345,7 +340,7 @@ PreparedLevels prepare_levels(const Tensor& x, const Tensor& levels, const Tenso
         p.values.source = split.source;
       }
       s.channels = x.size(0);
-      s.inner = inputs_of(x);
+      s.inner = product_after(x, 0);
       s.group = s.inner;
     }
     s.outer = 1;

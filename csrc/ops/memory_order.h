@@ -9,21 +9,25 @@
 
 namespace octavo {
 
-/// Whether the tensor's elements fill a stretch of memory without holes or overlaps; `order` then
-/// lists its dimensions from the largest stride to the smallest.
-inline bool is_dense(const Tensor& x, std::vector<int64_t>* order) {
+/// Whether elements of these sizes and strides fill a stretch of memory without holes or overlaps;
+/// `order` then lists the dimensions from the largest stride to the smallest.
+inline bool is_dense(const int64_t* sizes, const int64_t* strides, int64_t dim,
+                     std::vector<int64_t>* order) {
   order->clear();
-  for (int64_t d = 0; d < x.dim(); ++d) {
-    if (x.size(d) != 1) order->push_back(d);
+  for (int64_t d = 0; d < dim; ++d) {
+    if (sizes[d] != 1) order->push_back(d);
   }
   std::stable_sort(order->begin(), order->end(),
-                   [&](int64_t a, int64_t b) { return x.stride(a) > x.stride(b); });
+                   [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
   int64_t expected = 1;
   for (size_t i = order->size(); i-- > 0;) {
-    if (x.stride((*order)[i]) != expected) return false;
-    expected *= x.size((*order)[i]);
+    if (strides[(*order)[i]] != expected) return false;
+    expected = product(expected, sizes[(*order)[i]]);
   }
   return true;
+}
+inline bool is_dense(const Tensor& x, std::vector<int64_t>* order) {
+  return is_dense(x.sizes().data(), x.strides().data(), x.dim(), order);
 }
 
 /// The tensor itself where it is dense, else a contiguous copy.
@@ -42,10 +46,10 @@ struct Split {
 inline Split split_at(const Tensor& x, int64_t axis) {
   Split s{x, 1, x.size(axis), 1};
   std::vector<int64_t> order;
-  if (x.size(axis) == 1 || !is_dense(x, &order)) {
+  if (x.size(axis) == 1 || x.numel() == 0 || !is_dense(x, &order)) {
     s.source = as_contiguous(x);
     for (int64_t d = 0; d < axis; ++d) s.outer *= x.size(d);
-    for (int64_t d = axis + 1; d < x.dim(); ++d) s.inner *= x.size(d);
+    s.inner = product_after(x, axis);
     return s;
   }
   const auto at = std::find(order.begin(), order.end(), axis);

@@ -60,7 +60,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> observed(const Tensor& x, Tensor& sta
   }
   if (mse && channels > 1)
     fail("observe_fake_quantize: mse: expected one channel, got ", channels, ".");
-  auto* range = state.mutable_data_ptr<float>();
+  // Moved at the end, so that a call that fails for want of memory has not moved it.
+  std::vector<float> moved(state.const_data_ptr<float>(),
+                           state.const_data_ptr<float>() + state.numel());
+  float* range = moved.data();
   const RangeRule rule{static_cast<int32_t>(qmin), static_cast<int32_t>(qmax), symmetric};
   Split s{x, 1, 1, x.numel()};
   if (channels == 1 || x.numel() == 0) {
@@ -100,6 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> observed(const Tensor& x, Tensor& sta
   if (mask != nullptr) *mask = empty_mask(steps);
   fake_quantize(type, s.source.const_data_ptr(), steps, y.mutable_data_ptr(),
                 mask != nullptr ? (*mask)->mutable_data_ptr<uint8_t>() : nullptr);
+  if (update) std::copy(moved.begin(), moved.end(), state.mutable_data_ptr<float>());
   return {y, scale, zero_point, non_finite};
 }
 

@@ -65,6 +65,9 @@ Tensor pack_lowbit_op(const Tensor& codes, const Tensor& scale, std::optional<Te
   w.out_features = codes.size(0);
   w.in_features = codes.size(1);
   w.group_size = group_size;
+  if (w.out_features > kLargestFeatures || w.in_features > kLargestFeatures) {
+    fail("pack_lowbit: codes: expected fewer, got shape ", shape_of(codes), ".");
+  }
   check_group_size(group_size, w.in_features, rows);
   const int64_t groups = lowbit_groups(w.in_features, group_size);
   check_shape("pack_lowbit: scale", scale, {w.out_features, groups});

@@ -32,9 +32,9 @@ Tensor quantize_per_channel_op(const Tensor& x, const Tensor& scale, int64_t axi
   for (int64_t c = 0; c < x.size(axis); ++c) {
     checked_scale("quantize_per_channel: scale", scales.const_data_ptr<float>()[c]);
   }
-  int64_t outer = 1, inner = 1;
+  int64_t outer = 1;
   for (int64_t d = 0; d < axis; ++d) outer *= x.size(d);
-  for (int64_t d = axis + 1; d < x.dim(); ++d) inner *= x.size(d);
+  const int64_t inner = product_after(x, axis);
   const Tensor source = as_contiguous(x);
   Tensor q = empty(sizes_of(x), ScalarType::Char);
   quantize_per_channel(source.const_data_ptr<float>(), outer, x.size(axis), inner,

@@ -230,3 +230,46 @@ def test_operators_check() -> None:
         OPS.fake_quantize_codes(y.half(), scale, None, 0, 15, None, 0, False)
     with pytest.raises(RuntimeError, match="fake_quantize_values: codes"):
         OPS.fake_quantize_values(y, scale, None, 0, 15, None, 0, False)
+
+
+HUGE = (-(2**63), -(2**63) + 1, -(2**31) - 1, 2**31, 2**63 - 256, 2**63 - 1)
+
+
+@pytest.mark.parametrize("low", HUGE)
+@pytest.mark.parametrize("high", [*HUGE, 7])
+def test_bounds_near_the_ends_of_int64_are_refused(low: int, high: int) -> None:
+    """No sum of them is formed before they are known to be small (a signed overflow)."""
+    x, scale = torch.randn(4, 6), torch.tensor([0.1])
+    codes = torch.zeros(4, 6, dtype=torch.uint8)
+    for op, values in ((OPS.fake_quantize_codes, x), (OPS.fake_quantize_values, codes)):
+        with pytest.raises(RuntimeError, match=r"fake_quantize: qm(in|ax): expected -128\.\."):
+            op(values, scale, None, low, high, None, 0, False)
+    with pytest.raises(RuntimeError, match=r"fake_quantize: qm(in|ax): expected -128\.\."):
+        OPS.fake_quantize(x, scale, None, low, high, None, 0, False, False)
+    with pytest.raises(RuntimeError, match=r"observe_fake_quantize: qm(in|ax): expected -12"):
+        OPS.observe_fake_quantize(
+            x, torch.zeros(2), low, high, 0.1, None, False, False, True, False
+        )
+
+
+@pytest.mark.parametrize("group_size", [64, 2**31, 2**62, 2**63 - 16])
+def test_a_group_may_be_longer_than_a_row(group_size: int) -> None:
+    x, scale = torch.randn(3, 40), torch.tensor([[0.1], [0.2], [0.3]])
+    y = OPS.fake_quantize(x, scale, None, -8, 7, None, group_size, False, False)
+    assert torch.equal(y, OPS.fake_quantize(x, scale.view(3), None, -8, 7, 0, 0, False, False))
+
+
+@pytest.mark.parametrize("axis", [-(2**63), 2**63 - 1, 2, -3])
+def test_axes_that_x_does_not_have_are_refused(axis: int) -> None:
+    with pytest.raises(RuntimeError, match=r"axis: expected an axis in -2\.\.1, got"):
+        OPS.fake_quantize(torch.randn(3, 4), torch.ones(3), None, -8, 7, axis, 0, False, False)
+
+
+def test_sizes_beside_a_zero_may_be_any() -> None:
+    x = torch.empty(0, 2**40, 2**22)
+    y = OPS.fake_quantize(x, torch.empty(0), None, -8, 7, 0, 0, False, False)
+    assert y.shape == x.shape
+    assert OPS.quantize_per_channel(x, torch.empty(0), 0, -8, 7).shape == x.shape
+    assert OPS.minmax_per_channel(x, 0)[0].shape == (2, 0)
+    y = OPS.fake_quantize(x, torch.empty(0, 0), None, -8, 7, None, 16, False, False)
+    assert y.shape == x.shape

@@ -111,3 +111,39 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.octavo.pack_weight.default, (codes, scale, bias, 1, 8))
     torch.library.opcheck(torch.ops.octavo.pack_weight.default, (codes, scale, None, 1, 8))
     torch.library.opcheck(torch.ops.octavo.unpack_weight.default, (panel, [6, 4, 3, 3]))
+
+
+def test_sizes_near_the_ends_of_int64_are_refused() -> None:
+    """Also beside a size of 0, where no product of all sizes shows them."""
+    pack = torch.ops.octavo
+    with pytest.raises(
+        RuntimeError, match=r"groups: expected a divisor of 0, got 9223372036854775807"
+    ):
+        pack.pack_weight(torch.empty(0, 0, dtype=torch.int8), torch.empty(0), None, 2**63 - 1, 8)
+    with pytest.raises(RuntimeError, match="expected a product of sizes below"):
+        pack.unpack_bits(torch.empty(0, 0, dtype=torch.uint8), [0, 2**62], 8)
+    for shape in ((2**62, 0), (0, 2**62)):
+        codes = torch.empty(*shape, dtype=torch.int8)
+        with pytest.raises(RuntimeError, match="expected"):
+            pack.pack_weight(codes, torch.empty(0), None, 1, 8)
+        with pytest.raises(RuntimeError, match="pack_lowbit: codes: expected fewer"):
+            pack.pack_lowbit(codes.byte(), torch.empty(0), None, None, None, 4, 16, False)
+
+
+def test_layers_compute_with_panels_of_any_instruction_set() -> None:
+    """The panel chooses the kernels, so that a set_isa meanwhile changes no call."""
+    codes, x = codes_of((70, 40), 8), torch.randn(5, 40)
+    before = octavo.isa()
+    panels, results = {}, {}
+    try:
+        for isa in octavo.isas():
+            octavo.set_isa(isa)
+            panels[isa] = ops.pack_weight(codes, torch.full((70,), 0.02), None, 1, 8)
+        for isa in octavo.isas():
+            octavo.set_isa(isa)
+            for other, panel in panels.items():
+                results[isa, other] = ops.linear_dynamic(x, panel, 70)
+    finally:
+        octavo.set_isa(before)
+    first = results[before, before]
+    assert all(torch.equal(y, first) for y in results.values())
