@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "out_of_memory.h"
 
 namespace octavo {
 
@@ -112,26 +113,53 @@ inline int64_t checked_axis(const char* where, int64_t axis, int64_t dim) {
   return axis < 0 ? axis + dim : axis;
 }
 
-/// An uninitialised strided CPU tensor. Allocates through the C shim directly: half the time of a
-/// dispatcher call.
+/// a * b for a, b >= 0, at most the largest int64: sizes beside a 0 may be any.
+inline int64_t product(int64_t a, int64_t b) {
+  int64_t result;
+  return __builtin_mul_overflow(a, b, &result) ? INT64_MAX : result;
+}
+
+/// Product of the sizes after dimension `d`, or 0 where a tensor has no elements.
+inline int64_t product_after(const Tensor& x, int64_t d) {
+  if (x.numel() == 0) return 0;
+  int64_t count = 1;
+  while (++d < x.dim()) count *= x.size(d);
+  return count;
+}
+
+/// An uninitialised strided CPU tensor; sizes and strides are known to fit together. Allocates
+/// through the C shim directly: half the time of a dispatcher call. Throws OutOfMemory.
 inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim,
                             ScalarType type) {
   static const int32_t cpu = aoti_torch_device_type_cpu();
   const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle));
+  if (aoti_torch_empty_strided(dim, sizes, strides, dtype, cpu, 0, &handle) != TORCH_SUCCESS) {
+    int64_t bytes = type == ScalarType::Double || type == ScalarType::Long     ? 8
+                    : type == ScalarType::Byte || type == ScalarType::Char     ? 1
+                    : type == ScalarType::Half || type == ScalarType::BFloat16 ? 2
+                                                                               : 4;
+    for (int64_t d = 0; d < dim; ++d) bytes = product(bytes, sizes[d]);
+    throw OutOfMemory(bytes);
+  }
   return Tensor(handle);
 }
 
-/// An uninitialised contiguous CPU tensor.
-inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
+/// Strides of a contiguous tensor.
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0;) {
     strides[i] = stride;
-    stride *= sizes[i] > 1 ? sizes[i] : 1;
+    stride = product(stride, sizes[i] > 1 ? sizes[i] : 1);
   }
-  return empty_strided(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()), type);
+  return strides;
+}
+
+/// An uninitialised contiguous CPU tensor.
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
+  return empty_strided(sizes.data(), contiguous_strides(sizes).data(),
+                       static_cast<int64_t>(sizes.size()), type);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) {
@@ -140,12 +168,19 @@ inline std::vector<int64_t> sizes_of(const Tensor& t) {
 
 /// The tensor itself where it is contiguous, else a contiguous copy.
 inline Tensor as_contiguous(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  if (t.is_contiguous()) return t;
+  Tensor copy = empty(sizes_of(t), t.scalar_type());
+  torch::stable::copy_(copy, t);
+  return copy;
 }
 
 /// Whether all leading dimensions of x are one dimension of rows with one pitch (elements).
 inline bool has_row_pitch(const Tensor& x, int64_t* pitch) {
   const int64_t k = x.size(x.dim() - 1);
+  if (x.numel() == 0) {  // nothing is read, whatever the strides
+    *pitch = k;
+    return true;
+  }
   if (k > 1 && x.stride(x.dim() - 1) != 1) return false;
   *pitch = k;
   bool first = true;
@@ -178,8 +213,8 @@ inline RowView rows_of(const Tensor& x) {
   return {as_contiguous(x), count, x.size(x.dim() - 1)};
 }
 
-/// The header of a well-formed panel: uint8 [bytes], 64-byte aligned, of the active ISA's layout
-/// unless `any_layout`.
+/// The header of a well-formed panel: uint8 [bytes], 64-byte aligned, of a layout that this machine
+/// computes with unless `any_layout`.
 inline const PanelHeader& checked_panel(const char* where, const Tensor& panel, bool any_layout) {
   check_tensor(where, panel, ScalarType::Byte);
   const void* data = panel.const_data_ptr();
@@ -194,8 +229,8 @@ inline const PanelHeader& checked_panel(const char* where, const Tensor& panel, 
   }
   if (check == PanelCheck::kOtherLayout && !any_layout) {
     fail(where,
-         ": expected a weight panel in the active instruction set's layout, got another "
-         "layout. Pack the weight again.");
+         ": expected a weight panel in the layout of an instruction set that this machine has, got "
+         "another layout. Pack the weight again.");
   }
   return *static_cast<const PanelHeader*>(data);
 }

@@ -95,5 +95,5 @@ STABLE_TORCH_LIBRARY(octavo, m) {
       "momentum, int? axis, bool symmetric, bool mse, bool update, bool relu) -> (Tensor, Tensor, "
       "Tensor, Tensor, Tensor)");
   m.def("region_constants(Tensor[] panels, str program) -> Tensor");
-  m.def("run_region(Tensor[] inputs, Tensor[] panels, Tensor constants, str program) -> Tensor[]");
+  m.def("run_region(Tensor[] tensors, int input_count, Tensor constants, str program) -> Tensor[]");
 }

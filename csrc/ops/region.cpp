@@ -1,5 +1,6 @@
 // Operators of regions: region_constants and run_region. Reads tensors into plain views, allocates
 // results, calls kernels/region/call.h, which checks programs, panels and constants.
+#include <span>
 #include <string>
 #include <utility>
 
@@ -10,10 +11,11 @@ namespace octavo {
 namespace {
 
 /// Panels as plain views. `kept` holds contiguous copies alive.
-std::vector<RegionPanel> read_panels(const std::vector<Tensor>& panels, std::vector<Tensor>* kept) {
+std::vector<RegionPanel> read_panels(std::span<const Tensor> panels, std::vector<Tensor>* kept) {
   std::vector<RegionPanel> views;
   views.reserve(panels.size());
   for (const Tensor& panel : panels) {
+    if (!panel.defined()) fail("region: panels: expected tensors, got an undefined one.");
     RegionPanel view;
     const ScalarType type = panel.scalar_type();
     view.type = type == ScalarType::Byte    ? RegionPanel::Type::kBytes
@@ -54,7 +56,7 @@ bool is_channels_last(const RegionInput& input) {
       if (input.sizes[d] == 0) return true;
       if (input.sizes[d] == 1) continue;
       if (input.strides[d] != expected) return false;
-      expected *= input.sizes[d];
+      expected = product(expected, input.sizes[d]);
     }
     return true;
   };
@@ -69,8 +71,14 @@ Tensor region_constants_op(std::vector<Tensor> panels, std::string program) {
   return constants;
 }
 
-std::vector<Tensor> run_region_op(std::vector<Tensor> inputs, std::vector<Tensor> panels,
+/// `tensors` are the inputs, then the panels, in one list: a traced graph would make a constant of
+/// a list of panels alone, and torch takes tensors out of the list that it passes on, so that the
+/// next call would find a constant without them.
+std::vector<Tensor> run_region_op(std::vector<Tensor> tensors, int64_t input_count,
                                   Tensor constants, std::string program) {
+  check_range("run_region: input_count", input_count, 0, static_cast<int64_t>(tensors.size()));
+  const auto inputs = std::span<const Tensor>(tensors).first(static_cast<size_t>(input_count));
+  const auto panels = std::span<const Tensor>(tensors).subspan(static_cast<size_t>(input_count));
   std::vector<Tensor> kept;
   const std::vector<RegionPanel> panel_views = read_panels(panels, &kept);
   check_tensor("run_region: constants", constants, ScalarType::Byte);
@@ -86,7 +94,7 @@ std::vector<Tensor> run_region_op(std::vector<Tensor> inputs, std::vector<Tensor
     const std::string as_rows = "in=" + std::to_string(input_views.size() - 1) + " layout=rows";
     if (!rows_have_one_pitch(input_views.back()) &&
         (!is_channels_last(input_views.back()) || program.find(as_rows) != std::string::npos)) {
-      kept.push_back(torch::stable::contiguous(x));
+      kept.push_back(as_contiguous(x));
       input_views.back() = read_input(kept.back());
     }
   }
@@ -102,15 +110,10 @@ std::vector<Tensor> run_region_op(std::vector<Tensor> inputs, std::vector<Tensor
   for (size_t i = 0; i < call.output_count(); ++i) {
     const std::vector<int64_t> sizes = call.output_sizes(i);
     RegionOutput output;
-    output.strides.resize(sizes.size());
-    int64_t stride = 1;
-    for (size_t d = sizes.size(); d-- > 0;) {
-      output.strides[d] = stride;
-      stride *= std::max<int64_t>(sizes[d], 1);
-    }
+    output.strides = contiguous_strides(sizes);
     if (channels_last && call.output_is_image(i)) {
       const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
-      output.strides = {h * w * c, 1, w * c, c};
+      output.strides = {product(product(h, w), c), 1, product(w, c), c};
     }
     Tensor result = empty_strided(sizes.data(), output.strides.data(),
                                   static_cast<int64_t>(sizes.size()), ScalarType::Float);

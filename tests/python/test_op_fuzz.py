@@ -92,9 +92,8 @@ def samples(name: str) -> list[tuple[Any, ...]]:
                 x = inputs[0]
                 if i % 2:
                     x = x.contiguous(memory_format=torch.channels_last)
-                out.append(
-                    ([x], panels, torch.ops.octavo.region_constants(panels, program), program)
-                )
+                constants = torch.ops.octavo.region_constants(panels, program)
+                out.append(([x, *panels], 1, constants, program))
     return out
 
 

@@ -16,8 +16,17 @@ __all__ = ["region_constants", "run_region"]
 
 def region_constants(panels: Sequence[Tensor], program: str) -> Tensor:
     """uint8 [bytes]: the numbers of ``run_region`` that follow from panels and program."""
-    result: Tensor = torch.ops.octavo.region_constants(list(panels), program)
-    return result
+    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+        result: Tensor = torch.ops.octavo.region_constants(list(panels), program)
+        return result
+    # A traced graph takes the numbers as they are: torch takes the panels out of a list of
+    # constants that it passes on, so that the next call would find an empty one.
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return region_constants(panels, program)
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 @checks.register_fake("octavo::region_constants")
@@ -44,15 +53,14 @@ def run_region(
         recorded = _Refusing.apply(program, len(inputs), constants, *inputs, *panels)  # type: ignore[no-untyped-call]
         return list(recorded)
     result: list[Tensor] = torch.ops.octavo.run_region(
-        list(inputs), list(panels), constants, program
+        [*inputs, *panels], len(inputs), constants, program
     )
     return result
 
 
 @checks.register_fake("octavo::run_region")
-def _(
-    inputs: Sequence[Tensor], panels: Sequence[Tensor], constants: Tensor, program: str
-) -> list[Tensor]:
+def _(tensors: Sequence[Tensor], input_count: int, constants: Tensor, program: str) -> list[Tensor]:
+    inputs, panels = tensors[:input_count], tensors[input_count:]
     for x in inputs:
         checks.check_dtype(x, torch.float32, "run_region: inputs")
     read = parse(program)
@@ -75,9 +83,7 @@ class _Refusing(torch.autograd.Function):
     def forward(
         program: str, count: int, constants: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        result = torch.ops.octavo.run_region(
-            list(tensors[:count]), list(tensors[count:]), constants, program
-        )
+        result = torch.ops.octavo.run_region(list(tensors), count, constants, program)
         return tuple(result)
 
     @staticmethod

@@ -65,7 +65,9 @@ def test_opcheck(program: str) -> None:
     ):
         _, used, constants = call(program, x)
         # Sizes that stay symbolic: the static checks are enough where a program fixes sizes.
-        torch.library.opcheck(torch.ops.octavo.run_region.default, ([x], used, constants, program))
+        torch.library.opcheck(
+            torch.ops.octavo.run_region.default, ([x, *used], 1, constants, program)
+        )
     if used:
         torch.library.opcheck(torch.ops.octavo.region_constants.default, (used, program))
 
@@ -108,3 +110,20 @@ def test_programs_that_do_not_fit_are_refused(change: object) -> None:
     bad = change(PROGRAMS["conv"])  # type: ignore[operator]
     with pytest.raises(RuntimeError):
         ops.run_region([x], used, constants, bad)
+
+
+@pytest.mark.parametrize("count", [-(2**63), -1, 3, 2**63 - 1])
+def test_the_number_of_inputs_is_checked(count: int) -> None:
+    x, used = torch.randn(2, 4, 7, 8), panels()[:1]
+    constants = ops.region_constants(used, PROGRAMS["conv"])
+    with pytest.raises(RuntimeError, match=r"input_count: expected 0\.\.2, got"):
+        torch.ops.octavo.run_region([x, *used], count, constants, PROGRAMS["conv"])
+
+
+def test_lists_that_are_too_short_are_refused() -> None:
+    x, used = torch.randn(2, 4, 7, 8), panels()
+    program = PROGRAMS["conv"]
+    constants = ops.region_constants(used, program)
+    for inputs, given in (([], used), ([x], []), ([], [])):
+        with pytest.raises(RuntimeError, match="region: expected"):
+            torch.ops.octavo.run_region([*inputs, *given], len(inputs), constants, program)
