@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -118,6 +119,58 @@ def test_speed_tells_the_isa() -> None:
     assert best["scalar"] > 2 * best[before], best
 
 
+@torch.no_grad()
+def test_isa_storm() -> None:
+    """Calls of every kind, copies and packing, while a thread goes through all instruction sets."""
+    torch.manual_seed(0)
+    x, rows = image(batch=3), torch.randn(20, 128)
+    sequence, tokens = torch.randn(2, 5, 128), torch.arange(90).view(9, 10)
+    layers: list[tuple[nn.Module, Tensor]] = [
+        (made(), x),
+        (made(with_data=False), x),
+        (octavo.quantize(nn.Conv2d(3, 24, 3, padding=1), 8, progress=False), x),
+        (octavo.quantize(nn.Linear(128, 70), 8, progress=False), rows),
+        (octavo.quantize(nn.Linear(128, 70), 4, progress=False), rows),
+        (octavo.quantize(nn.LSTM(128, 32, batch_first=True), 8, progress=False), sequence),
+        (octavo.quantize(nn.LSTM(128, 32, batch_first=True), 4, progress=False), sequence),
+        (octavo.quantize(nn.Embedding(90, 32), 4, progress=False), tokens),
+    ]
+
+    def results() -> list[Tensor]:
+        found = [layer(value) for layer, value in layers]
+        return [y[0] if isinstance(y, tuple) else y for y in found]
+
+    expected = results()
+    states = [layer.state_dict() for layer, _ in layers]
+    before, working = octavo.isa(), [5]
+
+    def work(i: int) -> None:
+        if i == 5:
+            k = 0
+            while working[0]:
+                octavo.set_isa(octavo.isas()[k % len(octavo.isas())])
+                k += 1
+            return
+        try:
+            with torch.no_grad():
+                for j in range(200 if FULL else 15):
+                    assert all(map(torch.equal, results(), expected))
+                    layer, value = layers[(i + j) % len(layers)]
+                    k = (i + j) % len(layers)
+                    twin = copy.deepcopy(layer)
+                    twin.load_state_dict(states[k])  # packs anew
+                    y = twin(value)
+                    assert torch.equal(y[0] if isinstance(y, tuple) else y, expected[k])
+        finally:
+            working[0] -= 1
+
+    try:
+        in_threads(6, work)
+        assert all(map(torch.equal, results(), expected))
+    finally:
+        octavo.set_isa(before)
+
+
 # ---- soak -------------------------------------------------------------------------------------------
 
 
@@ -163,6 +216,28 @@ def test_many_shapes_leave_no_memory_behind() -> None:
         if i == 120:
             start = rss()
     assert rss() - start < 8 * 2**20
+
+
+# ---- memory that ends ------------------------------------------------------------------------------------
+
+MODELS = ("cnn", "cnn_dynamic", "linear", "low_bits", "lstm", "transformer", "embedding", "region", "trainee")  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is kept by Linux only")
+@pytest.mark.parametrize("model", MODELS if FULL else ("cnn", "linear", "low_bits", "region"))
+def test_memory_ends(model: str) -> None:
+    """Neither in the calling thread nor in the pool's: MemoryError, and the model works afterwards."""
+    script = Path(__file__).with_name("memory_ladder.py")
+    # Large blocks go back to the system at once, so that every rung asks it for memory.
+    malloc = {"ARENA_MAX": "1", "MMAP_THRESHOLD_": "65536", "TRIM_THRESHOLD_": "0"}
+    environment = {**os.environ, **{f"MALLOC_{name}": value for name, value in malloc.items()}}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), model, "200" if FULL else "12"],
+        capture_output=True, text=True, env=environment, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}{done.stderr[-2000:]}"
+    failed, passed = map(int, done.stdout.split()[1::2])
+    assert failed >= 1 and passed >= 1, done.stdout
 
 
 # ---- threads ----------------------------------------------------------------------------------------
@@ -413,3 +488,59 @@ def test_compile_with_dynamic_shapes() -> None:
         for batch in (2, 3, 7):
             x = image(batch=batch)
             assert torch.equal(compiled(x), small(x))
+
+
+# ---- traced models -------------------------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Three regions that read one value, with float steps between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = torch.softmax(self.q(x) @ self.k(x).transpose(-1, -2), -1)
+        return scores @ F.relu(self.v(x))
+
+
+TRACED = {
+    "conv": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), (2, 3, 8, 8)),
+    "net": (Net, (2, 3, 16, 16)),
+    "branches": (Branches, (2, 5, 16)),
+    "linear": (lambda: nn.Linear(16, 8), (4, 16)),
+    "lstm": (lambda: nn.LSTM(16, 8), (5, 2, 16)),
+}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("hooked", [False, True], ids=["plain", "hooked"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["traced", "frozen"])
+@pytest.mark.parametrize("with_data", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("name", list(TRACED))
+def test_traced_models_are_right_in_every_call(
+    name: str, with_data: bool, frozen: bool, hooked: bool, tmp_path: Path
+) -> None:
+    """From the second call on lists of constants are constants of the graph, which stay as they are."""
+    make, shape = TRACED[name]
+    x = torch.randn(shape)
+    model = octavo.quantize(make().eval(), 8, data=[x] if with_data else None, progress=False)
+    if hooked:
+        for child in model.modules():
+            child.register_forward_hook(lambda *_: None)
+    traced = torch.jit.trace(model, x, check_trace=False)
+    if frozen:
+        traced = torch.jit.freeze(traced.eval())
+    traced.save(str(tmp_path / "traced.pt"))
+    loaded = torch.jit.load(str(tmp_path / "traced.pt"))
+    for _ in range(4):
+        other = torch.randn(shape)
+        wanted = model(other)
+        for graph in (traced, loaded):
+            got = graph(other)
+            if isinstance(wanted, tuple):
+                assert torch.equal(got[0], wanted[0])
+            else:
+                assert torch.equal(got, wanted)

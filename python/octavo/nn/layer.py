@@ -229,14 +229,19 @@ class QLayer(nn.Module):
 
     def _set_values(self, values: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
         """Packs levels with scale and bias; the new panel appears in one assignment."""
+        isa = ops.active_isa()
         panel = self._pack(values, scale, zero_point)
         self._prepared = None
-        self._isa = ops.active_isa()
+        self._isa = isa
         self.panel = panel
         self.prepare()
 
     def current_panel(self) -> Tensor:
-        """The panel for the active instruction set; made anew if another one was chosen since."""
+        """The panel for the active instruction set; made anew if another one was chosen since.
+
+        Where another thread chooses meanwhile it may be for either: operators compute with the
+        kernels of the panel that they are given, and all kernels give the same bits.
+        """
         panel = self.panel
         if torch.compiler.is_compiling() or self.packed:
             return panel  # Packed panels serve every instruction set.
@@ -247,6 +252,8 @@ class QLayer(nn.Module):
                     panel = self._pack(self._values(panel), self.weight_scale.detach())
                 self.panel = panel
             self._isa = isa
+            if self.panel is not panel or ops.active_isa() != isa:
+                self._isa = ""  # Another thread was here too: the next call looks again.
         return panel
 
     def _program(self) -> str:

@@ -304,11 +304,13 @@ class _BoundRegion:
         if torch.compiler.is_compiling() and ready is not None:
             return ready[1], ready[2]
         isa = ops.active_isa()
-        if isa != self._isa:
-            for layer in self._layers:
-                layer.current_panel()
+        if isa == self._isa:
+            current = [layer.panel for layer in self._layers]
+        else:
+            current = [layer.current_panel() for layer in self._layers]
             self._isa = isa
-        current = [layer.panel for layer in self._layers]
+            if any(layer._isa != isa for layer in self._layers):
+                self._isa = ""  # Another thread was there too: the next call looks again.
         if ready is None or not all(map(operator.is_, current, ready[0])):
             own = iter(current)
             panels = [next(own) if isinstance(p, str) else p for p in self.region.panels]
