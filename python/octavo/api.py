@@ -373,10 +373,11 @@ def _corrected(
     """Codes with corrected biases, and each layer's error on the data."""
     if job.batches is None or job.effort == "fast" or not rounded.codes:
         return rounded.codes, {}
-    correction = correct_bias(work, decided, rounded.qparams, rounded.codes, job.batches)
-    # Methods that need data have fitted the biases.
-    codes = rounded.codes if how.needs_data else correction.codes
-    return codes, correction.output_sqnr
+    correction = correct_bias(
+        work, decided, rounded.qparams, rounded.codes, job.batches,
+        fitted=how.needs_data,  # Those methods have fitted the biases.
+    )  # fmt: skip
+    return correction.codes, correction.output_sqnr
 
 
 class _Notes:

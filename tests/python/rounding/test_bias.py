@@ -1,5 +1,7 @@
 """rounding.bias: mean errors of output channels vanish, in regions, alone and over batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from octavo.calibrate import calibrate
 from octavo.capture import capture
 from octavo.nn.registry import canonical_weight
 from octavo.plan import plan
-from octavo.rounding import correct_bias, nearest
+from octavo.rounding import bias, correct_bias, nearest
 from octavo.scheme import Scheme
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + 0.7
@@ -34,6 +36,7 @@ def parts(model, x, bits, activations="static"):
             site.scheme,
         )
         for site in decided.sites
+        if site.scheme
     }
     return decided, params, codes
 
@@ -104,3 +107,89 @@ def test_a_layer_called_twice_is_corrected_once_for_both():
     found = correct_bias(model, decided, params, codes, x)
     shift = (found.codes["layer"].bias - codes["layer"].bias).abs()
     assert 0 < float(shift.max()) < 1
+
+
+def outlier_network() -> nn.Module:
+    """Unit 3 of the first layer is giant where x has a share of the direction ``u``."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)).eval()
+    with torch.no_grad():
+        model[0].weight[3] = 40 * u()
+        model[2].weight[:, 3] *= 10
+    return model
+
+
+def u() -> torch.Tensor:
+    seeded = torch.Generator().manual_seed(5)
+    return nn.functional.normalize(torch.randn(64, generator=seeded), dim=0)
+
+
+def tokens(sequences: int, seed: int) -> torch.Tensor:
+    """[sequences, 32, 64]: the first token of each is an outlier."""
+    x = torch.randn(sequences, 32, 64, generator=torch.Generator().manual_seed(seed))
+    x -= (x @ u())[..., None] * u()
+    x[:, 0] += 4 * u()
+    return x
+
+
+@pytest.mark.parametrize("cut", ["sequences", "tokens"])
+def test_what_few_positions_carry_does_not_move_biases(cut):
+    """Also where each batch is one position, whose error its own mean would take away."""
+    model, data = outlier_network(), tokens(12, 1)
+    batches = data.split(4) if cut == "sequences" else data.flatten(0, 1)[:96].split(1)
+    decided, params, codes = parts(model, data, 8)
+    # The range of the second layer's input clips the giants.
+    params = {k: replace(p, scale=min(p.scale, 0.1)) for k, p in params.items()}
+    found = correct_bias(model, decided, params, codes, list(batches))
+    moved = (found.codes["2"].bias - codes["2"].bias).abs().max()
+    with torch.no_grad():
+        ordinary = model(data)[:, 1:].abs().mean()
+    assert float(moved) < 0.02 * float(ordinary)
+
+
+@pytest.mark.parametrize("where", ["", "0", "2"])
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_layers_behind_hooks_are_left_alone(where, kind):
+    model = network()
+    decided, params, codes = parts(model, X, 4)
+    module = model.get_submodule(where)
+    if kind == "forward_hook":
+        handle = module.register_forward_hook(lambda _module, _args, y: y * 2 + 1)
+    else:
+        handle = module.register_forward_pre_hook(lambda _module, args: (args[0] + 1,))
+    found = correct_bias(model, decided, params, codes, X)
+    seen = {"": {"0", "2"}}.get(where, {where})
+    assert {name for name in codes if found.codes[name].bias is codes[name].bias} >= seen
+    assert not seen & set(found.output_sqnr)
+    handle.remove()
+    assert correct_bias(model, decided, params, codes, X).codes["0"].bias is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_float_steps_get_values_of_their_type(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 8)).eval().to(dtype)
+    x = torch.randn(64, 32, dtype=dtype)
+    decided, params, codes = parts(model, x, 3)
+    found = correct_bias(model, decided, params, codes, x)
+    assert set(found.output_sqnr) == {"0", "2"}
+    assert found.codes["0"].bias.dtype == torch.float32
+
+
+def test_results_of_a_captured_module_have_the_last_word(monkeypatch):
+    """Shifts that help each layer are given up where the module's result gets worse."""
+    model = network()
+    decided, params, codes = parts(model, X, 2)
+    assert correct_bias(model, decided, params, codes, X).codes["0"].bias is not None
+    nearer = bias._distance
+    monkeypatch.setattr(bias, "_distance", lambda wanted, got: -nearer(wanted, got))
+    found = correct_bias(model, decided, params, codes, X)
+    assert all(found.codes[name].bias is codes[name].bias for name in codes)
+
+
+def test_fitted_biases_are_only_measured():
+    model = network()
+    decided, params, codes = parts(model, X, 4)
+    found = correct_bias(model, decided, params, codes, X, fitted=True)
+    assert all(found.codes[name] is codes[name] for name in codes)
+    assert set(found.output_sqnr) == {"0", "2"}
