@@ -16,12 +16,12 @@ __all__ = ["region_constants", "run_region"]
 
 def region_constants(panels: Sequence[Tensor], program: str) -> Tensor:
     """uint8 [bytes]: the numbers of ``run_region`` that follow from panels and program."""
-    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+    state = None if torch.compiler.is_compiling() else torch._C._get_tracing_state()
+    if state is None:
         result: Tensor = torch.ops.octavo.region_constants(list(panels), program)
         return result
     # A traced graph takes the numbers as they are: torch takes the panels out of a list of
     # constants that it passes on, so that the next call would find an empty one.
-    state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         return region_constants(panels, program)
