@@ -167,7 +167,8 @@ def quantize(
             "exclude": excluded, "include": included, "strict": strict, "progress": progress,
         }  # fmt: skip
         widest = checks.check_search(bits, qat)
-        search = Search(model, data, evaluate, functools.partial(quantize, **options))
+        again = None if batches is None else batches.source
+        search = Search(model, again, evaluate, functools.partial(quantize, **options))
         narrowest = search.result(widest, float(max_drop), grid, inplace, progress)
         return cast(Model, narrowest)
     job = _Job(

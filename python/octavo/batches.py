@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from octavo.errors import CalibrationError, describe
 from octavo.interrupts import let_through
@@ -65,8 +66,9 @@ class Batches:
     data: a tensor (one batch), a mapping (one batch, passed by keyword), an iterable of batches, or
       a callable that is given the model and runs it. A batch is a tensor, a tuple or list of
       positional arguments, a mapping of keyword arguments, or any other object, which is passed as
-      it is. An iterator that can be read only once is read into a list. Items at the end of a
-      tuple, and keys, that the model's forward cannot take (labels) are dropped.
+      it is. What may give its batches only once (an iterator, a progress bar around one, a stream)
+      is read into a list here; sequences and a DataLoader of one are read each time. Items at the
+      end of a tuple, and keys, that the model's forward cannot take (labels) are dropped.
     """
 
     def __init__(self, data: object) -> None:
@@ -79,10 +81,8 @@ class Batches:
                 "quantize: data must be batches of inputs or a callable that runs the model, got "
                 f"{describe(data)}. Pass for example data=[batch1, batch2]."
             )
-        elif isinstance(data, Iterator):
-            self._items = let_through(list, data)
         elif isinstance(data, Iterable):
-            self._items = data
+            self._items = data if _gives_again(data) else let_through(list, data)
         elif callable(data):
             self.runs_model = data
         else:
@@ -90,6 +90,11 @@ class Batches:
                 "quantize: data must be batches of inputs or a callable that runs the model, got "
                 f"{describe(data)}. Pass for example data=[batch1, batch2]."
             )
+
+    @property
+    def source(self) -> Callable[[nn.Module], object] | Iterable[object]:
+        """What can be given as data in place of ``data``, as often as needed."""
+        return self.runs_model or self._items
 
     def calls(self, model: nn.Module) -> Iterator[Call]:
         """The batches as calls of ``model``; a CalibrationError if there is none."""
@@ -162,6 +167,14 @@ class Batches:
                 seen += call.samples
                 if seen >= samples:
                     return
+
+
+def _gives_again(data: Iterable[object]) -> bool:
+    """Whether it is certain that a second reading gives what the first gave."""
+    if isinstance(data, DataLoader):
+        return not isinstance(data.dataset, IterableDataset)
+    is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return is_sequence and not isinstance(data, Iterator)
 
 
 def _call_of(item: object, signature: inspect.Signature, name: str, number: int) -> Call:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +201,7 @@ def pareto_front(
             f"pareto_front: rounds must be at least 1, got {describe(rounds)}. Use 20."
         )
     check_model(model)
-    kept = let_through(list, data) if isinstance(data, Iterator) else data
+    kept = None if data is None else Batches(data).source
     reference = copy_model(model).eval()
     call = _call(reference, kept if inputs is None else inputs)
     models: dict[str, nn.Module] = {"float": reference}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import nn
@@ -24,7 +24,7 @@ class Search:
 
     Args:
         model: the float model.
-        data: batches as for `octavo.quantize`.
+        data: batches as for `octavo.quantize`, which can be read more than once.
         evaluate: a model to its score; higher is better.
         quantize: `octavo.quantize` with all options but the widths.
     """
@@ -37,7 +37,7 @@ class Search:
         quantize: Callable[..., nn.Module],
     ) -> None:
         self.model, self.evaluate, self.quantize = model, evaluate, quantize
-        self.data = let_through(list, data) if isinstance(data, Iterator) else data
+        self.data = data
         self.scores: dict[float, float] = {}
         """Average to score, of those that were tried."""
 

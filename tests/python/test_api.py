@@ -1,7 +1,11 @@
 """api: the pipeline from end to end on small models."""
 
+import collections
 import copy
 import json
+import os
+import threading
+import types
 
 import pytest
 import torch
@@ -161,6 +165,122 @@ def test_inplace_changes_the_model_or_nothing():
 
     assert octavo.quantize(model, 8, data=X, inplace=True, progress=False) is model
     assert torch.equal(model(X), wanted)
+
+
+class Frozen(dict):
+    """A config as diffusers has it: what would change it raises."""
+
+    def _refuse(self, *_, **__):
+        raise Exception("You cannot change a FrozenDict.")
+
+    update = clear = pop = popitem = setdefault = __setitem__ = __delitem__ = __ior__ = _refuse
+
+
+class Watched(collections.OrderedDict):
+    """A dict with rules of its own: it knows who wrote into it."""
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        self.__dict__["writes"] = self.__dict__.get("writes", 0) + 1
+
+
+class Configured(nn.Module):
+    """Holds containers that are nobody's but its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.out = nn.Linear(16, 16), nn.Linear(16, 8)
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+        self.config = Frozen(width=8)
+        self.proxy = types.MappingProxyType({"width": 8})
+        self.watched = Watched(a=1, b=2)
+        self.plain, self.list, self.set = {"a": [1]}, [1, 2], {1, 2}
+        self.default = collections.defaultdict(list, a=[1])
+
+    def forward(self, x):
+        self.plain["last"] = x  # Tracing must take it out again.
+        self.list.append(x)
+        return self.out(torch.relu(self.fc(x)))
+
+
+ROWS = torch.randn(8, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("qat", [False, True], ids=["integers", "trainee"])
+@pytest.mark.parametrize("data", [None, [ROWS]], ids=["no data", "data"])
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "inplace"])
+def test_containers_with_rules_of_their_own(inplace, data, qat):
+    torch.manual_seed(0)
+    model = Configured().eval()
+    del model.plain["a"]
+    config, watched, writes = model.config, model.watched, model.watched.writes
+    made = octavo.quantize(model, 8, data=data, inplace=inplace, qat=qat, progress=False)
+    assert model.config is config and dict(config) == {"width": 8}
+    assert model.watched is watched and list(watched.items()) == [("a", 1), ("b", 2)]
+    assert watched.writes == writes, "written to"
+    assert made.config == {"width": 8} and made.proxy["width"] == 8
+    assert not any(isinstance(v, torch.fx.Proxy) for v in (*model.plain.values(), *model.list))
+    assert model.set == {1, 2} and model.default == {"a": [1]}
+    made(ROWS)
+
+
+def test_inplace_puts_back_exactly_what_was_there(monkeypatch):
+    model = Configured().eval()
+    containers = {key: value for key, value in vars(model).items() if isinstance(value, dict)}
+    attributes = {name: dict(vars(m)) for name, m in model.named_modules()}
+    contents = {key: list(value.items()) for key, value in containers.items()}
+    writes = model.watched.writes
+
+    def fail(*_, **__):
+        model.register_buffer("more", torch.ones(1), persistent=False)
+        raise RuntimeError("late")
+
+    monkeypatch.setattr(octavo.api, "rewrite", fail)
+    with pytest.raises(RuntimeError, match="late"):
+        octavo.quantize(model, 8, inplace=True, progress=False)
+    for name, module in model.named_modules():
+        assert vars(module).keys() == attributes[name].keys()
+        assert all(vars(module)[key] is value for key, value in attributes[name].items())
+    assert {key: list(value.items()) for key, value in containers.items()} == contents
+    assert model.watched.writes == writes and model._non_persistent_buffers_set == {"seen"}
+
+
+UNCOPYABLE = {
+    "lock": threading.Lock,
+    "generator": lambda: (i for i in range(3)),
+    "file": lambda: open(os.devnull),
+    "in a dict": lambda: {"a": [threading.RLock()]},
+    "in a frozen dict": lambda: Frozen(a=threading.RLock()),
+}
+
+
+@pytest.mark.parametrize("make", UNCOPYABLE.values(), ids=UNCOPYABLE)
+@pytest.mark.parametrize("data", [None, [ROWS]], ids=["no data", "data"])
+def test_what_cannot_be_copied_is_named(make, data):
+    model = nn.Sequential(nn.Sequential(nn.Linear(16, 8))).eval()
+    held = model[0].held = make()
+    with pytest.raises(
+        TypeError, match=r"got attribute '0\.held' of a Sequential, a .*inplace=True"
+    ):
+        octavo.quantize(model, 8, data=data, progress=False)
+    assert model[0].held is held
+    assert octavo.quantize(model, 8, data=data, inplace=True, progress=False) is model
+    assert isinstance(model[0][0], QLayer) and model[0].held is held
+    if hasattr(held, "close"):
+        held.close()
+
+
+def test_batches_that_come_once_are_enough_for_a_search():
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+
+    def score(m):
+        return decibels(model(ROWS).detach(), m(ROWS).detach() + 1e-3)
+
+    for data in (iter([ROWS]), (x for x in [ROWS])):
+        made = octavo.quantize(
+            model, 8, data=data, evaluate=score, max_drop=100, progress=False
+        )  # fmt: skip
+        assert any(isinstance(m, QLayer) and m.activations == "static" for m in made.modules())
 
 
 def test_plans_can_be_edited_and_given():

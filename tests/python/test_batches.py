@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from octavo.batches import Batches
 from octavo.errors import CalibrationError
@@ -109,3 +110,64 @@ def test_numpy_batches_name_the_remedy():
         TypeError, match=r"must hold tensors, got ndarray\. Convert with torch\.as_tensor"
     ):
         calls([X.numpy()])
+
+
+class Bar:
+    """A progress bar: it can be read again if what it stands around can."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        yield from self.items
+
+    def __len__(self):
+        return 3
+
+
+class Stream(IterableDataset):
+    """A data set over a socket."""
+
+    def __init__(self):
+        self.items = iter([X, X + 1, X + 2])
+
+    def __iter__(self):
+        return self.items
+
+
+ONCE = {
+    "iterator": lambda: iter([X, X + 1, X + 2]),
+    "bar around a generator": lambda: Bar(X + i for i in range(3)),
+    "stream": Stream,
+    "loader of a stream": lambda: DataLoader(Stream(), batch_size=None),
+    "bar around a loader of a stream": lambda: Bar(DataLoader(Stream(), batch_size=None)),
+    "map": lambda: map(lambda i: X + i, range(3)),
+}
+
+
+@pytest.mark.parametrize("make", ONCE.values(), ids=ONCE)
+def test_what_gives_its_batches_once_is_kept(make):
+    batches = Batches(make())
+    assert torch.equal(batches.first(Two()).args[0], X)
+    for same in (batches, Batches(batches.source), batches):
+        got = [call.args[0] for call in same.calls(Two())]
+        assert len(got) == 3 and all(torch.equal(x, X + i) for i, x in enumerate(got))
+
+
+class Counted(list):
+    """A sequence that counts how often it is read."""
+
+    reads = 0
+
+    def __iter__(self):
+        self.reads += 1
+        return super().__iter__()
+
+
+def test_what_gives_them_again_is_not_kept():
+    data = Counted([X, X])
+    batches = Batches(data)
+    assert data.reads == 0
+    assert len(list(batches.calls(Two()))) == len(list(batches.calls(Two()))) == data.reads == 2
+    loader = DataLoader(Counted([X, X]), batch_size=None)
+    assert Batches(loader)._items is loader

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ __all__ = ["copy_model", "own_class", "replace_modules"]
 
 # What a layer that replaces another has to itself: the rest it shares with the model it came from.
 _OWN = frozenset({"_parameters", "panel", "_prepared", "input_params", "float_class"})
+_TABLES = frozenset(nn.Module().__dict__)
 
 
 def copy_model(
@@ -23,10 +25,14 @@ def copy_model(
 ) -> nn.Module:
     """A deep copy; tensors that are no leaves become clones, hook callables stay the same objects.
 
+    So do mappings of modules that are frozen: nobody can write into them.
+
     Args:
         model: any module.
         replaced: id of a module to the module that stands for it, wherever it is referred to.
         shared: tensors that the copy has in common with ``model``.
+
+    Raises TypeError where something cannot be copied, with its name.
     """
     memo: dict[int, Any] = dict(replaced or {})
     memo.update((id(parameter), parameter) for parameter in shared)
@@ -36,12 +42,14 @@ def copy_model(
             if "hooks" in name and isinstance(table, dict):
                 for hook in table.values():
                     memo[id(hook)] = hook
+            elif name not in _TABLES and _is_frozen(table, memo):
+                memo[id(table)] = table
             elif not name.startswith("_"):
                 _clone_non_leaves(table, memo, kept)
         for tensors in (module._parameters, module._buffers):
             _clone_non_leaves(tensors, memo, kept)
     # A layer that replaces another one took over its hook tables: the copy needs tables of its own.
-    result: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)
+    result: nn.Module = memo[id(model)] if id(model) in memo else _deepcopy(model, memo)
     for layer in (replaced or {}).values():
         for name, value in layer.__dict__.items():
             if name not in _OWN:
@@ -60,6 +68,43 @@ def own_class(module: nn.Module) -> None:
     """
     own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__")}
     module.__class__ = type(type(module).__name__, type(module).__bases__, own)
+
+
+def _is_frozen(value: Any, memo: dict[int, Any]) -> bool:
+    """Whether a mapping refuses to be copied although its items do not."""
+    if not isinstance(value, Mapping) or type(value) in (dict, OrderedDict, defaultdict):
+        return False
+    return _refusal(value, memo) is not None and _refusal(dict(value.items()), memo) is None
+
+
+def _refusal(value: Any, memo: dict[int, Any]) -> Exception | None:
+    """The error of a deep copy."""
+    try:
+        copy.deepcopy(value, dict(memo))
+    except Exception as error:
+        return error
+    return None
+
+
+def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """``copy.deepcopy``; a TypeError that names what cannot be copied."""
+    before = dict(memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except MemoryError:
+        raise
+    except Exception as error:  # Any code may run here, so any error may come out.
+        for path, module in model.named_modules():
+            for name, value in module.__dict__.items():
+                reason = None if name in _TABLES else _refusal(value, before)
+                if reason is not None:
+                    raise TypeError(
+                        "model: expected modules that can be copied, got attribute "
+                        f"{f'{path}.{name}'.lstrip('.')!r} of a {type(module).__name__}, a "
+                        f"{type(value).__name__} ({reason}). Pass inplace=True to quantize, which "
+                        "needs no copy, or take the attribute off meanwhile."
+                    ) from error
+        raise
 
 
 def _clone_non_leaves(value: Any, memo: dict[int, Any], kept: list[Any], depth: int = 0) -> None:
