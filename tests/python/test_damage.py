@@ -211,7 +211,7 @@ SAVED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", SAVED)
-def test_p18_contents_of_wrong_types(tmp_path: Path, kind: str) -> None:
+def test_contents_of_wrong_types(tmp_path: Path, kind: str) -> None:
     """Every field of the description, with values that it cannot have: a CheckpointError, or a model that loads."""
     path = tmp_path / "net.safetensors"
     octavo.save(SAVED[kind](), path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from pathlib import Path
-
-from octavo.ops.region_steps import PLANNED, STEPS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PYTHON = ROOT / "python" / "octavo"
+# The file alone: the package could not be imported before it is built.
+ROWS = runpy.run_path(str(PYTHON / "ops" / "region_steps.py"))
+STEPS, PLANNED = ROWS["STEPS"], ROWS["PLANNED"]
 KINDS = frozenset(STEPS) | frozenset(PLANNED)
 
 # Where kinds are named: the rows, what lowering fills panels with, and recognition, which says what
