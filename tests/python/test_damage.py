@@ -243,7 +243,7 @@ def test_contents_of_wrong_types(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("value", WRONG, ids=repr)
-def test_p18_wrong_values_as_a_whole(file: Path, value: Any) -> None:
+def test_wrong_values_as_a_whole(file: Path, value: Any) -> None:
     tensors, metadata = safetensors_file.read(file)
     for text in (json.dumps(value), json.dumps([value]), repr(value)):
         safetensors_file.write(file, tensors, {**metadata, "model": text})
