@@ -32,7 +32,7 @@ void dequantize_image(const Image& src, QuantParams p, const FloatImage& dst);
 void copy_image(const FloatImage& src, const FloatImage& dst);
 
 /// Affine u8 parameters of the range [min, max] widened to hold 0, zero exactly representable:
-/// scale = max((max - min) / max_code, 1.2e-7f), z = clamp(rne(-min / scale), 0, max_code).
+/// scale = max((max - min) / max_code, kMinScale), z = clamp(rne(-min / scale), 0, max_code).
 /// A non-finite range counts as the largest finite one. The only rule for dynamic scales.
 QuantParams params_of_range(float min, float max, int32_t max_code);
 /// Dynamic parameters per sample (image n) of src; `params` has src.n entries. NaN is ignored.
@@ -90,7 +90,6 @@ struct FakeSteps {
   bool relu, learned;
   const float *scale, *zero_point;
 };
-inline constexpr float kMinScale = 1.2e-7f;
 int64_t groups_of(const FakeSteps& steps);
 /// Masks are rows of bits, each row starting at a byte: `row` values in each of `rows`.
 struct MaskShape {

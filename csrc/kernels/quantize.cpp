@@ -170,7 +170,7 @@ QuantParams params_in_default_modes(float min, float max, int32_t max_code) {
   const float hi = max > 0.0f ? std::min(max, kLargest) : 0.0f;
   const float range = std::min(hi - lo, kLargest);
   const float codes = static_cast<float>(max_code);
-  const float scale = std::max(range / codes, 1.2e-7f);
+  const float scale = std::max(range / codes, kMinScale);
   const float zero = std::min(std::max(-lo / scale, 0.0f), codes);
   return {scale, static_cast<int32_t>((zero + 0x1.8p23f) - 0x1.8p23f), max_code};
 }

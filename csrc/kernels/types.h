@@ -34,6 +34,10 @@ struct FloatImage {
   int64_t stride_n = 0, stride_h = 0, stride_w = 0, stride_c = 0;
 };
 
+/// Smallest scale of anything: the smallest normal float32, whose inverse is finite. What lies
+/// within a range too small for it is zero. python/octavo/scheme.py has it too.
+inline constexpr float kMinScale = 0x1p-126f;
+
 /// Bytes that any activation buffer keeps readable before its first and after its last element, so
 /// that tiles may load whole vectors and padded K runs. Their content is free: weights there are
 /// zero.

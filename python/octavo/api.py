@@ -34,7 +34,7 @@ from octavo.plan import FlowPlan, Plan
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rewrite import rewrite
-from octavo.rounding import METHODS, Method, choose, correct_bias, round_model
+from octavo.rounding import METHODS, Method, choose, correct_bias, round_model, rounded_plainly
 from octavo.rounding.run import Rounded
 from octavo.scheme import Activations, QParams
 from octavo.search import Search
@@ -267,9 +267,12 @@ def _integers(job: _Job) -> nn.Module:
     divided = _moved(job, work, decided, flows)
     decided, params = _calibrated(job, work, decided)
     how = _method(job, work, decided, divided)
+    chosen = job.rounding is None and how.needs_data
+    plainly = rounded_plainly(work, decided) if chosen and not how.blockwise else ()
     rounded = round_model(
-        work, decided, how, qparams=params, data=job.batches, flows=flows, progress=job.progress
-    )
+        work, decided, how, qparams=params, data=job.batches, flows=flows, plainly=plainly,
+        progress=job.progress,
+    )  # fmt: skip
     job.notes.add_all([*rounded.notes, *_zero_channels(rounded.codes)])
     codes, output_sqnr = _corrected(job, work, decided, rounded, how)
     layers = layer_records(work, decided, codes, output_sqnr, divided)

@@ -33,7 +33,7 @@ from octavo.nn.surgery import copy_model
 from octavo.ops.region_program import parse
 from octavo.record import Record, attach, record_of
 from octavo.rewrite import install
-from octavo.scheme import Activations, QParams
+from octavo.scheme import MIN_SCALE, Activations, QParams
 from octavo.separate import is_separable, separate
 from octavo.signature import known_arguments
 from octavo.trainee import training_of
@@ -563,7 +563,7 @@ class _Loader:
         if scale.dtype is not dtype or tuple(scale.shape) != shape:
             raise self.fail(f"{name}: {dtype} {list(shape)}", f"{scale.dtype} {list(scale.shape)}")
         scale = scale.float()
-        bad = ~(torch.isfinite(scale) & (scale.abs() >= torch.finfo(torch.float32).tiny))
+        bad = ~(torch.isfinite(scale) & (scale.abs() >= MIN_SCALE))
         if bool(bad.any()):
             index = bad.nonzero()[0].tolist()
             raise self.fail(
@@ -578,7 +578,7 @@ class _Loader:
         text, zero_point, bits = data["input"]
         scale = float.fromhex(text)
         single = float(torch.tensor(scale, dtype=torch.float32))
-        if not torch.finfo(torch.float32).tiny <= scale < float("inf") or single != scale:
+        if not MIN_SCALE <= scale < float("inf") or single != scale:
             raise self.fail(
                 f"layer {name!r}: a positive normal float32 as input scale", describe(text)
             )

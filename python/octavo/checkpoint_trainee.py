@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from octavo import safetensors_file
@@ -19,7 +18,7 @@ from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.surgery import copy_model
 from octavo.plan import Plan
-from octavo.scheme import QParams
+from octavo.scheme import MIN_SCALE, QParams
 from octavo.separate import separate
 from octavo.trainee import Training, make_trainee
 from octavo.typed import fits
@@ -200,7 +199,7 @@ def _check_plan(plan: Plan, model: nn.Module, modules: Mapping[str, str], where:
 def _qparams(value: Any, where: str) -> QParams:
     text, zero_point, bits = value
     scale = float.fromhex(text)
-    good = torch.finfo(torch.float32).tiny <= scale < float("inf")
+    good = MIN_SCALE <= scale < float("inf")
     if type(bits) is not int or not 2 <= bits <= 8 or not good:
         raise CheckpointError(f"{where}: expected the range of a value, got {describe(value)}.")
     if type(zero_point) is not int or not 0 <= zero_point < 2**bits:

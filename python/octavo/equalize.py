@@ -58,7 +58,7 @@ class _Channels:
     """Per channel: the largest magnitude and the mean square."""
 
     def __init__(self) -> None:
-        self.largest = torch.zeros(0)
+        self.largest = torch.zeros(0, dtype=torch.float32)
         self.squares = torch.zeros(0, dtype=torch.float64)
         self.count = 0
 
@@ -251,7 +251,7 @@ def _divide(first: nn.Module, s: Tensor) -> None:
     assert isinstance(weight, nn.Parameter)
     shape = (-1,) + (1,) * (weight.dim() - 1)
     first.weight = _parameter(weight.double() / s.view(shape), weight)
-    if isinstance(first.bias, nn.Parameter):
+    if isinstance(first.bias, Tensor):
         first.bias = _parameter(first.bias.double() / s, first.bias)
 
 
@@ -264,5 +264,5 @@ def _multiply(second: nn.Module, s: Tensor) -> None:
     second.weight = _parameter(scaled.reshape(weight.shape), weight)
 
 
-def _parameter(value: Tensor, like: nn.Parameter) -> nn.Parameter:
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value.to(like.dtype), requires_grad=like.requires_grad)

@@ -19,7 +19,7 @@ from octavo.fold import fold
 from octavo.grids import GRIDS, TABLE_CHANNELS
 from octavo.keys import RangeKey, SiteKey
 from octavo.measure import tensor_bytes
-from octavo.nn.registry import canonical_weight
+from octavo.nn.registry import canonical_weight, layer_bias
 from octavo.nn.surgery import copy_model
 from octavo.plan import Plan, SitePlan
 from octavo.report import resident_bytes
@@ -107,8 +107,12 @@ def _zeros(module: nn.Module, site: SitePlan, fitted: bool) -> Codes:
     weight = canonical_weight(module)
     rows, size = weight.shape[0], site.scheme.group_size
     columns = weight[:1].numel()
-    scale = torch.ones(rows, max(1, -(-columns // size))) if size else torch.ones(rows)
-    own = module._parameters.get("bias")
+    scale = (
+        torch.ones(rows, max(1, -(-columns // size)), dtype=torch.float32)
+        if size
+        else torch.ones(rows, dtype=torch.float32)
+    )
+    own = layer_bias(module)
     has_bias = own is not None or (fitted and not isinstance(module, nn.Embedding))
     levels: Tensor | None = None
     if GRIDS[site.scheme.grid] is not None:
@@ -117,7 +121,7 @@ def _zeros(module: nn.Module, site: SitePlan, fitted: bool) -> Codes:
     return Codes(
         torch.zeros(weight.shape, dtype=torch.int8),
         scale,
-        torch.zeros(rows) if has_bias else None,
+        torch.zeros(rows, dtype=torch.float32) if has_bias else None,
         site.scheme,
         levels,
         None if site.scheme.symmetric else torch.zeros(rows, scale[0].numel(), dtype=torch.uint8),

@@ -15,6 +15,7 @@ from octavo.fold import affine_of, fold_pair, materialise
 from octavo.interrupts import held_back
 from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
+from octavo.nn.registry import layer_bias
 from octavo.nn.surgery import copy_model
 from octavo.nn.trained_layer import trained_layer
 from octavo.nn.training import Store, TrainedForward, trained_forward
@@ -22,14 +23,12 @@ from octavo.plan import Plan, SitePlan
 from octavo.record import Record, attach, layer_records
 from octavo.regions import RegionPlan
 from octavo.rewrite import rewrite
-from octavo.scheme import QParams
+from octavo.scheme import MIN_SCALE, QParams
 from octavo.signature import known_arguments
 from octavo.trainee import Training, forget, training_of
 from octavo.types import Model
 
 __all__ = ["check_trainee", "freeze", "qparams_of"]
-
-_TINY = torch.finfo(torch.float32).tiny
 
 
 @held_back()
@@ -174,8 +173,8 @@ def _codes(plain: nn.Module, site: SitePlan, trained: Codes, factor: Tensor | No
     if factor is not None:
         scale = (scale.double() * factor).float()
         # A channel that the BatchNorm silences: the smallest scale there is says the same.
-        scale = torch.where(scale.abs() < _TINY, torch.full_like(scale, _TINY), scale)
-    bias = plain.get_submodule(site.name)._parameters.get("bias")
+        scale = torch.where(scale.abs() < MIN_SCALE, MIN_SCALE, scale)
+    bias = layer_bias(plain.get_submodule(site.name))
     kept = None if bias is None else bias.detach().float()
     return replace(trained, scale=scale, bias=kept)
 

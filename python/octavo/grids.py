@@ -269,7 +269,9 @@ class Snap:
     def ends(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """The smallest and largest level of the weights [rows, columns], or of all: linear grid."""
         if self._low is None:
-            return torch.tensor(float(self._bounds[0])), torch.tensor(float(self._bounds[1]))
+            return torch.tensor(float(self._bounds[0]), dtype=torch.float32), torch.tensor(
+                float(self._bounds[1]), dtype=torch.float32
+            )
         low = self._lowest(self._low[:rows], columns)
         return low, low + (self._scheme.codes - 1)
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import describe
+from octavo.nn.registry import layer_bias
+from octavo.scheme import MIN_SCALE
 
 __all__ = ["check_model"]
 
@@ -160,7 +162,7 @@ def _check_weights(model: nn.Module) -> None:
         layer = isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd))
         if weight is None or not (layer or hasattr(module, "in_features")):
             continue
-        for kind, tensor in module._parameters.items():
+        for kind, tensor in {**module._parameters, "bias": layer_bias(module)}.items():
             if tensor is None:
                 continue
             where = f"{name}.{kind}" if name else kind
@@ -175,9 +177,8 @@ def _check_weights(model: nn.Module) -> None:
                 doubles.append(where)
         if weight.numel() > 1:
             largest = float(weight.detach().abs().amax())
-            smallest_normal = torch.finfo(torch.float32).tiny
             if largest != 0 and (
-                largest < smallest_normal or bool((weight == weight.flatten()[0]).all())
+                largest < MIN_SCALE or bool((weight == weight.flatten()[0]).all())
             ):
                 flat.append(name)
     if doubles:

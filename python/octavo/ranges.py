@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from octavo.scheme import QParams
+from octavo.scheme import MIN_SCALE, QParams
 
 __all__ = [
-    "MIN_SCALE",
     "RULES",
     "Histogram",
     "huber",
@@ -25,11 +24,6 @@ __all__ = [
     "percentile",
     "qparams_of_range",
 ]
-
-MIN_SCALE = 1.2e-7
-"""Smallest scale of any value: the float32 resolution at 1, safely normal and with a finite
-reciprocal.
-"""
 
 MAX_BINS = 4096
 """Bins of a histogram. At least half are in use, so an 8-bit step spans 8 bins or more."""

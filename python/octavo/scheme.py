@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Activations", "QParams", "Scheme", "default_group_size"]
+__all__ = ["MIN_SCALE", "Activations", "QParams", "Scheme", "default_group_size"]
 
 Activations = Literal["float", "dynamic", "static"]
+
+MIN_SCALE = 2.0**-126
+"""Smallest scale of anything: the smallest normal number of float32, and of bfloat16. Its inverse
+is finite. What lies within a range too small for it is zero. csrc/kernels/types.h has it too.
+"""
 
 
 @dataclass(frozen=True)

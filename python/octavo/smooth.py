@@ -218,9 +218,9 @@ def _noise(weight: Tensor, site: SitePlan, largest: float, power: Tensor) -> flo
 
 def _divide(norm: nn.Module, s: Tensor) -> None:
     for name in ("weight", "bias"):
-        old = norm._parameters.get(name)
-        if old is not None:
-            norm._parameters[name] = _parameter(old.double() / s, old)
+        old = getattr(norm, name, None)
+        if isinstance(old, Tensor):
+            setattr(norm, name, _parameter(old.double() / s, old))
 
 
 def _multiply(layer: nn.Module, s: Tensor) -> None:
@@ -235,5 +235,5 @@ def _multiply(layer: nn.Module, s: Tensor) -> None:
     )
 
 
-def _parameter(value: Tensor, like: nn.Parameter) -> nn.Parameter:
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value.to(like.dtype).contiguous(), requires_grad=like.requires_grad)

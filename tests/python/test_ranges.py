@@ -7,7 +7,6 @@ import torch
 
 from octavo.ranges import (
     MAX_BINS,
-    MIN_SCALE,
     RULES,
     Histogram,
     clipped,

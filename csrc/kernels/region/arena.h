@@ -3,6 +3,7 @@
 // units.
 #pragma once
 
+#include <algorithm>
 #include <any>
 #include <cstdint>
 #include <memory>
@@ -12,6 +13,13 @@
 #include "region/shapes.h"
 
 namespace octavo {
+
+/// The one rounding of a factor that codes, or sums of their products, are multiplied by to get
+/// codes, and of an offset of such. Beyond these bounds, which a value with the smallest scale
+/// leads to, whatever is not 0 ends at an end of the codes; within them no sum is infinite, so that
+/// no NaN can arise.
+inline float code_factor(double m) { return static_cast<float>(std::clamp(m, -0x1p90, 0x1p90)); }
+inline float code_offset(double a) { return static_cast<float>(std::clamp(a, -0x1p120, 0x1p120)); }
 
 /// A value in the arena. Float values have no place: they are written to the results directly.
 struct Placed {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "region/arena.h"
 #include "region/step_row.h"
 
 namespace octavo {
@@ -27,11 +28,24 @@ std::vector<int64_t> constant_channels(const Program& program,
 }  // namespace
 
 float ConstantsStep::rounded(double number) const {
-  const auto value = static_cast<float>(number);
-  if (!std::isfinite(value)) {
+  check_finite(static_cast<float>(number));
+  return static_cast<float>(number);
+}
+
+float ConstantsStep::rounded_factor(double number) const {
+  check_finite(number);
+  return code_factor(number);
+}
+
+float ConstantsStep::rounded_offset(double number) const {
+  check_finite(number);
+  return code_offset(number);
+}
+
+void ConstantsStep::check_finite(double number) const {
+  if (!std::isfinite(number)) {
     fail("scales whose quotient is a finite float32", std::to_string(number));
   }
-  return value;
 }
 
 std::vector<int64_t> lay_out_constants(const Program& program, const std::vector<int64_t>& channels,

@@ -28,8 +28,14 @@ class ConstantsStep : public PanelStep {
  public:
   using PanelStep::PanelStep;
 
-  /// The one rounding of a derived number.
+  /// The one rounding of a derived number: of one that leads to floats, and of a factor or an
+  /// offset that leads to codes (arena.h).
   float rounded(double number) const;
+  float rounded_factor(double number) const;
+  float rounded_offset(double number) const;
+
+ private:
+  void check_finite(double number) const;
 };
 
 /// Offset of each step's numbers in the constants of a region, -1 without; the total is put into

@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from octavo import ops
 from octavo.grids import Snap, largest_level, spread
-from octavo.ranges import MIN_SCALE
-from octavo.scheme import QParams, Scheme
+from octavo.scheme import MIN_SCALE, QParams, Scheme
 
 __all__ = [
     "METHODS",
@@ -116,18 +115,18 @@ class FakeQuantize(nn.Module):
         self.method = method
         scale, zero = float(start.scale), float(start.zero_point)
         if method in _LEARNED:
-            self.scale = nn.Parameter(torch.tensor([scale]))
-            zero_point = torch.tensor([zero])
+            self.scale = nn.Parameter(torch.tensor([scale], dtype=torch.float32))
+            zero_point = torch.tensor([zero], dtype=torch.float32)
             if method == "lsq+":
                 self.zero_point = nn.Parameter(zero_point)
             else:
                 self.register_buffer("zero_point", zero_point)
-            self.register_buffer("start", torch.tensor([scale]))
+            self.register_buffer("start", torch.tensor([scale], dtype=torch.float32))
         elif method == "pact":
-            self.alpha = nn.Parameter(torch.tensor([scale * self.qmax]))
+            self.alpha = nn.Parameter(torch.tensor([scale * self.qmax], dtype=torch.float32))
             self.register_buffer("start", self.alpha.detach().clone())
         else:
-            ends = torch.tensor([-zero * scale, (self.qmax - zero) * scale])
+            ends = torch.tensor([-zero * scale, (self.qmax - zero) * scale], dtype=torch.float32)
             self.register_buffer("range", ends)
 
     @property
@@ -246,10 +245,10 @@ class FakeQuantize(nn.Module):
             zero = self.zero_point.round().clamp(0, self.qmax)
         elif self.method == "pact":
             scale = (self.alpha / self.qmax).abs().clamp_min(MIN_SCALE)
-            zero = torch.zeros(1)
+            zero = torch.zeros(1, dtype=torch.float32)
         else:
             observed = ops.observe_fake_quantize(
-                torch.zeros(1), self.range, update=False, **self._rule()
+                torch.zeros(1, dtype=torch.float32), self.range, update=False, **self._rule()
             )
             scale, zero = observed.scale, observed.zero_point
         return QParams(float(scale), int(zero), self.bits)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from octavo import ops
 from octavo.grids import codes_of, spread_zero_point, values_of
-from octavo.scheme import Activations, QParams
+from octavo.scheme import MIN_SCALE, Activations, QParams
 
 __all__ = ["QLayer"]
 
@@ -25,7 +25,6 @@ _MODULE_STATE = frozenset(nn.Module().__dict__)
 # What a quantized layer takes over from its float layer: the very hook tables, so that handles keep
 # working.
 _KEPT_STATE = frozenset({"training", *(name for name in _MODULE_STATE if "hooks" in name)})
-_TINY = torch.finfo(torch.float32).tiny
 _COMPUTED = frozenset({"weight", "bias", "forward"})
 
 
@@ -116,7 +115,9 @@ class QLayer(nn.Module):
         for name, value in module.__dict__.items():
             if (name not in _MODULE_STATE or name in _KEPT_STATE) and name not in _COMPUTED:
                 layer.__dict__[name] = value
-        layer._buffers.update(module._buffers)
+        for name, buffer in module._buffers.items():
+            if name not in _COMPUTED:
+                layer._buffers[name] = buffer
         layer.float_class = type(module)
         layer.bits, layer.grid, layer.path = bits, grid, path
         layer.group_size, layer.packed, layer.input_params = group_size, packed, input_params
@@ -269,7 +270,11 @@ class QLayer(nn.Module):
         if prepared is None or prepared[0] is not panel:
             with torch.inference_mode(False), torch.no_grad():
                 program = self._program()
-                constants = ops.region_constants([panel], program) if program else torch.empty(0)
+                constants = (
+                    ops.region_constants([panel], program)
+                    if program
+                    else torch.empty(0, dtype=torch.float32)
+                )
                 prepared = (panel, program, constants)
             self._prepared = prepared
         return prepared
@@ -385,7 +390,7 @@ class QLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QLayer:
         try:
-            device = fn(torch.empty(0)).device
+            device = fn(torch.empty(0, dtype=torch.float32)).device
         except (AssertionError, RuntimeError) as error:
             raise RuntimeError(self._cpu_only(f"a move that fails ({error})")) from error
         if device.type != "cpu":
@@ -424,7 +429,9 @@ class QLayer(nn.Module):
             destination[prefix + "weight_zero_point"] = self.weight_zero_point
         if self.input_params is not None:
             with torch.inference_mode(False):
-                destination[prefix + "input_scale"] = torch.tensor(self.input_params.scale)
+                destination[prefix + "input_scale"] = torch.tensor(
+                    self.input_params.scale, dtype=torch.float32
+                )
                 destination[prefix + "input_zero_point"] = torch.tensor(
                     self.input_params.zero_point, dtype=torch.int32
                 )
@@ -560,7 +567,7 @@ class QLayer(nn.Module):
             if scale is None:
                 continue
             size = scale.abs() if name == "weight_scale" else scale
-            if not bool(torch.all(torch.isfinite(scale) & (size >= _TINY))):
+            if not bool(torch.all(torch.isfinite(scale) & (size >= MIN_SCALE))):
                 got = scale.flatten()[:4].tolist()
                 kind = "normal" if name == "weight_scale" else "positive"
                 return f"{prefix}{name}: expected finite {kind} numbers, got {got}."

@@ -108,6 +108,12 @@ def float_reasons(model: nn.Module) -> dict[str, str]:
     return reasons
 
 
+def layer_bias(module: nn.Module) -> Tensor | None:
+    """What a float layer adds: a Parameter, a buffer or a plain tensor; None without."""
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
+
+
 def canonical_weight(module: nn.Module) -> Tensor:
     """The float weight of a layer in torch's order: [O, I / groups, kernel ...], detached."""
     quantized, reason = quantized_class(module)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import describe
+from octavo.scheme import MIN_SCALE
 
 __all__ = [
     "as_float32",
@@ -103,7 +104,7 @@ def check_scales(scale: Tensor, length: int, where: str, signed: bool = False) -
     if scale.requires_grad:
         raise ValueError(f"{where}: expected no gradient, got requires_grad=True. Detach it.")
     size = scale.abs() if signed else scale
-    good = torch.isfinite(scale) & (size >= torch.finfo(torch.float32).tiny)
+    good = torch.isfinite(scale) & (size >= MIN_SCALE)
     if not bool(good.all()):
         index = int((~good).nonzero()[0])
         kind = "normal" if signed else "positive normal"
@@ -118,7 +119,7 @@ def check_scale(scale: object, where: str) -> None:
     """Raises unless ``scale`` is a finite positive number that is normal in float32."""
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"{where}: expected a number, got {describe(scale)}. Pass a float.")
-    if not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
+    if not MIN_SCALE <= scale <= torch.finfo(torch.float32).max:
         raise ValueError(
             f"{where}: expected a finite positive number that is normal in float32, got {scale}. "
             "Use a scale of at least 1.2e-38."

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.errors import describe
 from octavo.ops import checks
+from octavo.scheme import MIN_SCALE
 
 __all__ = [
     "check_ascending",
@@ -120,7 +121,7 @@ def check_scales(scale: Tensor, where: str) -> None:
     """Raises unless every scale is finite, positive and normal; on the CPU only."""
     if not scale.is_cpu:
         return
-    good = torch.isfinite(scale) & (scale >= torch.finfo(torch.float32).tiny)
+    good = torch.isfinite(scale) & (scale >= MIN_SCALE)
     if not bool(good.all()):
         index = [int(i) for i in (~good).nonzero()[0]]
         raise ValueError(

@@ -29,7 +29,7 @@ def fake_quantize_clipped(x: Tensor, alpha: Tensor, *, bits: int) -> Tensor:
     >>> y.detach(), alpha.grad
     (tensor([0., 2., 6.]), tensor([1.]))
 
-    It is `fake_quantize` with scale max(abs(alpha / (2^bits - 1)), 1.2e-7), qmin 0 and qmax 2^bits
+    It is `fake_quantize` with scale max(abs(alpha / (2^bits - 1)), 2^-126), qmin 0 and qmax 2^bits
     - 1, and other gradients: dx = dy where 0 < x < abs(alpha), else 0; dalpha = sign(alpha) * sum
     of dy where x >= abs(alpha).
 

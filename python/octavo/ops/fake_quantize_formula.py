@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from octavo.scheme import MIN_SCALE
+
 __all__ = [
-    "MIN_SCALE",
     "Options",
     "Steps",
     "clipped",
@@ -28,9 +29,6 @@ __all__ = [
     "steps",
     "steps_of_range",
 ]
-
-MIN_SCALE = 1.2e-7
-"""Smallest learned step: the float32 resolution at 1, safely normal and with a finite inverse."""
 
 
 class Options(NamedTuple):
@@ -101,7 +99,7 @@ def steps(scale: Tensor, zero_point: Tensor | None, options: Options) -> Steps:
     scale = scale.detach()
     qmin, qmax = options.qmin, options.qmax
     if options.learned:
-        scale = scale.abs().clamp_min(torch.tensor(MIN_SCALE, device=scale.device))
+        scale = scale.abs().clamp_min(MIN_SCALE)
     if zero_point is None:
         low, high = torch.full_like(scale, float(qmin)), torch.full_like(scale, float(qmax))
     else:
@@ -236,11 +234,10 @@ def steps_of_range(state: Tensor, qmin: int, qmax: int, symmetric: bool) -> tupl
     low, high = state.reshape(2, -1).unbind()
     largest = torch.finfo(torch.float32).max
     low, high = low.clamp(-largest, 0.0), high.clamp(0.0, largest)
-    least = torch.tensor(MIN_SCALE, device=state.device)
     if symmetric:
-        scale = (low.neg().maximum(high) / qmax).maximum(least)
+        scale = (low.neg().maximum(high) / qmax).clamp_min(MIN_SCALE)
         return scale, torch.zeros_like(scale)
-    scale = ((high - low).clamp_max(largest) / (qmax - qmin)).maximum(least)
+    scale = ((high - low).clamp_max(largest) / (qmax - qmin)).clamp_min(MIN_SCALE)
     return scale, ((-low / scale).round() + qmin).clamp(qmin, qmax)
 
 

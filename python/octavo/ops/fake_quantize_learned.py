@@ -40,7 +40,7 @@ def fake_quantize_learned(
     >>> y.detach(), step.grad  # 1 - 0.6, 2 - 1.6 and 7
     (tensor([0.5000, 1.0000, 3.5000]), tensor([7.8000]))
 
-    Scales are used as s = max(abs(scale), 1.2e-7), zero points as z = rne(zero_point) clamped to
+    Scales are used as s = max(abs(scale), 2^-126), zero points as z = rne(zero_point) clamped to
     qmin .. qmax. With t = x * float32(1 / s), and x inside where the unclamped code lies in qmin ..
     qmax: dx = dy inside, 0 outside; dscale = grad_scale * sign(scale) * sum of dy * (q - z - t)
     inside and dy * (q - z) outside (the sign of 0 is +, and a clamped scale has it too, so that it

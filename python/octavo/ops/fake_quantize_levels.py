@@ -39,7 +39,7 @@ def fake_quantize_levels(
 
     The level is the one nearest to t = x * float32(1 / scale); halfway between two it is the lower
     one; NaN stays NaN. The gradient to x is dy, everywhere or with ``clip`` where t lies within the
-    table. With ``learned`` scales are used as max(abs(scale), 1.2e-7), and dscale = grad_scale *
+    table. With ``learned`` scales are used as max(abs(scale), 2^-126), and dscale = grad_scale *
     sign(scale) * sum of dy * (level - t) where t lies within the table and dy * level elsewhere.
 
     Args:

@@ -61,8 +61,8 @@ def observe_fake_quantize(
     values, evenly spaced). The first range is taken as it is; later ones move the state by
     ``state += momentum * (range - state)``. Values that are not finite never enter; a batch without
     finite values leaves the state alone. From the state, widened to hold 0, follow scale =
-    max((max - min) / (qmax - qmin), 1.2e-7) and zero_point = rne(-min / scale) + qmin clamped to
-    qmin .. qmax; with ``symmetric`` scale = max(max(-min, max) / qmax, 1.2e-7) and zero_point = 0.
+    max((max - min) / (qmax - qmin), 2^-126) and zero_point = rne(-min / scale) + qmin clamped to
+    qmin .. qmax; with ``symmetric`` scale = max(max(-min, max) / qmax, 2^-126) and zero_point = 0.
     y and the gradient to x are those of `fake_quantize`.
 
     Args:

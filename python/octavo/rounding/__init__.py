@@ -9,10 +9,18 @@ from octavo.rounding.hqq import hqq
 from octavo.rounding.method import Method
 from octavo.rounding.nearest import nearest, nearest_of_layer
 from octavo.rounding.qdrop import qdrop
-from octavo.rounding.run import choose, round_model
+from octavo.rounding.run import choose, round_model, rounded_plainly
 from octavo.rounding.squant import squant
 
-__all__ = ["METHODS", "Method", "choose", "correct_bias", "nearest", "round_model"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "choose",
+    "correct_bias",
+    "nearest",
+    "round_model",
+    "rounded_plainly",
+]
 
 METHODS: dict[str, Method] = {
     method.name: method

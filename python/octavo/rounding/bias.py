@@ -29,7 +29,7 @@ from octavo.nn.hooks import is_watched
 from octavo.plan import FlowPlan, Plan, RegionPlan
 from octavo.replay import replayed
 from octavo.rounding.lockstep import fake_quantize
-from octavo.rounding.units import apply_layer, last_uses
+from octavo.rounding.units import apply_layer, channel_dimension, last_uses
 from octavo.scheme import QParams
 
 __all__ = ["Correction", "correct_bias"]
@@ -113,7 +113,7 @@ class _Means:
         code = self.codes[name]
         start = self.batch_shift.get(name)
         y = _output(module, x, code, start)
-        channels = _channels(y, code)
+        channels = channel_dimension(y, code)
         positions = y.numel() // max(y.shape[channels], 1)
         if positions == 0:
             return y
@@ -122,7 +122,10 @@ class _Means:
         shift = error if start is None else start + error
         self.total[name] = self.total.get(name, 0.0) + shift * positions
         self.positions[name] = self.positions.get(name, 0) + positions
-        power, noise = (float(torch.linalg.vector_norm(v)) ** 2 for v in (wanted, difference))
+        power, noise = (
+            float(torch.linalg.vector_norm(v, dtype=torch.float64)) ** 2
+            for v in (wanted, difference)
+        )
         self.power[name] = self.power.get(name, 0.0) + power
         self.noise[name] = self.noise.get(name, 0.0) + noise
         # What only a few positions of the batch share is not handed on to the next layers either.
@@ -156,7 +159,7 @@ class _Verdict:
         code, shift = self.codes[name], self.shifts.get(name)
         y = _output(module, x, code, shift)
         if shift is not None:
-            channels = _channels(y, code)
+            channels = channel_dimension(y, code)
             error = wanted - y
             after = error.abs()
             before = error.add_(_spread(shift, y, channels)).abs_()
@@ -364,12 +367,6 @@ def _output(module: nn.Module, x: Tensor, code: Codes, shift: Tensor | None) -> 
 
 def _moved(bias: Tensor | None, shift: Tensor) -> Tensor:
     return (shift if bias is None else bias.double() + shift).float()
-
-
-def _channels(y: Tensor, code: Codes) -> int:
-    """The dimension of a layer's output that its channels are."""
-    spatial = code.codes.dim() - 2  # Codes are [O, I], [O, I, k] or [O, I, kh, kw].
-    return y.dim() - 1 - spatial
 
 
 def _spread(values: Tensor, y: Tensor, channels: int) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from octavo.codes import Codes
 from octavo.grids import Snap
-from octavo.ranges import MIN_SCALE
+from octavo.nn.registry import layer_bias
 from octavo.rounding.nearest import nearest, safe_scale
-from octavo.scheme import Scheme
+from octavo.scheme import MIN_SCALE, Scheme
 
 __all__ = ["hqq"]
 
@@ -34,7 +34,7 @@ def hqq(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
         weight: its weight in canonical order.
         scheme: of its weight.
     """
-    plain = nearest(weight, module._parameters.get("bias"), scheme)
+    plain = nearest(weight, layer_bias(module), scheme)
     if weight.numel() == 0:
         return plain
     rows = weight.float().reshape(weight.shape[0], -1).contiguous()

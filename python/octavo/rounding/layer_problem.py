@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.codes import Codes
+from octavo.nn.registry import layer_bias
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.nearest import nearest
 from octavo.rounding.patches import moments_of
@@ -63,7 +64,7 @@ class LayerProblem:
         power = xx[0].diagonal() if groups == 1 and scheme != Scheme(scheme.bits) else None
         if power is not None:
             power = power + _PULL * power.mean()
-        bias = module._parameters.get("bias")
+        bias = layer_bias(module)
         plain = nearest(wanted.reshape(weight.shape), bias, scheme, power)
         problem = Problem.of(wanted, xx, scheme, plain.levels, plain.zero_point)
         start = plain.spread().view(groups, wanted.shape[1], -1)
@@ -107,7 +108,7 @@ def solve(
     """The codes that second moments lead to; plainly rounded ones where there are none."""
     layer = LayerProblem.of(module, weight, scheme, moments)
     if layer is None:
-        return nearest(weight, module._parameters.get("bias"), scheme)
+        return nearest(weight, layer_bias(module), scheme)
     return layer.codes(*solution(layer))
 
 

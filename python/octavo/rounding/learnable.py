@@ -27,7 +27,11 @@ class Learnable:
 
     def __init__(self, weight: Tensor, codes: Codes) -> None:
         self.codes = codes
-        bias = torch.zeros(len(codes.codes)) if codes.bias is None else codes.bias.clone()
+        bias = (
+            torch.zeros(len(codes.codes), dtype=torch.float32)
+            if codes.bias is None
+            else codes.bias.clone()
+        )
         self.bias = bias.requires_grad_()
 
     @property

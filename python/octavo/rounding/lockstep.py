@@ -34,7 +34,7 @@ from octavo.plan import FlowPlan, Plan, SitePlan
 from octavo.replay import replayed
 from octavo.rounding.supply import Supply
 from octavo.rounding.units import Block, apply_layer, blocks_of, finish, keys_of, walk_block
-from octavo.scheme import QParams
+from octavo.scheme import MIN_SCALE, QParams
 
 __all__ = ["Lockstep", "Pause", "fake_quantize"]
 
@@ -66,7 +66,7 @@ def fake_quantize_rows(x: Tensor, spatial: int) -> Tensor:
     over = tuple(range(x.dim() - 1 - spatial, x.dim()))
     low = x.amin(over, keepdim=True).clamp(max=0)
     high = x.amax(over, keepdim=True).clamp(min=0)
-    scale = ((high - low) / 255).clamp(min=1.2e-7)
+    scale = ((high - low) / 255).clamp(min=MIN_SCALE)
     zero = (-low / scale).round()
     return ((x / scale).round().maximum(-zero).minimum(255 - zero)) * scale
 

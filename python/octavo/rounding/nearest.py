@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from octavo.codes import Codes
 from octavo.grids import Snap, largest_level, levels_of, spread
+from octavo.nn.registry import layer_bias
 from octavo.ops.clip_error import clip_error
-from octavo.ranges import MIN_SCALE
-from octavo.scheme import Scheme
+from octavo.scheme import MIN_SCALE, Scheme
 
 __all__ = ["nearest", "nearest_of_layer", "safe_scale"]
 
 _EXPONENT = 2.4  # Lp norm of the weight error: p > 2 protects large weights (JingInAI/Quantize).
 _COARSE = tuple(-i / 100 for i in range(8, 81, 8))  # Ratios 0.92, 0.84, ... 0.20
 _FINE = tuple(i / 100 for i in range(-7, 8) if i)
+_LARGEST_BF16 = torch.finfo(torch.bfloat16).max
 _CHUNK = 1 << 18  # Elements rounded at once: the search stays in the cache.
 _ROUNDS = {"kmeans": 3, "log": 2}  # By turns levels and scales, where levels depend on weights.
 
@@ -73,13 +74,13 @@ def nearest(
 
 def nearest_of_layer(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
     """`nearest` for a layer with its canonical weight."""
-    return nearest(weight, module._parameters.get("bias"), scheme)
+    return nearest(weight, layer_bias(module), scheme)
 
 
 def safe_scale(scale: Tensor, scheme: Scheme) -> Tensor:
     """Positive and normal; a bfloat16 number where the scheme has groups."""
     scale = scale.clamp(min=MIN_SCALE)
-    return scale.bfloat16().float() if scheme.group_size else scale
+    return scale.clamp(max=_LARGEST_BF16).bfloat16().float() if scheme.group_size else scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ class _Pieces:
 
 def _initial(rows: Tensor, scheme: Scheme) -> Tensor:
     if rows.shape[1] == 0 or rows.shape[0] == 0:
-        return torch.full((rows.shape[0],), MIN_SCALE)
+        return torch.full((rows.shape[0],), MIN_SCALE, dtype=torch.float32)
     return safe_scale(_widest(rows, scheme), scheme)
 
 
@@ -148,7 +149,7 @@ def _widest(rows: Tensor, scheme: Scheme) -> Tensor:
     low, high = _ends(rows, scheme)
     if scheme.symmetric:
         return torch.maximum(-low, high) / largest_level(scheme)
-    return (high - low) / (scheme.codes - 1)
+    return (high / 2 - low / 2) / (scheme.codes - 1) * 2  # The range itself may be infinite.
 
 
 def _zero_points(rows: Tensor, scheme: Scheme) -> Tensor:
@@ -156,7 +157,7 @@ def _zero_points(rows: Tensor, scheme: Scheme) -> Tensor:
     if rows.numel() == 0:
         return torch.zeros(rows.shape[0], dtype=torch.uint8)
     low, high = _ends(rows, scheme)
-    share = -low / (high - low).clamp(min=MIN_SCALE)
+    share = (-low / 2) / (high / 2 - low / 2).clamp(min=MIN_SCALE)
     codes: Tensor = (share * (scheme.codes - 1)).round()
     return codes.to(torch.uint8)
 
@@ -168,18 +169,24 @@ def _searched(pieces: _Pieces) -> Tensor:
     if pieces.scheme.per_tensor:
         step = max(1, pieces.rows.shape[0])
     parts = [pieces.part(s, step) for s in range(0, pieces.rows.shape[0], step)]
-    return torch.cat([_search(part) for part in parts]) if parts else torch.zeros(0)
+    return (
+        torch.cat([_search(part) for part in parts])
+        if parts
+        else torch.zeros(0, dtype=torch.float32)
+    )
 
 
 def _search(pieces: _Pieces) -> Tensor:
     rows, scheme = pieces.rows, pieces.scheme
     if rows.shape[1] == 0:
-        return torch.full((rows.shape[0],), MIN_SCALE)
+        return torch.full((rows.shape[0],), MIN_SCALE, dtype=torch.float32)
     widest = _widest(rows, scheme)
 
     ratio = torch.ones_like(widest)
     for offsets in (_COARSE, _FINE):
-        candidates = (ratio[:, None] + torch.tensor((0.0, *offsets))).clamp(0.2, 1.0)
+        candidates = (ratio[:, None] + torch.tensor((0.0, *offsets), dtype=torch.float32)).clamp(
+            0.2, 1.0
+        )
         errors = pieces.errors(safe_scale(widest[:, None] * candidates, scheme))
         ratio = candidates.gather(1, errors.argmin(1, keepdim=True)).squeeze(1)
     return safe_scale(widest * ratio, scheme)

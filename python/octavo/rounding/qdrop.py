@@ -25,7 +25,7 @@ from torch import Tensor
 from octavo import ops
 from octavo.codes import Codes
 from octavo.keys import RangeKey, ValueKey
-from octavo.nn.registry import is_depthwise
+from octavo.nn.registry import is_depthwise, layer_bias
 from octavo.rounding.adaround import solution
 from octavo.rounding.layer_problem import solved, solved_alone
 from octavo.rounding.learnable import Learnable, LearnableCodes, LearnableScales, descend
@@ -104,13 +104,14 @@ def _seen(
     def layer(name: str, x: Tensor, alone: bool) -> Tensor:
         module = runs.model.get_submodule(name)
         x = runs.stored_input(name, x) if alone and codes is not None else x
-        if name == wanted:
-            bias = module._parameters.get("bias")
-            found.append((x, apply_layer(module, x, runs.weights[name].float(), bias)))
+        if name == wanted or codes is None:
+            bias = layer_bias(module)
+            bias = None if bias is None else bias.float()
+            y = apply_layer(module, x.float(), runs.weights[name].float(), bias)
+            if name != wanted:
+                return y.to(x.dtype)
+            found.append((x, y))
             raise _Reached
-        if codes is None:
-            bias = module._parameters.get("bias")
-            return apply_layer(module, x, runs.weights[name].float(), bias)
         return apply_layer(module, x, codes[name].dequantize(), codes[name].bias)
 
     store = runs.stored if codes is not None else _unstored
@@ -172,8 +173,8 @@ class _Step:
 
     def __init__(self, params: QParams) -> None:
         self.params = params
-        self.growth = torch.zeros(1, requires_grad=True)
-        self._zero_point = torch.tensor([float(params.zero_point)])
+        self.growth = torch.zeros(1, dtype=torch.float32, requires_grad=True)
+        self._zero_point = torch.tensor([float(params.zero_point)], dtype=torch.float32)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` in its codes; gradients to x and to the step."""
@@ -182,7 +183,7 @@ class _Step:
 
     def hard(self) -> QParams:
         """The parameters learned."""
-        scale = torch.tensor(self.params.scale) * self.growth.detach()[0].exp()
+        scale = torch.tensor(self.params.scale, dtype=torch.float32) * self.growth.detach()[0].exp()
         return dataclasses.replace(self.params, scale=float(scale))
 
 
@@ -223,7 +224,9 @@ def _learned(  # noqa: PLR0917 (all of a block)
             stored = steps[key](x)
         else:
             stored = _through(x, fake_quantize(x.detach(), runs.qparams[key]))
-        return torch.where(torch.rand(x.shape, generator=generator) < _DROP, x, stored)
+        return torch.where(
+            torch.rand(x.shape, generator=generator, dtype=torch.float32) < _DROP, x, stored
+        )
 
     unit = max(before / len(data.held), 1e-12)
     weights = sum(own.codes.codes.numel() for own in layers.values())
@@ -233,7 +236,7 @@ def _learned(  # noqa: PLR0917 (all of a block)
         values: dict[str, Any] = {}
         for name, x in data.inputs.items():
             picked, in_float = x[chosen], data.float_inputs[name][chosen]
-            kept = torch.rand(picked.shape, generator=generator) < _DROP
+            kept = torch.rand(picked.shape, generator=generator, dtype=torch.float32) < _DROP
             values[name] = torch.where(kept, in_float, picked)
         walk_block(block, runs.model, values, layer, store)
         loss = _distance(values, data.targets, chosen) / unit
@@ -259,7 +262,7 @@ def _through(x: Tensor, stored: Tensor) -> Tensor:
 
 def _distance(values: dict[str, Any], targets: dict[str, Tensor], chosen: Tensor) -> Tensor:
     """Squared error of the outputs, summed over channels, mean over everything else."""
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=torch.float32)
     for name, target in targets.items():
         off = (values[name] - target[chosen]).square()
         axis = 1 if off.dim() in (3, 4) else -1

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from octavo.grids import Snap
 from octavo.interrupts import check
-from octavo.ranges import MIN_SCALE
-from octavo.scheme import Scheme
+from octavo.scheme import MIN_SCALE, Scheme
 
 __all__ = ["Moments", "Problem"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -15,14 +15,19 @@ from octavo.interrupts import check
 from octavo.keys import RangeKey
 from octavo.nn.registry import canonical_weight
 from octavo.plan import FlowPlan, Plan
-from octavo.rounding.lockstep import Lockstep
+from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.method import Method
 from octavo.rounding.nearest import nearest_of_layer
 from octavo.rounding.squant import squant
 from octavo.rounding.tune import tune
+from octavo.rounding.units import apply_layer, channel_dimension
 from octavo.scheme import QParams
 
-__all__ = ["Rounded", "choose", "round_model"]
+__all__ = ["Rounded", "choose", "round_model", "rounded_plainly"]
+
+# Weights of an output channel beyond which 6 bits and more are rounded plainly: what second moments
+# cost grows with the cube. All layers of MobileNets and of the small EfficientNets lie below.
+_MANY = 1536
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,19 @@ def choose(
     return ("qdrop" if effort == "best" else "gptq"), what
 
 
+def rounded_plainly(model: nn.Module, plan: Plan) -> frozenset[str]:
+    """Layers that plain rounding is good enough for where "gptq" is chosen from 6 bits on.
+
+    Errors of so many weights average out, and second moments of so many inputs take minutes.
+    """
+    schemes = {site.name: site.scheme for site in plan.sites if site.scheme is not None}
+    if min((scheme.bits for scheme in schemes.values()), default=8) < 6:
+        return frozenset()
+    return frozenset(
+        name for name in schemes if canonical_weight(model.get_submodule(name))[:1].numel() > _MANY
+    )
+
+
 def round_model(
     model: nn.Module,
     plan: Plan,
@@ -69,6 +87,7 @@ def round_model(
     qparams: Mapping[RangeKey, QParams] | None = None,
     data: object = None,
     flows: Sequence[FlowPlan] = (),
+    plainly: Collection[str] = (),
     progress: bool = True,
 ) -> Rounded:
     """Codes of every layer with a scheme.
@@ -80,6 +99,8 @@ def round_model(
         qparams: ranges of activations, by the keys of `octavo.calibrate`.
         data: batches, for methods that need them.
         flows: captured modules; those of the plan where it has any.
+        plainly: layers that a method which needs data, layer by layer, rounds to nearest; their
+            biases fit the data too.
         progress: whether to show a bar on stderr.
     """
     sites = [site for site in plan.sites if site.scheme is not None]
@@ -113,7 +134,10 @@ def round_model(
                 runs.codes[site.name] = nearest_of_layer(module, weight, site.scheme)
                 bar.update()
         for pause in runs:
-            runs.codes |= method.from_data(runs, pause)
+            if set(pause.layers) <= set(plainly):
+                runs.codes |= _nearest(runs, pause)
+            else:
+                runs.codes |= method.from_data(runs, pause)
             bar.update(len(pause.layers))
         # Layers that no batch reached have nothing to go by but their weights.
         missing = [site for site in sites if site.name not in runs.codes]
@@ -132,6 +156,24 @@ def round_model(
         codes, note = tune(model, codes, batches, progress)
         notes += [note] if note else []
     return Rounded(codes, runs.qparams, tuple(notes))
+
+
+def _nearest(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
+    """Nearest codes of the layer of a pause, with the bias that takes its mean error away."""
+    (name,) = pause.layers
+    module, scheme = runs.model.get_submodule(name), runs.sites[name].scheme
+    assert scheme is not None
+    codes = nearest_of_layer(module, runs.weights[name], scheme)
+    total = torch.zeros(len(codes.codes), dtype=torch.float64)
+    count = 0
+    for x, wanted in zip(pause.inputs, pause.targets, strict=True):
+        y = apply_layer(module, x.float(), codes.dequantize(), codes.bias)
+        rows = (wanted - y).movedim(channel_dimension(y, codes), 0).flatten(1)
+        total += rows.sum(1, dtype=torch.float64)
+        count += rows.shape[1]
+    shift = total / max(count, 1)
+    bias = shift if codes.bias is None else codes.bias.double() + shift
+    return {name: replace(codes, bias=bias.float())}
 
 
 def _names(sites: Sequence[object]) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.codes import Codes
+from octavo.nn.registry import layer_bias
 from octavo.rounding.nearest import nearest
 from octavo.rounding.quadratic import Problem
 from octavo.scheme import Scheme
@@ -41,7 +42,7 @@ def squant(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
         weight: its weight in canonical order.
         scheme: of its weight.
     """
-    plain = nearest(weight, module._parameters.get("bias"), scheme)
+    plain = nearest(weight, layer_bias(module), scheme)
     if weight.numel() == 0 or weight.dim() == 2:
         return plain
     groups = int(getattr(module, "groups", 1))
@@ -71,10 +72,10 @@ def _descended(weight: Tensor, codes: Tensor, scale: Tensor, groups: int, plain:
 
 def typical_moments(channels: int, kernel: tuple[int, ...]) -> Tensor:
     """[1, K, K] of inputs: pixels of a channel are alike, and all channels share a mean."""
-    near = torch.ones(1, 1)
+    near = torch.ones(1, 1, dtype=torch.float32)
     for size in kernel:
         at = torch.arange(size)
         steps = (at[:, None] - at[None, :]).abs()
-        near = torch.kron(near, torch.tensor(_NEAR) ** steps)
-    moments = (1 - _COMMON) * torch.kron(torch.eye(channels), near)
+        near = torch.kron(near, torch.tensor(_NEAR, dtype=torch.float32) ** steps)
+    moments = (1 - _COMMON) * torch.kron(torch.eye(channels, dtype=torch.float32), near)
     return (moments + _COMMON)[None]

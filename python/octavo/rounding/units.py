@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.keys import ValueKey, wide
 from octavo.plan import FlowPlan, RegionPlan
+from octavo.rounding.codes import Codes
 
 __all__ = [
     "Block",
@@ -23,6 +24,7 @@ __all__ = [
     "Store",
     "apply_layer",
     "blocks_of",
+    "channel_dimension",
     "finish",
     "keys_of",
     "last_uses",
@@ -183,6 +185,12 @@ def walk_block(
 def finish(block: Block, values: Mapping[str, Any]) -> Any:
     """The flow's result, once its last block has been computed."""
     return substitute(block.flow.output, lambda ref: values[ref.name])
+
+
+def channel_dimension(y: Tensor, codes: Codes) -> int:
+    """The dimension of a layer's output that its channels are."""
+    spatial = codes.codes.dim() - 2  # Codes are [O, I], [O, I, k] or [O, I, kh, kw].
+    return y.dim() - 1 - spatial
 
 
 def apply_layer(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

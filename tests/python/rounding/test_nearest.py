@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from octavo.ranges import MIN_SCALE
 from octavo.rounding import nearest
 from octavo.scheme import Scheme
 

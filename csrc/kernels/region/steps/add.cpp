@@ -16,9 +16,9 @@ void derive(const ProgramStep& s, const Shape&, const Shape&, Derived* d) {
   const QuantParams a = s.params(step.x[0]), b = s.params(step.y);
   const double s_out = step.params.scale;
   const double ma = a.scale / s_out, mb = b.scale / s_out;
-  d->m = static_cast<float>(ma);
-  d->m2 = static_cast<float>(mb);
-  d->offset = static_cast<float>(step.params.zero_point - a.zero_point * ma - b.zero_point * mb);
+  d->m = code_factor(ma);
+  d->m2 = code_factor(mb);
+  d->offset = code_offset(step.params.zero_point - a.zero_point * ma - b.zero_point * mb);
 }
 
 void run(const RunStep& s) {

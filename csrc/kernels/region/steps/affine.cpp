@@ -29,9 +29,9 @@ void write_constants(const ConstantsStep& s, int64_t channels, char* at) {
   const double s_out = out.scale;
   for (int64_t c = 0; c < channels; ++c) {
     const double multiplier = real[c];
-    scale[c] = s.rounded(multiplier * in.scale / s_out);
-    offset[c] = s.rounded((real[channels + c] - multiplier * in.scale * in.zero_point) / s_out +
-                          out.zero_point);
+    scale[c] = s.rounded_factor(multiplier * in.scale / s_out);
+    offset[c] = s.rounded_offset(
+        (real[channels + c] - multiplier * in.scale * in.zero_point) / s_out + out.zero_point);
   }
 }
 

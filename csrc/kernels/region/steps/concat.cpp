@@ -51,7 +51,7 @@ void write_constants(const ConstantsStep& s, int64_t, char* at) {
   auto* table = reinterpret_cast<uint8_t*>(at);
   for (const int id : s.step().x) {
     const QuantParams& in = s.params(id);
-    const float m = s.rounded(static_cast<double>(in.scale) / out.scale);
+    const float m = s.rounded_factor(static_cast<double>(in.scale) / out.scale);
     for (int q = 0; q < 256; ++q) {
       const float v =
           std::fmaf(static_cast<float>(q - in.zero_point), m, static_cast<float>(out.zero_point));

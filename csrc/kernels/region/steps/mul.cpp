@@ -20,8 +20,8 @@ Shape shape(const ShapeStep& s) {
 void derive(const ProgramStep& s, const Shape&, const Shape&, Derived* d) {
   const Step& step = s.step();
   const double s_out = step.params.scale;
-  d->m = static_cast<float>(static_cast<double>(s.params(step.x[0]).scale) *
-                            s.params(step.y).scale / s_out);
+  d->m =
+      code_factor(static_cast<double>(s.params(step.x[0]).scale) * s.params(step.y).scale / s_out);
   d->offset = static_cast<float>(step.params.zero_point);
 }
 

@@ -20,7 +20,7 @@ inline void check_pool_padding(const Line& line, const Step& step) {
 
 inline void derive_average(const ProgramStep& s, const Shape&, const Shape&, Derived* d) {
   const double s_out = s.step().params.scale;
-  d->m = static_cast<float>(s.params(s.step().x[0]).scale / s_out);
+  d->m = code_factor(s.params(s.step().x[0]).scale / s_out);
   d->offset = static_cast<float>(s.step().params.zero_point);
 }
 

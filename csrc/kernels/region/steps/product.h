@@ -26,7 +26,7 @@ inline Shape linear_shape(const ShapeStep& s) { return with_channels(s, s.x()); 
 inline void derive_residual(const ProgramStep& s, const Shape&, const Shape&, Derived* d) {
   const Step& step = s.step();
   const double s_out = step.params.scale;
-  if (step.residual >= 0) d->m = static_cast<float>(s.params(step.residual).scale / s_out);
+  if (step.residual >= 0) d->m = code_factor(s.params(step.residual).scale / s_out);
 }
 
 // ---- packed weights
@@ -113,14 +113,15 @@ inline void write_product_constants(const ConstantsStep& s, int64_t channels, ch
       s.fail_panel("sums within int32", std::to_string(first));
     }
     start[c] = static_cast<int32_t>(first);
-    scale[c] = s.rounded(static_cast<double>(in.scale) * weight_scale[c] / s_y);
+    const double m = static_cast<double>(in.scale) * weight_scale[c] / s_y;
+    scale[c] = to_float ? s.rounded(m) : s.rounded_factor(m);
     double a = static_cast<double>(bias[c]) / s_y;
     if (!to_float) a += step.params.zero_point;
     if (step.residual >= 0) {
       const QuantParams& r = s.params(step.residual);
       a -= r.zero_point * static_cast<double>(r.scale) / s_y;
     }
-    offset[c] = s.rounded(a);
+    offset[c] = to_float ? s.rounded(a) : s.rounded_offset(a);
   }
 }
 
