@@ -264,14 +264,15 @@ class Mine(BaseException):
     """No Exception: nothing may take it for one of its own."""
 
 
-class Data:
-    """Batches that may be read several times, until one time is one too many."""
+class Data(list):
+    """Batches that may be read several times, until one of them is one too many."""
 
     def __init__(self, reads):
+        super().__init__(interrupt.X.split(8))
         self.left = reads
 
     def __iter__(self):
-        for x in interrupt.X.split(8):
+        for x in super().__iter__():
             self.left -= 1
             if self.left < 0:
                 raise Mine("data")
