@@ -29,7 +29,7 @@ from octavo.measure import tensor_bytes
 from octavo.model_checks import check_model
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import is_depthwise
-from octavo.nn.surgery import copy_model
+from octavo.nn.surgery import copy_model, tensors_on_cpu
 from octavo.plan import FlowPlan, Plan
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import dequantize as _dequantize
@@ -178,7 +178,7 @@ def quantize(
         ranges=ranges or "huber", effort=effort, qat_method=qat_method, progress=progress,
         notes=_Notes(progress),
     )  # fmt: skip
-    with _unharmed(model) if inplace else contextlib.nullcontext():
+    with tensors_on_cpu(), _unharmed(model) if inplace else contextlib.nullcontext():
         return cast(Model, _trainee(job) if qat else _integers(job))
 
 

@@ -16,7 +16,7 @@ from octavo.interrupts import held_back
 from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.registry import layer_bias
-from octavo.nn.surgery import copy_model
+from octavo.nn.surgery import copy_model, tensors_on_cpu
 from octavo.nn.trained_layer import trained_layer
 from octavo.nn.training import Store, TrainedForward, trained_forward
 from octavo.plan import Plan, SitePlan
@@ -56,7 +56,7 @@ def freeze(trainee: Model, *, progress: bool = True) -> Model:
     """
     training = check_trainee(trainee, "freeze")
     _check_finite(trainee)
-    with torch.inference_mode(False), torch.no_grad():
+    with tensors_on_cpu(), torch.inference_mode(False), torch.no_grad():
         params = qparams_of(trainee, training.plan)
         weights = _weights(trainee, training.plan)
         plain = _plain(trainee)

@@ -156,7 +156,7 @@ def plan(
             for region in flow_plan.regions:
                 for name in region.layers:
                     sites[name] = replace(sites[name], region=region.name)
-                for name in region.factors:
+                for name in sites.keys() & set(region.factors):
                     why = "no weight to quantize: computed in integers as a step of the region"
                     sites[name] = replace(sites[name], region=region.name, reason=why)
     for name, size in (groups or {}).items():

@@ -42,12 +42,15 @@ class RegionPlan:
 
     @property
     def factors(self) -> tuple[str, ...]:
-        """Names of modules that run in it without a quantized class: lone BatchNorm, PReLU."""
+        """Names of modules that run in it without a quantized class: lone BatchNorm, PReLU, ReLU.
+
+        Those with Parameters have a row in the report.
+        """
         parts = [
             part
             for step in self.steps
-            if PLANNED[step.kind].has_factors
-            for part in _parts(step)[:1]
+            if PLANNED[step.kind].is_pointwise and PLANNED[step.kind].has("panel")
+            for part in _parts(step)
         ]
         return tuple(dict.fromkeys(part.module for part in parts if part.module))
 

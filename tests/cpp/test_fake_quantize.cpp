@@ -172,7 +172,7 @@ struct Case {
   }
   float used_scale(int64_t p) const {
     const float v = scale[static_cast<size_t>(p)];
-    return steps.learned ? std::max(std::fabs(v), 1.2e-7f) : v;
+    return steps.learned ? std::max(std::fabs(v), kMinScale) : v;
   }
   float used_zero(int64_t p) const {
     if (steps.zero_point == nullptr) return 0.0f;
@@ -476,7 +476,7 @@ TEST_P(FakeQuantize, EveryFloat) {
     bool relu;
   } rules[] = {{0.0371f, 114, 0, 255, false}, {1.0f, 0, -8, 7, false},
                {0x1p-126f, 3, 0, 15, false},  {3e38f, 0, -127, 127, false},
-               {0.7f, 0, 0, 3, true},         {1.2e-7f, 255, 0, 255, false},
+               {0.7f, 0, 0, 3, true},         {kMinScale, 255, 0, 255, false},
                {17.3f, 1, 0, 3, true},        {0.5f, 0, -128, 127, false}};
   constexpr int64_t kChunk = 1 << 16;
   std::vector<float> x(kChunk), y(kChunk);
@@ -566,7 +566,7 @@ TEST_P(FakeQuantize, MovingRangesAndTheirSteps) {
     EXPECT_EQ(zero[1], 0.0f) << mode;
     const float empty[2] = {kInfinity, -kInfinity};
     steps_of_ranges(empty, 1, {0, 255, false}, scale, zero);
-    EXPECT_EQ(scale[0], 1.2e-7f) << mode;
+    EXPECT_EQ(scale[0], kMinScale) << mode;
     EXPECT_EQ(zero[0], 0.0f) << mode;
   });
 }

@@ -253,7 +253,7 @@ QuantParams expected_params(double min, double max, int32_t max_code) {
   max = std::min(std::max(max, 0.0), kLargest);
   // Differences and quotients of float32 in double, rounded once more, are the float32 results.
   const float range = static_cast<float>(std::min<double>(static_cast<float>(max - min), kLargest));
-  const float scale = std::max(static_cast<float>(static_cast<double>(range) / max_code), 1.2e-7f);
+  const float scale = std::max(static_cast<float>(static_cast<double>(range) / max_code), kMinScale);
   const auto zero = static_cast<float>(-min / static_cast<double>(scale));
   return {scale, clamped(zero, 0, max_code), max_code};
 }
@@ -425,7 +425,7 @@ TEST(EveryFloat, QuantizeEqualsTheFormula) {
   if (testing::ci_suite()) {
     params.insert(params.end(), {{1.0f, 0, 255},
                                  {0.0123f, 255, 255},
-                                 {1.2e-7f, 128, 255},
+                                 {kMinScale, 128, 255},
                                  {0x1p-126f, 3, 15},
                                  {3e38f, 8, 15},
                                  {7.7f, 1, 3},

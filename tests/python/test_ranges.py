@@ -16,7 +16,7 @@ from octavo.ranges import (
     percentile,
     qparams_of_range,
 )
-from octavo.scheme import QParams
+from octavo.scheme import MIN_SCALE, QParams
 
 
 def add(histogram: Histogram, x: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ import octavo
 from octavo import ops
 from octavo.nn.fake_quantize import Monitor
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
+from octavo.scheme import MIN_SCALE
 
 
 class Mixer(nn.Module):
@@ -78,7 +79,7 @@ def test_codes_are_those_of_the_kernel(isa: str, x: Tensor) -> None:
         mine, kernels = FakeQuantizeDynamic("x", Monitor())(x), layer(x)
     step = (x.amax(1).clamp_min(0) - x.amin(1).clamp_max(0)).clamp_max(3.4e38)[:, None] / 255
     # 127 * (1 / 127) is 1 to a unit in the last place: far less than a code.
-    assert ((mine - kernels).abs() <= 1e-4 * step.clamp_min(1.2e-7)).all()
+    assert ((mine - kernels).abs() <= 1e-4 * step.clamp_min(MIN_SCALE)).all()
 
 
 def test_gradients_pass() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["copy_model", "own_class", "replace_modules"]
+__all__ = ["copy_model", "own_class", "replace_modules", "tensors_on_cpu"]
 
 # What a layer that replaces another has to itself: the rest it shares with the model it came from.
 _OWN = frozenset({"_parameters", "panel", "_prepared", "input_params", "float_class"})
@@ -58,6 +60,12 @@ def copy_model(
         if parametrize.is_parametrized(module):
             own_class(module)
     return result
+
+
+def tensors_on_cpu() -> AbstractContextManager[object]:
+    """Where tensors are made on the CPU, whatever torch's default device is."""
+    made = torch.empty(0, dtype=torch.uint8)
+    return contextlib.nullcontext() if made.is_cpu else torch.device("cpu")
 
 
 def own_class(module: nn.Module) -> None:

@@ -58,7 +58,6 @@ class StepKind:
         moves: rearranges, repeats or leaves out elements of x and computes nothing.
         is_list: of any number of values, which may have the parameters of the result.
         composes: two of the kind in a row are one.
-        has_factors: its panel holds numbers of a module for each channel.
     """
 
     name: str
@@ -74,7 +73,6 @@ class StepKind:
     moves: bool = False
     is_list: bool = False
     composes: bool = False
-    has_factors: bool = False
 
     def __post_init__(self) -> None:
         if self.planned == "=":
@@ -315,13 +313,12 @@ AFFINE = _row(
         _same,
         is_pointwise=True,
         composes=True,
-        has_factors=True,
     )
 )
 TABLE = _row(
     StepKind("table", "x panel s z max", _same, planned="unary", is_pointwise=True, composes=True)
 )
-_row(StepKind("channel_table", "x panel s z max", _same, is_pointwise=True, has_factors=True))
+_row(StepKind("channel_table", "x panel s z max", _same, is_pointwise=True))
 _row(StepKind("max_pool", f"x {_GEOMETRY} ceil", _pool, reads=_IMAGES))
 _row(
     StepKind(

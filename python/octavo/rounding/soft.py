@@ -77,7 +77,8 @@ class Soft:
         """
         toward = torch.where(u >= start, start + 0.25, start - 0.25)
         low, high = neighbours(toward, scheme, levels, zero_point)
-        return cls(low, high, torch.where(start >= high, _SURE, 1 - _SURE))
+        h = torch.full_like(u, 1 - _SURE).masked_fill_(start >= high, _SURE)
+        return cls(low, high, h)
 
     def levels(self) -> Tensor:
         """Levels with shares between."""

@@ -10,11 +10,12 @@ import torch
 from fake_quantize_reference import Case, each, expected, same_bits
 
 from octavo import ops
+from octavo.scheme import MIN_SCALE
 
 
 def used(case: Case) -> Case:
     """The case with the parameters that are used: positive scales, integer zero points."""
-    scale = case.scale.abs().clamp_min(torch.tensor(1.2e-7))
+    scale = case.scale.abs().clamp_min(torch.tensor(MIN_SCALE))
     zero = case.zero_point
     if zero is not None:
         zero = zero.round().clamp(case.qmin, case.qmax)
@@ -90,7 +91,7 @@ def test_tiny_and_negative_scales_are_used_by_magnitude(value: float) -> None:
     x = torch.tensor([1.0, -1.0, 0.25])
     scale = torch.tensor([value], requires_grad=True)
     y = ops.fake_quantize_learned(x, scale, qmin=-8, qmax=7)
-    s = torch.tensor([max(abs(value), 1.2e-7)])
+    s = torch.tensor([max(abs(value), MIN_SCALE)])
     assert torch.equal(y, ops.fake_quantize(x, s, qmin=-8, qmax=7))
     (dscale,) = torch.autograd.grad(y, scale, torch.tensor([1.0, 0.0, 0.0]))
     positive = torch.tensor([float(s)], requires_grad=True)

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from octavo import ops
+from octavo.scheme import MIN_SCALE
 
 
 def reference(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """csrc/README.md in float64: range and codes of a row, an exact sum, one rounding."""
     rows = x.reshape(-1, x.shape[-1]).double()
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
-    step = ((high - low) / 255).float().clamp(min=1.2e-7)
+    step = ((high - low) / 255).float().clamp(min=MIN_SCALE)
     zero = (-low / step.double()).round().clamp(0, 255)
     q = (rows.float() * (1 / step)[:, None]).double()
     q = torch.maximum(torch.minimum(q, (255 - zero)[:, None]), -zero[:, None]).round()

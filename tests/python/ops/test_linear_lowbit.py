@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo import ops
+from octavo.scheme import MIN_SCALE
 
 KINDS = ("symmetric", "affine", "levels")
 
@@ -38,7 +39,7 @@ def quantized(x: Tensor) -> Tensor:
     """Rows as their 8-bit codes tell them, in float64."""
     rows = x.double()
     low, high = rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)
-    step = ((high - low) / 255).float().clamp(min=1.2e-7)
+    step = ((high - low) / 255).float().clamp(min=MIN_SCALE)
     zero = (-low / step.double()).round().clamp(0, 255)
     q = (x * (1 / step)[:, None]).double()
     q = torch.maximum(torch.minimum(q, (255 - zero)[:, None]), -zero[:, None]).round()

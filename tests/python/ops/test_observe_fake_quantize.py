@@ -10,6 +10,7 @@ from fake_quantize_reference import DTYPES
 from torch import Tensor
 
 from octavo import ops
+from octavo.scheme import MIN_SCALE
 
 
 def fresh(*shape: int) -> Tensor:
@@ -20,7 +21,7 @@ def fresh(*shape: int) -> Tensor:
 
 def steps(low: float, high: float, qmin: int, qmax: int) -> tuple[float, int]:
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(torch.tensor(max((high - low) / (qmax - qmin), 1.2e-7)))
+    scale = float(torch.tensor(max((high - low) / (qmax - qmin), MIN_SCALE)))
     return scale, min(max(round(-low / scale) + qmin, qmin), qmax)
 
 
@@ -71,7 +72,7 @@ def test_values_that_are_not_finite_never_enter(isa: str) -> None:
     bad = torch.tensor([float("nan"), float("inf"), -float("inf")])
     first = ops.observe_fake_quantize(bad, state, qmin=0, qmax=3, momentum=0.5)
     assert state.tolist() == [math.inf, -math.inf] and int(first.non_finite) == 3
-    assert float(first.scale) == float(torch.tensor(1.2e-7)) and first.y[0].isnan()
+    assert float(first.scale) == MIN_SCALE and first.y[0].isnan()
     mixed = torch.cat([bad, torch.tensor([-1.0, 2.0])])
     second = ops.observe_fake_quantize(mixed, state, qmin=0, qmax=3, momentum=0.5)
     assert state.tolist() == [-1.0, 2.0] and int(second.non_finite) == 3

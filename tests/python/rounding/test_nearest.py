@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from octavo.rounding import nearest
-from octavo.scheme import Scheme
+from octavo.scheme import MIN_SCALE, Scheme
 
 WEIGHT = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
 
