@@ -207,7 +207,9 @@ def levels_of(
     if make is None:
         return None
     u = (weight / scale).clamp(-2.0 * _LARGEST, 2.0 * _LARGEST)
-    cost = scale.expand_as(u).square()
+    # In units of a power of two, so that squares of huge and of tiny scales are numbers.
+    unit = math.ldexp(1.0, math.frexp(float(scale.max()))[1] - 1) if scale.numel() else 1.0
+    cost = (scale / unit).expand_as(u).square()
     return make(u, cost if importance is None else cost * importance, scheme.bits)
 
 

@@ -109,6 +109,9 @@ def _quantized(
             "dynamic activations."
         )
     codes = integers[site.name]
+    packed = is_packed(site, codes.codes.dim())
+    if packed and site.activations != "float":
+        _check_sums(site.name, codes)
     return quantized.from_float(
         module,
         codes.codes,
@@ -120,10 +123,23 @@ def _quantized(
         zero_point=codes.zero_point,
         group_size=site.scheme.group_size,
         activations=site.activations,
-        packed=is_packed(site, codes.codes.dim()),
+        packed=packed,
         input_params=input_params if site.activations == "static" else None,
         path=site.name,
     )
+
+
+def _check_sums(name: str, codes: Codes) -> None:
+    """Layers of few bits add up weights times codes of inputs before the inputs' scale comes in."""
+    spread = codes.spread().double()
+    flat = codes.codes.reshape(len(codes.codes), -1).double()
+    largest = float((flat * spread).abs().sum(1).max()) if flat.numel() else 0.0
+    if largest * 255 > torch.finfo(torch.float32).max:
+        raise ValueError(
+            f"quantize: layer {name!r}: weights whose sums with 8-bit inputs are finite in float32 "
+            f"expected, got a row whose sizes add up to {largest:.3g}. Divide the weights, or take "
+            "activations='float'."
+        )
 
 
 def is_packed(site: SitePlan, rank: int) -> bool:

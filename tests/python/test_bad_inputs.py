@@ -223,6 +223,32 @@ def test_huge_weights() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("largest", [3e38, torch.finfo(torch.float32).max])
+def test_weights_near_the_largest_float32(largest: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32, bias=False)).eval()
+    weight = model[0].weight
+    weight.div_(weight.abs().max()).mul_(largest)
+    x = torch.randn(128, 64) * 1e-3
+    wanted = model(x).double()
+    for bits, how in (
+        (8, {}),
+        (8, {"data": [x]}),
+        (4, {"data": [x]}),
+        (4, {"data": [x], "rounding": "nearest"}),
+        (4, {"data": [x], "rounding": "adaround"}),
+        (4, {"data": [x], "effort": "best"}),
+    ):
+        error = quantize(model, bits, **how)(x).double() - wanted
+        assert float(error.norm() / wanted.norm()) < (0.02 if bits == 8 else 0.1), (bits, how)
+    for how in ({}, {"group_size": 32}, {"symmetric": False}, {"grid": "kmeans"}):
+        with pytest.raises(
+            ValueError, match=r"layer '0': weights whose sums .* Divide the weights"
+        ):
+            quantize(model, 4, **how)
+
+
+@torch.no_grad()
 def test_parametrized_weights() -> None:
     for wrap in (
         torch.nn.utils.parametrizations.weight_norm,

@@ -105,3 +105,12 @@ def test_what_is_no_quantized_model():
         ValueError, match="data must be batches where a reference is given, got None"
     ):
         octavo.report(octavo.quantize(model(), 8, progress=False), reference=model())
+
+
+def test_both_kinds_of_prelu_run_in_integers():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.PReLU(), nn.Conv2d(8, 8, 3), nn.PReLU(8), nn.Conv2d(8, 4, 3)
+    ).eval()
+    small = octavo.quantize(net, 8, data=[torch.randn(2, 3, 16, 16)], progress=False)
+    told = {r.layer.name: r.layer.reason for r in octavo.report(small).rows}
+    assert told["1"] == told["3"] and "computed in integers" in told["1"]

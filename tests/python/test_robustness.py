@@ -490,6 +490,67 @@ def test_compile_with_dynamic_shapes() -> None:
             assert torch.equal(compiled(x), small(x))
 
 
+# ---- defaults of torch ---------------------------------------------------------------------------
+
+
+def _conv() -> nn.Module:
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(512, 5)).float().eval()
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_the_default_type_changes_nothing(default: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = _conv(), torch.randn(16, 3, 12, 12)
+    lstm, sequence = nn.LSTM(8, 8).eval(), torch.randn(3, 2, 8)
+
+    def results() -> list[Tensor]:
+        found = []
+        for bits, how in (
+            (8, {}),
+            (8, {"data": [x]}),
+            (4, {"symmetric": False}),
+            (4, {"data": [x]}),
+            (4, {"data": [x], "effort": "best"}),
+            (4, {"grid": "log"}),
+            (4, {"rounding": "hqq"}),
+        ):
+            torch.manual_seed(1)
+            found.append(octavo.quantize(model, bits, progress=False, **how)(x))
+        found.append(octavo.quantize(lstm, progress=False)(sequence)[0])
+        for how in ({}, {"grid": "nf"}, {"qat_method": "lsq+"}, {"qat_method": "pact"}):
+            trainee = octavo.quantize(
+                copy.deepcopy(model), 4, data=[x], qat=True, progress=False, **how
+            )
+            trainee.train()
+            trainee(x).square().mean().backward()
+            trainee.eval()
+            found.append(octavo.freeze(trainee, progress=False)(x))
+        return [y.detach() for y in found]
+
+    wanted = results()
+    torch.set_default_dtype(default)
+    try:
+        got = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(wanted, got, strict=True):
+        assert b.dtype == torch.float32 and torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_default_device_changes_nothing() -> None:
+    model, x = _conv(), torch.randn(16, 3, 12, 12)
+    wanted = octavo.quantize(model, data=[x], progress=False)(x)
+    torch.set_default_device("meta")
+    try:
+        small = octavo.quantize(model, data=[x], progress=False)
+        trainee = octavo.quantize(copy.deepcopy(model), data=[x], qat=True, progress=False)
+        final = octavo.freeze(trainee, progress=False)
+    finally:
+        torch.set_default_device("cpu")
+    assert torch.equal(small(x), wanted) and torch.isfinite(final(x)).all()
+
+
 # ---- traced models -------------------------------------------------------------------------------------------
 
 

@@ -300,3 +300,18 @@ def test_nothing_machine_specific() -> None:
         text = "\n".join(line.split("#")[0] for line in path.read_text().splitlines())
         assert "-march=native" not in text and "-mtune=native" not in text, path
         assert "find_package(Torch" not in text, path
+
+
+def test_tensors_state_their_type() -> None:
+    """torch.set_default_dtype is the user's: what octavo makes does not depend on it."""
+    makers = {"zeros", "ones", "empty", "full", "tensor", "rand", "randn", "eye", "linspace"}
+    found = 0
+    for path in PYTHON.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner = node.func.value
+            if isinstance(owner, ast.Name) and owner.id == "torch" and node.func.attr in makers:
+                found += 1
+                assert any(k.arg == "dtype" for k in node.keywords), f"{path}:{node.lineno}"
+    assert found > 20

@@ -5,6 +5,7 @@ The weights aimed at make up for the errors of earlier layers: least squares on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from octavo.codes import Codes
 from octavo.nn.registry import layer_bias
 from octavo.rounding.lockstep import Lockstep, Pause
-from octavo.rounding.nearest import nearest
+from octavo.rounding.nearest import nearest, safe_scale
 from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments, Problem
 from octavo.scheme import Scheme
@@ -22,6 +23,7 @@ from octavo.scheme import Scheme
 __all__ = ["LayerProblem", "Solution", "solve", "solved", "solved_alone"]
 
 _PULL = 0.05  # Of the mean diagonal: holds the least-squares weights to the float ones.
+_ORDINARY = 60  # Exponents of weights whose squares float32 holds with room to spare.
 # Positions for each input of a row from which on least squares are to be trusted. MobileNetV2 at 8
 # bits, SQNR of the logits on images not seen: 22.7 dB without, 23.3 dB with them from 300 on, 14.8
 # dB with them everywhere.
@@ -33,13 +35,15 @@ class LayerProblem:
     """A layer to be rounded.
 
     plain: codes of the weights aimed at, rounded plainly. problem: what codes cost. start: float32
-    [G, R, 1] or [G, R, K], the scale of ``plain``.
+    [G, R, 1] or [G, R, K], the scale of ``plain``. unit: power of two that ``problem`` and
+    ``start`` are in, so that squares of huge and of tiny weights are numbers.
     """
 
     moments: Moments
     plain: Codes
     problem: Problem
     start: Tensor
+    unit: float = 1.0
 
     @classmethod
     def of(
@@ -53,11 +57,12 @@ class LayerProblem:
         if weight.numel() == 0 or moments.count == 0:
             return None
         groups = int(getattr(module, "groups", 1))
-        grouped = weight.float().reshape(groups, weight.shape[0] // groups, -1)
+        unit = _unit(weight)
+        grouped = weight.float().reshape(groups, weight.shape[0] // groups, -1) / unit
         xx, xy = moments.centered()
         wanted = grouped
         if moments.count >= _TRUSTED * grouped.shape[2]:
-            wanted = _least_squares(grouped.double(), xx, xy)
+            wanted = _least_squares(grouped.double(), xx, xy / unit)
         # The Fisher information of the layer's own outputs. That of the network's, by squared
         # gradients of its log-probabilities, needs a backward pass and is no better: k-means levels
         # of stories260k in groups of 32 at 3 bits 1.725 (1.724) nats, at 4 bits 1.540 (1.540).
@@ -65,16 +70,19 @@ class LayerProblem:
         if power is not None:
             power = power + _PULL * power.mean()
         bias = layer_bias(module)
-        plain = nearest(wanted.reshape(weight.shape), bias, scheme, power)
+        plain = nearest(_finite(wanted.reshape(weight.shape) * unit), bias, scheme, power)
         problem = Problem.of(wanted, xx, scheme, plain.levels, plain.zero_point)
-        start = plain.spread().view(groups, wanted.shape[1], -1)
-        return cls(moments, plain, problem, start)
+        start = plain.spread().view(groups, wanted.shape[1], -1) / unit
+        return cls(moments, plain, problem, start, unit)
 
     def codes(self, levels: Tensor, scale: Tensor) -> Codes:
         """Codes of levels [G, R, K] and scales [G, R, 1 or K], with the bias that suits them."""
         scheme, shape = self.plain.scheme, self.plain.codes.shape
         mean_x, mean_y = self.moments.means()
-        real = (levels * scale).double()
+        real = (levels * scale).double() * self.unit
+        if self.unit != 1:  # No level times its scale may be infinite.
+            most = 0.99 * torch.finfo(torch.float32).max / levels.abs().amax(2, keepdim=True)
+            scale = safe_scale((scale * self.unit).minimum(most), scheme)
         shift = mean_y - (real @ mean_x[:, :, None])[:, :, 0]
         scale = scale.reshape(shape[0], -1)
         return Codes(
@@ -85,6 +93,18 @@ class LayerProblem:
             self.plain.levels,
             self.plain.zero_point,
         )
+
+
+def _unit(weight: Tensor) -> float:
+    """1 for weights of ordinary size, else the power of two below the largest."""
+    exponent = math.frexp(float(weight.detach().abs().amax()))[1]
+    return 1.0 if abs(exponent) <= _ORDINARY else math.ldexp(1.0, exponent - 1)
+
+
+def _finite(weight: Tensor) -> Tensor:
+    """Least squares may aim beyond the largest float32."""
+    largest = torch.finfo(torch.float32).max
+    return weight.clamp(-largest, largest)
 
 
 def _least_squares(weight: Tensor, xx: Tensor, xy: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ def round_model(
                 weight = canonical_weight(module)
                 codes[site.name] = method.from_weight(module, weight, site.scheme)
                 bar.update()
+            _check_finite(codes)
             return Rounded(codes, qparams or {})
         assert method.from_data is not None
         batches = data if isinstance(data, Batches) else Batches(data)
@@ -145,6 +146,7 @@ def round_model(
             assert site.scheme is not None
             module = model.get_submodule(site.name)
             runs.codes[site.name] = squant(module, canonical_weight(module), site.scheme)
+    _check_finite(runs.codes)
     notes = []
     if runs.samples < runs.given:
         notes.append(f"rounding read {runs.samples} of {runs.given} samples, as memory allows")
@@ -156,6 +158,18 @@ def round_model(
         codes, note = tune(model, codes, batches, progress)
         notes += [note] if note else []
     return Rounded(codes, runs.qparams, tuple(notes))
+
+
+def _check_finite(codes: Mapping[str, Codes]) -> None:
+    for name, code in codes.items():
+        finite = bool(code.scale.isfinite().all())
+        if not finite or (code.bias is not None and not bool(code.bias.isfinite().all())):
+            largest = float(code.scale.abs().max())
+            raise ValueError(
+                f"quantize: layer {name!r}: weights whose scales and mean errors are finite in "
+                f"float32 expected, got scales up to {largest:.3g}. Divide the weights, or exclude "
+                "the layer."
+            )
 
 
 def _nearest(runs: Lockstep, pause: Pause) -> dict[str, Codes]:

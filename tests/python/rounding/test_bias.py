@@ -136,7 +136,7 @@ def tokens(sequences: int, seed: int) -> torch.Tensor:
 def test_what_few_positions_carry_does_not_move_biases(cut):
     """Also where each batch is one position, whose error its own mean would take away."""
     model, data = outlier_network(), tokens(12, 1)
-    batches = data.split(4) if cut == "sequences" else data.flatten(0, 1)[:96].split(1)
+    batches = data.split(4) if cut == "sequences" else data.flatten(0, 1)[:96, None].split(1)
     decided, params, codes = parts(model, data, 8)
     # The range of the second layer's input clips the giants.
     params = {k: replace(p, scale=min(p.scale, 0.1)) for k, p in params.items()}

@@ -187,3 +187,26 @@ def test_calls_of_the_model_record_no_gradients(rounding):
     octavo.quantize(Watching().eval(), 4, data, rounding=rounding, progress=False)
     octavo.quantize(Watching(), 4, data, qat=True, progress=False)
     assert recorded == {False}
+
+
+def test_wide_layers_are_rounded_plainly_where_gptq_is_for_depthwise_convolutions():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16),
+        nn.ReLU(), nn.Conv2d(16, 200, 1), nn.ReLU(), nn.Conv2d(200, 8, 3),
+    ).eval()  # fmt: skip
+    model[1].running_var.uniform_(1e-4, 4)
+    x = torch.randn(8, 3, 12, 12)
+    small = octavo.quantize(model, 8, data=[x], progress=False)
+    assert any("'gptq' chosen" in note for note in octavo.report(small).notes)
+    plain = octavo.quantize(model, 8, data=[x], rounding="nearest", progress=False)
+    gptq = octavo.quantize(model, 8, data=[x], rounding="gptq", progress=False)
+    wide, narrow = "7", "5"
+    codes = [{n: m.get_submodule(n).codes() for n in (wide, narrow)} for m in (small, plain, gptq)]
+    assert torch.equal(codes[0][wide], codes[1][wide])
+    assert torch.equal(codes[0][narrow], codes[2][narrow])
+    assert not torch.equal(codes[2][wide], codes[1][wide])
+    with torch.no_grad():
+        error = (small(x) - model(x)).mean((0, 2, 3)).abs().max()
+        spread = (small(x) - model(x)).std()
+    assert float(error) < 0.5 * float(spread)
