@@ -38,16 +38,18 @@ class Line:
 
 def line_of(kind: StepKind, values: Mapping[str, Any]) -> Line:
     """A step with the keys of its kind out of ``values``: integers, floats, words or lists."""
-    keys = {key: _written(values[key]) for key in kind.names if key in values}
+    keys = {key: _written(values[key], key in kind.doubles) for key in kind.names if key in values}
     if not kind.accepts(keys):
         raise ValueError(f"{kind.name}: expected values of {kind.keys!r}, got {sorted(values)}.")
     return Line(kind, keys)
 
 
-def _written(value: Any) -> str:
+def _written(value: Any, double: bool) -> str:
     if isinstance(value, (list, tuple)):
-        return ",".join(map(_written, value))
-    return _float(value) if isinstance(value, float) else str(value)
+        return ",".join(_written(part, double) for part in value)
+    if not isinstance(value, float):
+        return str(value)
+    return value.hex() if double else _float(value)
 
 
 def _float(value: float) -> str:

@@ -58,6 +58,7 @@ class StepKind:
         moves: rearranges, repeats or leaves out elements of x and computes nothing.
         is_list: of any number of values, which may have the parameters of the result.
         composes: two of the kind in a row are one.
+        doubles: keys whose numbers are doubles; those of all others are float32.
     """
 
     name: str
@@ -73,6 +74,7 @@ class StepKind:
     moves: bool = False
     is_list: bool = False
     composes: bool = False
+    doubles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.planned == "=":
@@ -332,7 +334,16 @@ _row(StepKind("adaptive_avg_pool", "x size s z max", _adaptive_pool, reads=_IMAG
 _row(StepKind("adaptive_max_pool", "x size", _adaptive_pool, reads=_IMAGES))
 _row(StepKind("gather_channels", "x panel", _gather_channels, reads=_IMAGES, moves=True))
 _row(StepKind("slice", "x h w", _slice, reads=_IMAGE, moves=True))
-_row(StepKind("upsample_nearest", "x size scale", _upsample_nearest, reads=_IMAGES, moves=True))
+_row(
+    StepKind(
+        "upsample_nearest",
+        "x size scale",
+        _upsample_nearest,
+        reads=_IMAGES,
+        moves=True,
+        doubles=("scale",),
+    )
+)
 PAD = _row(StepKind("pad", "x pad mode value", _pad, reads=_IMAGES, moves=True))
 FLATTEN = _row(StepKind("flatten", "x", _flatten, reads=_IMAGES, gives="rows", moves=True))
 _row(StepKind("unflatten", "x size", _unflatten, reads=_ROWS, gives="image", moves=True))

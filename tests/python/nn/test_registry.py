@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import octavo
 from octavo.nn import QConv1d, QConv2d, QLinear, float_reasons, quantized_class
 
 

@@ -52,6 +52,13 @@ def test_a_line_has_the_keys_of_its_kind_in_their_order() -> None:
     )
 
 
+def test_factors_are_written_as_doubles() -> None:
+    """torch multiplies sizes by doubles: ten pixels by 0.7 are seven, by float32(0.7) they are six."""
+    values = {"x": 0, "size": [0, 0], "scale": [0.7, 1.3]}
+    line = line_of(STEPS["upsample_nearest"], values)
+    assert [float.fromhex(f) for f in line.keys["scale"].split(",")] == [0.7, 1.3]
+
+
 def test_a_line_without_one_of_its_keys_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"^pad: expected values of 'x pad mode value', got \['pad', 'x'\]"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from octavo import _C, ops
-from octavo.ops.region_program import parse
+from octavo.ops.region_program import Program, line_of, parse
+from octavo.ops.region_steps import QUANTIZE, STEPS
 
 G3 = "kernel=3,3 stride=2,1 pad=1,0,1,2 dilation=1,2"
 Q = "s=0x1p-5 z=128 max=255"
@@ -127,3 +133,107 @@ def test_lists_that_are_too_short_are_refused() -> None:
     for inputs, given in (([], used), ([x], []), ([], [])):
         with pytest.raises(RuntimeError, match="region: expected"):
             torch.ops.octavo.run_region([*inputs, *given], len(inputs), constants, program)
+
+
+# ---- steps against torch -------------------------------------------------------------------------
+
+# Codes are the values themselves, so that results are torch's to the bit.
+CODES = {"s": 1.0, "z": 0, "max": 255}
+
+
+def computed(x: Tensor, kind: str, **keys: object) -> Tensor:
+    """The result of one step, whose shape the fake kernel tells too."""
+    lines = [
+        line_of(QUANTIZE, {"in": 0, "layout": "image" if x.dim() == 4 else "image1d", **CODES}),
+        line_of(STEPS[kind], {"x": 0, **CODES, **keys}),
+    ]
+    program = Program(tuple(lines), (1,))
+    (y,) = ops.run_region([x], [], ops.region_constants([], program.text()), program.text())
+    assert program.shapes([x.shape], [])[1] == tuple(y.shape)
+    return y
+
+
+FACTORS = (0.1, 0.35, 0.7, 0.9, 1.0, 1.05, 1.3, 1.7, 2.0, 2.1, 2.3, 1 / 3, 4 / 3, math.pi, 5.0)
+
+
+@pytest.mark.parametrize("factor", FACTORS, ids=lambda factor: f"{factor:.3g}")
+def test_nearest_upsampling_has_torchs_sizes_and_sources(factor: float) -> None:
+    for n in (*range(1, 12), 20, 31, 32, 47, 62, 63, 64):
+        if math.floor(n * factor) < 1:
+            continue
+        line = torch.arange(n, dtype=torch.float32).expand(2, 5, n)
+        got = computed(line, "upsample_nearest", size=[1, 0], scale=[1.0, factor])
+        assert torch.equal(got, F.interpolate(line, scale_factor=factor)), n
+        image = line[:1, :, None].expand(1, 5, n, n).contiguous()
+        got = computed(image, "upsample_nearest", size=[0, 0], scale=[factor, factor])
+        assert torch.equal(got, F.interpolate(image, scale_factor=factor)), n
+        columns = math.floor(n * factor)
+        got = computed(image, "upsample_nearest", size=[3, columns], scale=[1.0, 1.0])
+        assert torch.equal(got, F.interpolate(image, size=(3, columns))), n
+
+
+def test_large_images_follow_the_factor_as_in_torch() -> None:
+    for rows, n in itertools.product((1, 117, 118, 119, 120, 200), (7, 9)):
+        image = torch.arange(n, dtype=torch.float32).expand(1, 3, rows, n).contiguous()
+        for factor in (1.05, 2.1):
+            got = computed(image, "upsample_nearest", size=[0, 0], scale=[1.0, factor])
+            assert torch.equal(got, F.interpolate(image, scale_factor=(1.0, factor)))
+
+
+def geometries(count: int, dilated: bool) -> list[dict[str, tuple[int, int]]]:
+    dice = random.Random(5)
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return dice.randint(low, high), dice.randint(low, high)
+
+    found = []
+    for _ in range(count):
+        kernel, dilation = pair(1, 4), pair(1, 3 if dilated else 1)
+        reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+        limits = reach if dilated else kernel
+        padding = (dice.randint(0, limits[0] // 2), dice.randint(0, limits[1] // 2))
+        found.append(
+            {"kernel": kernel, "stride": pair(1, 4), "padding": padding, "dilation": dilation}
+        )
+    return found
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("pool", ["max", "average"])
+def test_pools_of_small_maps_in_ceil_mode_are_torchs(pool: str, dims: int) -> None:
+    """Whatever torch accepts is computed: the last window may be the only one, and reach too far."""
+    ran = 0
+    for case, h, w in itertools.product(
+        geometries(40, dilated=pool == "max"), (1, 2, 3, 6), (1, 2, 5)
+    ):
+        x = torch.randint(1, 250, (2, 3, h, w) if dims == 2 else (2, 3, w)).float()
+        cut = {key: value[-dims:] for key, value in case.items()}
+        whole = {
+            key: (one, *value)[-2:]
+            for (key, value), one in zip(cut.items(), (1, 1, 0, 1), strict=True)
+        }
+        kernel, stride, padding, dilation = cut.values()
+        keys = {
+            "kernel": whole["kernel"],
+            "stride": whole["stride"],
+            "pad": whole["padding"] * 2,
+            "dilation": whole["dilation"],
+            "ceil": 1,
+        }
+        try:
+            if pool == "max":
+                function = F.max_pool2d if dims == 2 else F.max_pool1d
+                wanted = function(x, kernel, stride, padding, dilation, ceil_mode=True)
+            else:
+                function = F.avg_pool2d if dims == 2 else F.avg_pool1d
+                wanted = function(x, kernel, stride, padding, ceil_mode=True)
+        except RuntimeError:
+            continue  # torch refuses it too
+        ran += 1
+        if pool == "max":
+            # A window without a pixel is -inf in torch; the smallest code stands for it.
+            assert torch.equal(computed(x, "max_pool", **keys), wanted.clamp(min=0))
+        else:
+            got = computed(x, "avg_pool", include_pad=1, divisor=0, **keys)
+            assert (got - wanted).abs().max() <= 0.5 + 1e-4
+    assert ran > 100

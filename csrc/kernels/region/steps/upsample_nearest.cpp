@@ -48,25 +48,36 @@ Shape shape(const ShapeStep& s) {
   return shape;
 }
 
-/// Source of each output index along one axis, as torch's upsample_nearest on CPU.
-std::vector<int64_t> nearest_index(int64_t in, int64_t out, int64_t wanted, double factor) {
-  // A size that was asked for gives the ratio; else the factor does.
+/// torch takes small images through a kernel that, whatever the factor, repeats every pixel once
+/// or twice where the sizes say so. One-dimensional values and larger images follow the factor.
+/// (torch's channels_last images are all small in this sense; here memory order changes no bits.)
+constexpr int64_t kSmall = 128;  // height and width of the result together
+
+bool is_small(const Shape& value) {
+  return value.layout == ValueLayout::kImage && value.h + value.w <= kSmall;
+}
+
+/// Source of each output index along one axis. The arithmetic is torch's: float32, from the
+/// quotient of the sizes if a size was asked for, else from the inverse of the factor.
+std::vector<int64_t> nearest_index(int64_t in, int64_t out, int64_t wanted, double factor,
+                                   bool small) {
   const float ratio = wanted > 0 ? static_cast<float>(in) / static_cast<float>(out)
                                  : static_cast<float>(1.0 / factor);
   std::vector<int64_t> index(static_cast<size_t>(out));
   for (int64_t i = 0; i < out; ++i) {
     const auto source = static_cast<int64_t>(std::floor(static_cast<float>(i) * ratio));
-    index[static_cast<size_t>(i)] = in == out       ? i
-                                    : out == 2 * in ? i / 2
-                                                    : std::min(source, in - 1);
+    index[static_cast<size_t>(i)] = small && out == in       ? i
+                                    : small && out == 2 * in ? i / 2
+                                                             : std::min(source, in - 1);
   }
   return index;
 }
 
 void derive(const ProgramStep& s, const Shape& x, const Shape& value, Derived* d) {
   const auto& factors = s.step().own_keys<Factors>();
-  d->own = Sources{nearest_index(x.h, value.h, s.step().size[0], factors.h),
-                   nearest_index(x.w, value.w, s.step().size[1], factors.w)};
+  const bool small = is_small(value);
+  d->own = Sources{nearest_index(x.h, value.h, s.step().size[0], factors.h, small),
+                   nearest_index(x.w, value.w, s.step().size[1], factors.w, small)};
 }
 
 void run(const RunStep& s) {

@@ -8,15 +8,17 @@ namespace octavo {
 /// Size after a window along one axis, `after` being the padding behind it.
 inline int64_t window_size(const ShapeStep& s, int64_t size, int64_t kernel, int64_t stride,
                            int64_t before, int64_t after, int64_t dilation) {
-  const int64_t room = size + before + after - dilation * (kernel - 1) - 1;
-  if (room < 0) {
-    s.fail("a window that fits into the padded input of " + std::to_string(size + before + after),
-           "a reach of " + std::to_string(dilation * (kernel - 1) + 1));
-  }
   const bool ceil_mode = s.step().ceil_mode;
-  int64_t out = (room + (ceil_mode ? stride - 1 : 0)) / stride + 1;
-  // torch: the last window must start inside the input or its padding before it.
+  const int64_t reach = dilation * (kernel - 1) + 1;
+  // In ceil mode the last window may reach beyond the padded input, but must start inside the input
+  // or its padding before it, as in torch. The only window may be such a one.
+  const int64_t room = size + before + after - reach + (ceil_mode ? stride - 1 : 0);
+  int64_t out = room < 0 ? 0 : room / stride + 1;
   if (ceil_mode && (out - 1) * stride >= size + before) --out;
+  if (out < 1) {
+    s.fail("a window that fits into the padded input of " + std::to_string(size + before + after),
+           "a reach of " + std::to_string(reach));
+  }
   return out;
 }
 

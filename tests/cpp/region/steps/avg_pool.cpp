@@ -1,4 +1,5 @@
-// Reference of avg_pool.
+// Reference and tests of avg_pool.
+#include "region/region_test.h"
 #include "region/steps/reference_pool.h"
 
 namespace octavo {
@@ -12,6 +13,22 @@ const Reference kAvgPool("avg_pool", [](const ReferenceStep& s) {
     s.out().q[at] = averaged(s, window, divisor);
   });
 });
+
+class AvgPoolStep : public RegionTest {};
+OCTAVO_FOR_EVERY_ISA(AvgPoolStep);
+
+TEST_P(AvgPoolStep, WindowsReachBeyondSmallMapsInCeilMode) {
+  for (const int64_t side : {1, 2, 3, 5}) {
+    for (const char* include_pad : {"0", "1"}) {
+      RegionBuilder b(13);
+      const int q = b.step("quantize in=0 layout=image" + b.params());
+      b.out(b.step("avg_pool" + x(q) + " kernel=2,3 stride=2,3 pad=0,1,0,1 ceil=1 include_pad=" +
+                   include_pad + " divisor=0" + b.params()));
+      const Input in(b, {2, 5, side, side}, Order::kContiguous);
+      expect_as_reference(b, {in.view});
+    }
+  }
+}
 
 }  // namespace
 }  // namespace octavo
