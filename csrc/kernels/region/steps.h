@@ -4,12 +4,34 @@
 
 #include "region/step_row.h"
 
-#define OCTAVO_REGION_STEPS(kind)                                                               \
-  kind(quantize) kind(quantize_dynamic) kind(conv) kind(linear) kind(conv_f32) kind(linear_f32) \
-      kind(conv_dynamic) kind(add) kind(mul) kind(concat) kind(affine) kind(table)              \
-          kind(channel_table) kind(max_pool) kind(avg_pool) kind(adaptive_avg_pool)             \
-              kind(adaptive_max_pool) kind(gather_channels) kind(slice) kind(upsample_nearest)  \
-                  kind(pad) kind(flatten) kind(unflatten) kind(to_rows) kind(to_image)
+// clang-format off
+#define OCTAVO_REGION_STEPS(kind) \
+  kind(quantize)                  \
+  kind(quantize_dynamic)          \
+  kind(conv)                      \
+  kind(linear)                    \
+  kind(conv_f32)                  \
+  kind(linear_f32)                \
+  kind(conv_dynamic)              \
+  kind(add)                       \
+  kind(mul)                       \
+  kind(concat)                    \
+  kind(affine)                    \
+  kind(table)                     \
+  kind(channel_table)             \
+  kind(max_pool)                  \
+  kind(avg_pool)                  \
+  kind(adaptive_avg_pool)         \
+  kind(adaptive_max_pool)         \
+  kind(gather_channels)           \
+  kind(slice)                     \
+  kind(upsample_nearest)          \
+  kind(pad)                       \
+  kind(flatten)                   \
+  kind(unflatten)                 \
+  kind(to_rows)                   \
+  kind(to_image)
+// clang-format on
 
 namespace octavo {
 
