@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from octavo.errors import describe
 from octavo.functions import FUNCTIONS
+from octavo.ops.region_steps import PLANNED
 from octavo.typed import made
 
 __all__ = [
@@ -35,13 +36,8 @@ __all__ = [
 ]
 
 
-#: What a step can be (`Step.kind`): all but "float" and "identity" are kinds of region steps.
-KINDS = frozenset({
-    "float", "identity", "conv", "conv_f32", "linear", "linear_f32", "add", "mul", "concat",
-    "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "unary", "affine",
-    "channel_table", "gather_channels", "slice", "upsample_nearest", "pad", "flatten", "unflatten",
-    "to_rows", "to_image",
-})  # fmt: skip
+#: What a step can be (`Step.kind`): a region step, or what runs in float only or computes nothing.
+KINDS = frozenset({*PLANNED, "float", "identity"})
 
 
 @dataclass(frozen=True)
@@ -55,8 +51,7 @@ class Ref:
 class Step:
     """One call.
 
-    kind: of `octavo.ops.region_steps.PLANNED`, "identity", or "float" for what only runs in float.
-      "unary" becomes a table, or a clamp fused into its producer.
+    kind: one of `KINDS`; "unary" becomes a table, or a clamp fused into its producer.
     inputs: values read, in order (for conv and linear: x, then the fused residual if any). For a
       step with ``fused`` these are the values that the fused steps read from outside.
     output: value defined.
