@@ -149,7 +149,7 @@ ABOVE_NN = {
     "search",
     "cli",
 }
-ABOVE_OPS = ABOVE_NN | {"nn", "flow", "lower", "scheme", "ranges", "grids", "record", "trace"}
+ABOVE_OPS = ABOVE_NN | {"nn", "flow", "lower", "ranges", "grids", "record", "trace"}
 
 
 def test_python_layers() -> None:

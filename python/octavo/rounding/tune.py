@@ -150,7 +150,11 @@ def _installed(
     modules = {name: model.get_submodule(name) for name in names}
 
     def stand_in(name: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
-        return lambda input: apply_layer(module, input, *weights(name))
+        def forward(input: Tensor) -> Tensor:
+            y = apply_layer(module, input, *weights(name))
+            return y.to(input.dtype) if input.is_floating_point() else y
+
+        return forward
 
     try:
         for name, module in modules.items():

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from octavo.codes import Codes
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.keys import ValueKey, wide
 from octavo.plan import FlowPlan, RegionPlan
-from octavo.rounding.codes import Codes
 
 __all__ = [
     "Block",
@@ -178,8 +179,26 @@ def walk_block(
                 given_x = inside[x] if x in inside else read(region, x)
                 inside[part.output] = layer(part.module, given_x, region is None)
             else:
+                given = _of_one_type(part, model, given)
                 inside[part.output] = evaluate(part, model.get_submodule, given)
         values.update(inside)
+
+
+def _of_one_type(part: Step, model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a float step of a model in another type than float32, which all layers give.
+
+    As they are where the step has no tensors of that type.
+    """
+    own = model.get_submodule(part.module).parameters() if part.module else ()
+    tensors = [v for v in (*given.values(), *own) if isinstance(v, Tensor)]
+    others = {v.dtype for v in tensors if v.is_floating_point()} - {torch.float32}
+    if len(others) != 1:
+        return given
+    (wanted,) = others
+    return {
+        name: v.to(wanted) if isinstance(v, Tensor) and v.dtype is torch.float32 else v
+        for name, v in given.items()
+    }
 
 
 def finish(block: Block, values: Mapping[str, Any]) -> Any:
@@ -194,7 +213,12 @@ def channel_dimension(y: Tensor, codes: Codes) -> int:
 
 
 def apply_layer(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The layer's own arithmetic with another weight (in canonical order) and bias."""
+    """The layer's own arithmetic with another weight (in canonical order) and bias.
+
+    In the type of the weight.
+    """
+    if not isinstance(module, nn.Embedding):
+        x = x.to(weight.dtype)
     if isinstance(module, nn.modules.conv._ConvNd):
         return module._conv_forward(x, weight, bias)
     if isinstance(module, nn.Embedding):

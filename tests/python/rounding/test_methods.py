@@ -210,3 +210,19 @@ def test_wide_layers_are_rounded_plainly_where_gptq_is_for_depthwise_convolution
         error = (small(x) - model(x)).mean((0, 2, 3)).abs().max()
         spread = (small(x) - model(x)).std()
     assert float(error) < 0.5 * float(spread)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, {"rounding": "adaround"}, {"effort": "best"}, {"rounding": "nearest"}], ids=str
+)
+@torch.no_grad()
+def test_float_steps_between_layers_get_values_of_their_type(dtype, how):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(32, 32), nn.LayerNorm(32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8)
+    ).to(dtype)  # fmt: skip
+    x = torch.randn(64, 32, dtype=dtype)
+    y, wanted = octavo.quantize(model.eval(), 4, data=[x], progress=False, **how)(x), model(x)
+    assert y.dtype == dtype
+    assert float((y - wanted).double().norm() / wanted.double().norm()) < 0.12
