@@ -92,6 +92,7 @@ _PARAMETERS = {
     "dropout": ("input", "p", "training"),
     "add": ("input", "other", "alpha"),
     "channel_shuffle": ("input", "groups"),
+    "pixel_shuffle": ("input", "upscale_factor"),
 }
 
 
@@ -251,6 +252,8 @@ class _Recogniser:
             return self._upsample(step, x, vars(module))
         if isinstance(module, nn.ChannelShuffle):
             return self._shuffle(step, x, module.groups)
+        if isinstance(module, nn.PixelShuffle):
+            return self._as(step, "pixel_shuffle", [x], factor=module.upscale_factor)
         padding = _padding_of(module)
         if padding is not None:
             return self._pad(step, x, *padding)
@@ -303,6 +306,9 @@ class _Recogniser:
             return self._shuffle(
                 step, step.inputs[0], self.given(step, "channel_shuffle")["groups"]
             )
+        if name == "pixel_shuffle":
+            factor = int(self.given(step, name)["upscale_factor"])
+            return self._as(step, name, step.inputs, factor=factor)
         if name in LAYOUT:
             return self._layout_calls(step)
         return None

@@ -158,6 +158,28 @@ def test_missing_parameters() -> None:
         lower(region, {}, Shared())
 
 
+class Shuffled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(4, 32, 1)
+        self.shuffle, self.c = nn.PixelShuffle(4), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(F.pixel_shuffle(self.a(x), upscale_factor=2))
+        return self.c(self.shuffle(x))
+
+
+def test_pixel_shuffles_pass_codes_on() -> None:
+    example = torch.randn(1, 3, 4, 5)
+    lines = lowered(Shuffled(), example).text.splitlines()
+    assert [line for line in lines if "pixel_shuffle" in line] == [
+        "2 = pixel_shuffle x=1 factor=2",
+        "4 = pixel_shuffle x=3 factor=4",
+    ]
+    region = region_of(Shuffled(), example)
+    assert region.params_of["pixel_shuffle"] == "a" and region.params_of["shuffle"] == "b"
+
+
 SHAPES: dict[str, Any] = {
     "odd sizes": (Small(), (2, 3, 11, 14)),
     "ceil mode": (chain(nn.MaxPool2d(3, 2, 1, ceil_mode=True)), (1, 3, 8, 7)),
@@ -167,6 +189,10 @@ SHAPES: dict[str, Any] = {
         (1, 3, 5, 6),
     ),
     "upsample to": (chain(nn.Upsample(size=(9, 7))), (1, 3, 5, 6)),
+    "pixel shuffle": (
+        nn.Sequential(nn.Conv2d(3, 18, 1), nn.PixelShuffle(3), nn.Conv2d(2, 2, 1)),
+        (1, 3, 5, 6),
+    ),
     "adaptive": (chain(nn.AdaptiveMaxPool2d((2, None))), (1, 3, 5, 6)),
     "rows": (nn.Sequential(nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)), (2, 5, 4)),
 }

@@ -26,6 +26,7 @@
   kind(gather_channels)           \
   kind(slice)                     \
   kind(upsample_nearest)          \
+  kind(pixel_shuffle)             \
   kind(pad)                       \
   kind(flatten)                   \
   kind(unflatten)                 \

@@ -226,6 +226,12 @@ def _unflatten(keys: Keys, shapes: Sequence[Shape], _layout: str, _panel: Any) -
     return (shapes[0][0], *_ints(keys["size"]))
 
 
+def _pixel_shuffle(keys: Keys, shapes: Sequence[Shape], _layout: str, _panel: Any) -> Shape:
+    n, c, h, w = shapes[0]
+    factor = int(keys["factor"])
+    return (n, c // (factor * factor), h * factor, w * factor)
+
+
 def _to_rows(_keys: Keys, shapes: Sequence[Shape], _layout: str, _panel: Any) -> Shape:
     n, c, h, w = shapes[0]
     return (n, h, w, c)
@@ -349,6 +355,7 @@ FLATTEN = _row(StepKind("flatten", "x", _flatten, reads=_IMAGES, gives="rows", m
 _row(StepKind("unflatten", "x size", _unflatten, reads=_ROWS, gives="image", moves=True))
 _row(StepKind("to_rows", "x", _to_rows, reads=_IMAGE, gives="rows", moves=True))
 _row(StepKind("to_image", "x", _to_image, reads=_ROWS, gives="image", moves=True))
+_row(StepKind("pixel_shuffle", "x factor", _pixel_shuffle, reads=_IMAGE, moves=True))
 
 PLANNED: dict[str, StepKind] = {row.planned: row for row in STEPS.values() if row.planned}
 """Kinds of a plan's steps that run in integers, to the rows that they become."""

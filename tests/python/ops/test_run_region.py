@@ -34,6 +34,7 @@ PROGRAMS = {
     "upsample to a size": f"{IMAGE}1 = upsample_nearest x=0 size=5,9 scale=0x0p+0,0x0p+0\nout 1\n",
     "pad": f"{IMAGE}1 = pad x=0 pad=1,2,3,0 mode=reflect value=0x0p+0\nout 1\n",
     "flatten": f"{IMAGE}1 = flatten x=0\n2 = unflatten x=1 size=4,7,8\nout 1\nout 2\n",
+    "pixel_shuffle": f"{IMAGE}1 = pixel_shuffle x=0 factor=2\nout 1\n",
     "rows": f"octavo.region 1\n0 = quantize in=0 layout=rows {Q}\n1 = to_image x=0\nout 1\n",
 }
 
