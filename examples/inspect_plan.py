@@ -18,8 +18,8 @@ from octavo.batches import Batches
 from octavo.capture import capture
 from octavo.fold import fold
 from octavo.nn.surgery import copy_model
+from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
-from octavo.scheme import Scheme
 
 
 def network() -> nn.Module:

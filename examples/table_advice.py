@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.checkpoint import stored_bytes
-from octavo.measure import sqnr
+from octavo.numerics.sqnr import sqnr
 from octavo.report import resident_bytes
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))

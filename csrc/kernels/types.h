@@ -35,7 +35,7 @@ struct FloatImage {
 };
 
 /// Smallest scale of anything: the smallest normal float32, whose inverse is finite. What lies
-/// within a range too small for it is zero. python/octavo/scheme.py has it too.
+/// within a range too small for it is zero. python/octavo/numerics/scheme.py has it too.
 inline constexpr float kMinScale = 0x1p-126f;
 
 /// Bytes that any activation buffer keeps readable before its first and after its last element, so

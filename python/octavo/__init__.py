@@ -8,9 +8,9 @@ from octavo.distill import DistillationLoss
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError
 from octavo.freeze import freeze
 from octavo.front import ParetoFront, pareto_front
-from octavo.grids import grids
 from octavo.library import __version__, isa, isas, set_isa
 from octavo.mixed import Sensitivity, sensitivity
+from octavo.numerics.grids import grids
 from octavo.plan import Plan
 from octavo.report import Report, report
 from octavo.schedule import TrainingSchedule, reestimate_batch_norm

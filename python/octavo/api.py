@@ -18,25 +18,25 @@ from octavo import checks
 from octavo.batches import Batches, Example
 from octavo.calibrate import calibrate, without_unreached
 from octavo.capture import capture
-from octavo.codes import Codes
 from octavo.decide import decide
 from octavo.equalize import equalize
 from octavo.errors import describe
 from octavo.fold import fold
 from octavo.interrupts import held_back, undo_with
 from octavo.keys import RangeKey
-from octavo.measure import tensor_bytes
 from octavo.model_checks import check_model
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import is_depthwise
 from octavo.nn.surgery import copy_model, tensors_on_cpu
+from octavo.numerics.codes import Codes
+from octavo.numerics.scheme import Activations, QParams
+from octavo.numerics.sqnr import tensor_bytes
 from octavo.plan import FlowPlan, Plan
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rewrite import rewrite
 from octavo.rounding import METHODS, Method, choose, correct_bias, round_model, rounded_plainly
 from octavo.rounding.run import Rounded
-from octavo.scheme import Activations, QParams
 from octavo.search import Search
 from octavo.signature import known_arguments
 from octavo.smooth import smooth

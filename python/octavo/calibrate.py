@@ -16,10 +16,10 @@ from octavo.errors import CalibrationError
 from octavo.flow import Flow, run
 from octavo.interrupts import check
 from octavo.keys import RangeKey, SiteKey, ValueKey, wide
+from octavo.numerics.ranges import RULES, Histogram, clipped
+from octavo.numerics.scheme import QParams
 from octavo.plan import Plan, RegionPlan, SitePlan
-from octavo.ranges import RULES, Histogram, clipped
 from octavo.replay import replayed
-from octavo.scheme import QParams
 
 __all__ = ["Calibration", "calibrate", "plan_keys", "region_keys", "without_unreached"]
 
@@ -77,7 +77,7 @@ def calibrate(
         model: the float model that the plan was made for, folded. It comes back as it was.
         plan: which values are needed.
         data: batches (see `octavo.batches.Batches`).
-        ranges: row of `octavo.ranges.RULES`.
+        ranges: row of `octavo.numerics.ranges.RULES`.
         progress: count the batches on a terminal.
 
     Raises:

@@ -24,16 +24,16 @@ from octavo.errors import CheckpointError, describe
 from octavo.flow import Flow, Step, from_data, to_data
 from octavo.flow_check import FlowCheck
 from octavo.fold import materialise
-from octavo.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, values_of
 from octavo.interrupts import held_back
 from octavo.nn.layer import QLayer
 from octavo.nn.region import Region, captured_forward
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
+from octavo.numerics.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, values_of
+from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
 from octavo.ops.region_program import parse
 from octavo.record import Record, attach, record_of
 from octavo.rewrite import install
-from octavo.scheme import MIN_SCALE, Activations, QParams
 from octavo.separate import is_separable, separate
 from octavo.signature import known_arguments
 from octavo.trainee import training_of

@@ -13,12 +13,12 @@ from octavo import safetensors_file
 from octavo.calibrate import plan_keys
 from octavo.errors import CheckpointError, describe
 from octavo.flow_check import FlowCheck
-from octavo.grids import GRIDS
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.surgery import copy_model
+from octavo.numerics.grids import GRIDS
+from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.plan import Plan
-from octavo.scheme import MIN_SCALE, QParams
 from octavo.separate import separate
 from octavo.trainee import Training, make_trainee
 from octavo.typed import fits

@@ -13,12 +13,12 @@ from torch import nn
 
 from octavo.errors import NothingQuantizedError, describe
 from octavo.flow_check import FlowCheck
-from octavo.grids import GRIDS
 from octavo.nn.fake_quantize import METHODS as TRAINING_METHODS
+from octavo.numerics.grids import GRIDS
+from octavo.numerics.ranges import RULES
+from octavo.numerics.scheme import Activations
 from octavo.plan import Plan
-from octavo.ranges import RULES
 from octavo.rounding import METHODS
-from octavo.scheme import Activations
 
 __all__ = [
     "check_choices",

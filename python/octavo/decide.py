@@ -13,8 +13,8 @@ from octavo.batches import Batches
 from octavo.capture import Capture
 from octavo.errors import NothingQuantizedError
 from octavo.mixed import measure_sensitivity
+from octavo.numerics.scheme import Activations, Scheme, default_group_size
 from octavo.plan import Plan, plan
-from octavo.scheme import Activations, Scheme, default_group_size
 
 __all__ = ["Decision", "decide"]
 

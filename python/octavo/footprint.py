@@ -13,18 +13,18 @@ from octavo.calibrate import Calibration, plan_keys, without_unreached
 from octavo.capture import capture
 from octavo.checkpoint import stored_bytes
 from octavo.checks import check_widths
-from octavo.codes import Codes
 from octavo.decide import decide
 from octavo.fold import fold
-from octavo.grids import GRIDS, TABLE_CHANNELS
 from octavo.keys import RangeKey, SiteKey
-from octavo.measure import tensor_bytes
 from octavo.nn.registry import canonical_weight, layer_bias
 from octavo.nn.surgery import copy_model
+from octavo.numerics.codes import Codes
+from octavo.numerics.grids import GRIDS, TABLE_CHANNELS
+from octavo.numerics.scheme import QParams
+from octavo.numerics.sqnr import tensor_bytes
 from octavo.plan import Plan, SitePlan
 from octavo.report import resident_bytes
 from octavo.rewrite import rewrite
-from octavo.scheme import QParams
 
 __all__ = ["Footprint", "footprint"]
 

@@ -9,7 +9,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from octavo.codes import Codes
 from octavo.errors import describe
 from octavo.fold import affine_of, fold_pair, materialise
 from octavo.interrupts import held_back
@@ -19,11 +18,12 @@ from octavo.nn.registry import layer_bias
 from octavo.nn.surgery import copy_model, tensors_on_cpu
 from octavo.nn.trained_layer import trained_layer
 from octavo.nn.training import Store, TrainedForward, trained_forward
+from octavo.numerics.codes import Codes
+from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.plan import Plan, SitePlan
 from octavo.record import Record, attach, layer_records
 from octavo.regions import RegionPlan
 from octavo.rewrite import rewrite
-from octavo.scheme import MIN_SCALE, QParams
 from octavo.signature import known_arguments
 from octavo.trainee import Training, forget, training_of
 from octavo.types import Model

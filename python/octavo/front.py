@@ -18,11 +18,11 @@ from octavo.api import quantize
 from octavo.batches import Batches, Call
 from octavo.checkpoint import stored_bytes
 from octavo.errors import describe
-from octavo.grids import GRIDS
 from octavo.interrupts import held_back, let_through
-from octavo.measure import tensor_bytes
 from octavo.model_checks import check_model
 from octavo.nn.surgery import copy_model
+from octavo.numerics.grids import GRIDS
+from octavo.numerics.sqnr import tensor_bytes
 from octavo.plot.front import plot_front
 from octavo.report import align, resident_bytes
 from octavo.signature import check_names

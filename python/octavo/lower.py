@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from octavo.flow import Step, evaluate
+from octavo.numerics.scheme import QParams
 from octavo.ops import region_program
 from octavo.ops.region_program import line_of
 from octavo.ops.region_steps import FLATTEN, PAD, PLANNED, QUANTIZE, StepKind
 from octavo.regions import RegionPlan
-from octavo.scheme import QParams
 
 __all__ = ["Program", "lower"]
 

@@ -20,9 +20,9 @@ from octavo.interrupts import check, held_back, let_through
 from octavo.model_checks import check_model
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
+from octavo.numerics.scheme import Scheme, default_group_size
 from octavo.plot.sensitivity import plot_sensitivity
 from octavo.rounding.nearest import nearest
-from octavo.scheme import Scheme, default_group_size
 from octavo.signature import known_arguments
 from octavo.types import Data, Grid
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from octavo.errors import describe
 from octavo.nn.registry import layer_bias
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 __all__ = ["check_model"]
 

@@ -10,8 +10,8 @@ from typing import Any
 from octavo.capture import Capture
 from octavo.errors import describe
 from octavo.flow import Step, from_data, to_data
+from octavo.numerics.scheme import Activations, Scheme
 from octavo.regions import FlowPlan, RegionPlan, cut
-from octavo.scheme import Activations, Scheme
 from octavo.typed import made
 
 _FORMAT = "octavo.plan 1"

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from octavo.codes import Codes
-from octavo.measure import bytes_of, sqnr
 from octavo.nn.registry import canonical_weight
+from octavo.numerics.codes import Codes
+from octavo.numerics.sqnr import bytes_of, sqnr
 from octavo.plan import Plan
 from octavo.typed import made
 

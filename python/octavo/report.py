@@ -19,10 +19,10 @@ from octavo.batches import Batches
 from octavo.errors import describe
 from octavo.fold import fold
 from octavo.interrupts import held_back, let_through
-from octavo.measure import bytes_of, decibels
 from octavo.nn.layer import QLayer
 from octavo.nn.region import captured_forward
 from octavo.nn.surgery import copy_model
+from octavo.numerics.sqnr import bytes_of, decibels
 from octavo.plot.report import plot_report
 from octavo.record import LayerRecord, Record, record_of
 from octavo.signature import known_arguments

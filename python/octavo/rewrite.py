@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from octavo.codes import Codes
 from octavo.flow import Flow, Step
 from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.lower import lower
@@ -15,9 +14,10 @@ from octavo.nn.layer import QLayer
 from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model, replace_modules
+from octavo.numerics.codes import Codes
+from octavo.numerics.scheme import QParams
 from octavo.ops.region_steps import PRODUCTS
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
-from octavo.scheme import QParams
 from octavo.separate import rejoin
 
 __all__ = ["dequantize", "install", "rewrite"]

@@ -19,10 +19,10 @@ from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.nn.trained_layer import TrainedLayer
 from octavo.nn.training import Compute, Store, TrainedForward
+from octavo.numerics.scheme import QParams
 from octavo.ops.region_steps import PRODUCTS, TABLE
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.rounding.nearest import nearest
-from octavo.scheme import QParams
 from octavo.separate import separate
 from octavo.signature import known_arguments
 

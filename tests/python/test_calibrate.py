@@ -10,9 +10,9 @@ from octavo.calibrate import calibrate, without_unreached
 from octavo.capture import capture
 from octavo.errors import CalibrationError
 from octavo.keys import SiteKey, ValueKey
+from octavo.numerics.ranges import RULES
+from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
-from octavo.ranges import RULES
-from octavo.scheme import Scheme
 
 
 def network() -> nn.Module:

@@ -11,8 +11,8 @@ from torch import nn
 import octavo
 from octavo.capture import capture
 from octavo.equalize import equalize
+from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
-from octavo.scheme import Scheme
 
 X = torch.randn(64, 8, 6, 6, generator=torch.Generator().manual_seed(1))
 

@@ -21,10 +21,10 @@ import octavo
 from octavo.batches import Batches
 from octavo.capture import capture
 from octavo.interrupts import check, held_back, let_through, undo_with
+from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
 from octavo.rounding.lockstep import Lockstep
 from octavo.rounding.nearest import nearest_of_layer
-from octavo.scheme import Scheme
 
 FULL = os.environ.get("OCTAVO_SUITE") == "ci"
 

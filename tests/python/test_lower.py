@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from octavo.capture import capture
 from octavo.lower import Program, lower
+from octavo.numerics.scheme import QParams, Scheme
 from octavo.ops.region_program import parse
 from octavo.plan import RegionPlan, plan
-from octavo.scheme import QParams, Scheme
 
 
 def region_of(model: nn.Module, x: Tensor) -> RegionPlan:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.capture import capture
+from octavo.numerics.scheme import Scheme
 from octavo.plan import Plan, RegionPlan, plan
-from octavo.scheme import Scheme
 
 S = Scheme()
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.measure import sqnr
+from octavo.numerics.sqnr import sqnr
 
 
 def model() -> nn.Module:

@@ -8,8 +8,8 @@ from torch import nn
 
 import octavo
 from octavo.capture import capture
+from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
-from octavo.scheme import Scheme
 from octavo.smooth import smooth
 
 X = torch.randn(32, 7, 48, generator=torch.Generator().manual_seed(1))

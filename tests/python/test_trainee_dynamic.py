@@ -16,7 +16,7 @@ import octavo
 from octavo import ops
 from octavo.nn.fake_quantize import Monitor
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 
 class Mixer(nn.Module):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import octavo
 from conftest import FULL
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, Monitor
-from octavo.scheme import QParams
+from octavo.numerics.scheme import QParams
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -10,7 +10,7 @@ import octavo
 from octavo import types
 from octavo.advise import TARGETS
 from octavo.nn.fake_quantize import METHODS as QAT_METHODS
-from octavo.ranges import RULES
+from octavo.numerics.ranges import RULES
 from octavo.rounding import METHODS
 
 WORDS: dict[str, tuple[Any, Any]] = {

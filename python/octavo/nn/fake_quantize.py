@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo import ops
-from octavo.grids import Snap, largest_level, spread
-from octavo.scheme import MIN_SCALE, QParams, Scheme
+from octavo.numerics.grids import Snap, largest_level, spread
+from octavo.numerics.scheme import MIN_SCALE, QParams, Scheme
 
 __all__ = [
     "METHODS",

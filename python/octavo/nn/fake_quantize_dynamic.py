@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from octavo import ops
 from octavo.nn.fake_quantize import Monitor, is_recomputing
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 __all__ = ["FakeQuantizeDynamic"]
 

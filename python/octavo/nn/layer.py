@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo import ops
-from octavo.grids import codes_of, spread_zero_point, values_of
-from octavo.scheme import MIN_SCALE, Activations, QParams
+from octavo.numerics.grids import codes_of, spread_zero_point, values_of
+from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
 
 __all__ = ["QLayer"]
 

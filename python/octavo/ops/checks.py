@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import describe
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 __all__ = [
     "as_float32",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import describe
+from octavo.numerics.scheme import MIN_SCALE
 from octavo.ops import checks
-from octavo.scheme import MIN_SCALE
 
 __all__ = [
     "check_ascending",

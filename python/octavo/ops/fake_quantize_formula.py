@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 __all__ = [
     "Options",

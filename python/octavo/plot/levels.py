@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from octavo.codes import Codes
 from octavo.errors import describe
-from octavo.grids import GRIDS, TABLE_CHANNELS
-from octavo.measure import sqnr
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
+from octavo.numerics.codes import Codes
+from octavo.numerics.grids import GRIDS, TABLE_CHANNELS
+from octavo.numerics.scheme import Scheme
+from octavo.numerics.sqnr import sqnr
 from octavo.plot.figure import COLOURS, new_figure, plain
 from octavo.rounding.nearest import nearest
-from octavo.scheme import Scheme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.codes import Codes
+from octavo.numerics.codes import Codes
 from octavo.rounding.gptq import solution as gptq_solution
 from octavo.rounding.layer_problem import LayerProblem, solved_alone
 from octavo.rounding.learnable import descend

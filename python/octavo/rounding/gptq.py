@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.codes import Codes
+from octavo.numerics.codes import Codes
 from octavo.rounding.layer_problem import LayerProblem, solved_alone
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.nearest import safe_scale

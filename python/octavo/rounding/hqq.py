@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.codes import Codes
-from octavo.grids import Snap
 from octavo.nn.registry import layer_bias
+from octavo.numerics.codes import Codes
+from octavo.numerics.grids import Snap
+from octavo.numerics.scheme import MIN_SCALE, Scheme
 from octavo.rounding.nearest import nearest, safe_scale
-from octavo.scheme import MIN_SCALE, Scheme
 
 __all__ = ["hqq"]
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from octavo.codes import Codes
 from octavo.nn.registry import layer_bias
+from octavo.numerics.codes import Codes
+from octavo.numerics.scheme import Scheme
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.nearest import nearest, safe_scale
 from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments, Problem
-from octavo.scheme import Scheme
 
 __all__ = ["LayerProblem", "Solution", "solve", "solved", "solved_alone"]
 

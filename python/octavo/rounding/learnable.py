@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from octavo.codes import Codes
-from octavo.grids import spread
 from octavo.interrupts import check
+from octavo.numerics.codes import Codes
+from octavo.numerics.grids import spread
 from octavo.rounding.nearest import safe_scale
 from octavo.rounding.soft import Soft, penalty
 

@@ -24,17 +24,17 @@ from torch.overrides import TorchFunctionMode
 
 from octavo import ops
 from octavo.batches import Batches, Call
-from octavo.codes import Codes
 from octavo.flow import Flow
 from octavo.interrupts import let_through
 from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.layered_experts import LayeredExperts
 from octavo.nn.registry import canonical_weight
+from octavo.numerics.codes import Codes
+from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.plan import FlowPlan, Plan, SitePlan
 from octavo.replay import replayed
 from octavo.rounding.supply import Supply
 from octavo.rounding.units import Block, apply_layer, blocks_of, finish, keys_of, walk_block
-from octavo.scheme import MIN_SCALE, QParams
 
 __all__ = ["Lockstep", "Pause", "fake_quantize"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from octavo.codes import Codes
+from octavo.numerics.codes import Codes
+from octavo.numerics.scheme import Scheme
 from octavo.rounding.lockstep import Lockstep, Pause
-from octavo.scheme import Scheme
 
 __all__ = ["Method"]
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.codes import Codes
-from octavo.grids import Snap, largest_level, levels_of, spread
 from octavo.nn.registry import layer_bias
+from octavo.numerics.codes import Codes
+from octavo.numerics.grids import Snap, largest_level, levels_of, spread
+from octavo.numerics.scheme import MIN_SCALE, Scheme
 from octavo.ops.clip_error import clip_error
-from octavo.scheme import MIN_SCALE, Scheme
 
 __all__ = ["nearest", "nearest_of_layer", "safe_scale"]
 

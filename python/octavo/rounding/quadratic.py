@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.grids import Snap
 from octavo.interrupts import check
-from octavo.scheme import MIN_SCALE, Scheme
+from octavo.numerics.grids import Snap
+from octavo.numerics.scheme import MIN_SCALE, Scheme
 
 __all__ = ["Moments", "Problem"]
 

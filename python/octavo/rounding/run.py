@@ -10,10 +10,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from octavo.batches import Batches
-from octavo.codes import Codes
 from octavo.interrupts import check
 from octavo.keys import RangeKey
 from octavo.nn.registry import canonical_weight
+from octavo.numerics.codes import Codes
+from octavo.numerics.scheme import QParams
 from octavo.plan import FlowPlan, Plan
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.method import Method
@@ -21,7 +22,6 @@ from octavo.rounding.nearest import nearest_of_layer
 from octavo.rounding.squant import squant
 from octavo.rounding.tune import tune
 from octavo.rounding.units import apply_layer, channel_dimension
-from octavo.scheme import QParams
 
 __all__ = ["Rounded", "choose", "round_model", "rounded_plainly"]
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.grids import neighbours
-from octavo.scheme import Scheme
+from octavo.numerics.grids import neighbours
+from octavo.numerics.scheme import Scheme
 
 __all__ = ["Soft", "inverse", "penalty", "share"]
 
@@ -72,7 +72,7 @@ class Soft:
             start: the levels.
             u: the weights, in units of the scale.
             scheme: of the weights.
-            levels: of the grid, as in `octavo.grids.neighbours`.
+            levels: of the grid, as in `octavo.numerics.grids.neighbours`.
             zero_point: of rows, as there.
         """
         toward = torch.where(u >= start, start + 0.25, start - 0.25)

@@ -17,11 +17,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from octavo.codes import Codes
 from octavo.nn.registry import layer_bias
+from octavo.numerics.codes import Codes
+from octavo.numerics.scheme import Scheme
 from octavo.rounding.nearest import nearest
 from octavo.rounding.quadratic import Problem
-from octavo.scheme import Scheme
 
 __all__ = ["squant"]
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from octavo.batches import Batches, Call, float_tensors
-from octavo.codes import Codes
 from octavo.interrupts import let_through
 from octavo.nn.registry import canonical_weight
+from octavo.numerics.codes import Codes
 from octavo.rounding.learnable import LearnableScales, descend
 from octavo.rounding.supply import training_calls
 from octavo.rounding.units import apply_layer

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.codes import Codes
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.keys import ValueKey, wide
+from octavo.numerics.codes import Codes
 from octavo.plan import FlowPlan, RegionPlan
 
 __all__ = [

@@ -12,10 +12,10 @@ from octavo.capture import capture
 from octavo.fold import fold
 from octavo.nn import QLayer, canonical_weight, quantized_class
 from octavo.nn.surgery import copy_model
+from octavo.numerics.scheme import QParams, Scheme
 from octavo.plan import plan
 from octavo.rewrite import rewrite
 from octavo.rounding import nearest
-from octavo.scheme import QParams, Scheme
 
 RANGE = QParams(float(torch.tensor(0.03)), 128)
 

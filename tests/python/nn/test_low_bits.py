@@ -13,8 +13,8 @@ from torch import nn
 import octavo
 from conftest import FULL
 from octavo import safetensors_file
-from octavo.grids import GRIDS
 from octavo.nn.layer import QLayer
+from octavo.numerics.grids import GRIDS
 from octavo.report import resident_bytes
 
 FORMS = {

@@ -10,7 +10,7 @@ import torch
 from fake_quantize_reference import Case, each, expected, same_bits
 
 from octavo import ops
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 
 def used(case: Case) -> Case:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo import ops
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 
 def reference(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

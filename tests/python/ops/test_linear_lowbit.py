@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo import ops
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 KINDS = ("symmetric", "affine", "levels")
 

@@ -10,7 +10,7 @@ from fake_quantize_reference import DTYPES
 from torch import Tensor
 
 from octavo import ops
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 
 def fresh(*shape: int) -> Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.grids import GRIDS, neighbours
+from octavo.numerics.grids import GRIDS, neighbours
+from octavo.numerics.scheme import Scheme
 from octavo.rounding.adaround import solution
 from octavo.rounding.gptq import solution as gptq_solution
 from octavo.rounding.layer_problem import LayerProblem, solve
@@ -14,7 +15,6 @@ from octavo.rounding.nearest import nearest
 from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments
 from octavo.rounding.soft import Soft, inverse, penalty, share
-from octavo.scheme import Scheme
 
 
 def layer_and_moments(module, shape, seed=0):

@@ -9,9 +9,9 @@ from torch import nn
 from octavo.calibrate import calibrate
 from octavo.capture import capture
 from octavo.nn.registry import canonical_weight
+from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
 from octavo.rounding import bias, correct_bias, nearest
-from octavo.scheme import Scheme
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + 0.7
 

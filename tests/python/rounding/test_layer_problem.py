@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from octavo.numerics.scheme import Scheme
 from octavo.rounding.layer_problem import LayerProblem
 from octavo.rounding.nearest import nearest
 from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments
-from octavo.scheme import Scheme
 
 
 def layer_and_inputs():

@@ -13,10 +13,10 @@ from octavo.batches import Batches
 from octavo.calibrate import calibrate
 from octavo.capture import capture
 from octavo.keys import SiteKey
+from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
 from octavo.rounding.lockstep import Lockstep
 from octavo.rounding.nearest import nearest
-from octavo.scheme import Scheme
 
 X = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import octavo
 from octavo.nn.layer import QLayer
+from octavo.numerics.scheme import Scheme
 from octavo.rounding import METHODS, choose
-from octavo.scheme import Scheme
 
 X = torch.randn(96, 3, 10, 10, generator=torch.Generator().manual_seed(1)).cumsum(3)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from octavo.numerics.scheme import MIN_SCALE, Scheme
 from octavo.rounding import nearest
-from octavo.scheme import MIN_SCALE, Scheme
 
 WEIGHT = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
 

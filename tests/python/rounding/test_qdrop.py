@@ -10,9 +10,9 @@ import octavo
 from octavo.batches import Batches
 from octavo.calibrate import calibrate
 from octavo.capture import capture
+from octavo.numerics.scheme import Scheme
 from octavo.plan import FlowPlan, plan
 from octavo.rounding.lockstep import Lockstep
-from octavo.scheme import Scheme
 
 module = importlib.import_module("octavo.rounding.qdrop")
 X = torch.randn(160, 3, 8, 8, generator=torch.Generator().manual_seed(1)).cumsum(3)

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
+from octavo.numerics.scheme import Scheme
 from octavo.rounding.quadratic import Moments, Problem
-from octavo.scheme import Scheme
 
 
 def problem(groups=2, rows=5, columns=40, bits=3, seed=0):

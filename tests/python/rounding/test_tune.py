@@ -8,10 +8,10 @@ from torch import nn
 
 import octavo
 from octavo.batches import Batches
+from octavo.numerics.scheme import Scheme
 from octavo.rounding import supply
 from octavo.rounding.nearest import nearest_of_layer
 from octavo.rounding.tune import tune
-from octavo.scheme import Scheme
 
 X = torch.randn(256, 12, generator=torch.Generator().manual_seed(1)).cumsum(1)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from octavo.scheme import MIN_SCALE, QParams
+from octavo.numerics.scheme import MIN_SCALE, QParams
 
 __all__ = [
     "RULES",

@@ -8,7 +8,7 @@ from torch import nn
 
 import octavo
 from octavo import ops
-from octavo.scheme import MIN_SCALE
+from octavo.numerics.scheme import MIN_SCALE
 
 TINY = [2.0**-40, 2.0**-90]
 """Factors below which scales of values of order 1 are still normal."""

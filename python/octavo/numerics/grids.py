@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from octavo.scheme import Scheme
+from octavo.numerics.scheme import Scheme
 
 __all__ = [
     "GRIDS",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import octavo
-from octavo.grids import (
+from octavo.numerics.grids import (
     GRIDS,
     Snap,
     apot,
@@ -20,7 +20,7 @@ from octavo.grids import (
     snap,
     values_of,
 )
-from octavo.scheme import Scheme
+from octavo.numerics.scheme import Scheme
 
 
 def test_the_list():

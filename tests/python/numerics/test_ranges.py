@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from octavo.ranges import (
+from octavo.numerics.ranges import (
     MAX_BINS,
     RULES,
     Histogram,
@@ -16,7 +16,7 @@ from octavo.ranges import (
     percentile,
     qparams_of_range,
 )
-from octavo.scheme import MIN_SCALE, QParams
+from octavo.numerics.scheme import MIN_SCALE, QParams
 
 
 def add(histogram: Histogram, x: torch.Tensor) -> None:

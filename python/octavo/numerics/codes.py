@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.grids import spread
-from octavo.scheme import Scheme
+from octavo.numerics.grids import spread
+from octavo.numerics.scheme import Scheme
 
 __all__ = ["Codes"]
 
