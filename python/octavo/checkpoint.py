@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from octavo import ops, safetensors_file
 from octavo.checkpoint_trainee import load_trainee, save_trainee
 from octavo.errors import CheckpointError, describe
+from octavo.files.typed import fits, made
 from octavo.flow import Flow, Step, from_data, to_data
 from octavo.flow_check import FlowCheck
 from octavo.fold import materialise
@@ -37,7 +38,6 @@ from octavo.rewrite import install
 from octavo.separate import is_separable, separate
 from octavo.signature import known_arguments
 from octavo.trainee import training_of
-from octavo.typed import fits, made
 from octavo.types import FilePath, Model
 
 __all__ = ["FORMAT_VERSION", "load", "save", "stored_bytes"]

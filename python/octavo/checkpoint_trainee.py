@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from octavo import safetensors_file
 from octavo.calibrate import plan_keys
 from octavo.errors import CheckpointError, describe
+from octavo.files.typed import fits
 from octavo.flow_check import FlowCheck
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
@@ -21,7 +22,6 @@ from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.plan import Plan
 from octavo.separate import separate
 from octavo.trainee import Training, make_trainee
-from octavo.typed import fits
 
 __all__ = ["load_trainee", "save_trainee"]
 

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from octavo.errors import describe
+from octavo.files.typed import made
 from octavo.functions import FUNCTIONS
 from octavo.ops.region_steps import PLANNED
-from octavo.typed import made
 
 __all__ = [
     "KINDS",

@@ -9,10 +9,10 @@ from typing import Any
 
 from octavo.capture import Capture
 from octavo.errors import describe
+from octavo.files.typed import made
 from octavo.flow import Step, from_data, to_data
 from octavo.numerics.scheme import Activations, Scheme
 from octavo.regions import FlowPlan, RegionPlan, cut
-from octavo.typed import made
 
 _FORMAT = "octavo.plan 1"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from octavo.files.typed import made
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.sqnr import bytes_of, sqnr
 from octavo.plan import Plan
-from octavo.typed import made
 
 __all__ = ["LayerRecord", "Record", "attach", "layer_records", "record_of"]
 

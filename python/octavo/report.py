@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from octavo import _C, html, library
-from octavo.atomic_file import write_text
 from octavo.batches import Batches
 from octavo.errors import describe
+from octavo.files.atomic_file import write_text
 from octavo.fold import fold
 from octavo.interrupts import held_back, let_through
 from octavo.nn.layer import QLayer

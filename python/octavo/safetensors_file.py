@@ -22,8 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from octavo.atomic_file import kind_of, replacing, write_all
 from octavo.errors import CheckpointError, describe
+from octavo.files.atomic_file import kind_of, replacing, write_all
 
 __all__ = ["read", "write"]
 

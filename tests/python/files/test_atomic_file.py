@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.atomic_file import write_text
+from octavo.files.atomic_file import write_text
 
 Writer = Callable[[Path], None]
 
