@@ -4,15 +4,15 @@ import octavo.library  # noqa: F401  # It loads the operators.
 from octavo.ops.checks import as_float32, is_float32
 from octavo.ops.clip_error import clip_error
 from octavo.ops.embedding_lowbit import embedding_lowbit
-from octavo.ops.fake_quantize import fake_quantize
-from octavo.ops.fake_quantize_clipped import fake_quantize_clipped, fake_quantize_clipped_watched
-from octavo.ops.fake_quantize_codes import saved_as_codes
-from octavo.ops.fake_quantize_learned import fake_quantize_learned, fake_quantize_learned_watched
-from octavo.ops.fake_quantize_levels import fake_quantize_levels
+from octavo.ops.fake_quantize.clipped import fake_quantize_clipped, fake_quantize_clipped_watched
+from octavo.ops.fake_quantize.codes import saved_as_codes
+from octavo.ops.fake_quantize.learned import fake_quantize_learned, fake_quantize_learned_watched
+from octavo.ops.fake_quantize.levels import fake_quantize_levels
+from octavo.ops.fake_quantize.observe import Observed, observe_fake_quantize
+from octavo.ops.fake_quantize.plain import fake_quantize
 from octavo.ops.linear_dynamic import linear_dynamic
 from octavo.ops.linear_lowbit import linear_lowbit, linear_lowbit_static
 from octavo.ops.minmax import histogram, minmax, minmax_per_channel
-from octavo.ops.observe_fake_quantize import Observed, observe_fake_quantize
 from octavo.ops.pack_lowbit import (
     LowbitWeight,
     dequantize_lowbit,

@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from octavo.errors import describe
-from octavo.ops import fake_quantize_checks as checks
-from octavo.ops import fake_quantize_formula as formula
 from octavo.ops import memory_order
 from octavo.ops.checks import register_fake
-from octavo.ops.fake_quantize import apply, empty_result
-from octavo.ops.fake_quantize_codes import note
+from octavo.ops.fake_quantize import checks, formula
+from octavo.ops.fake_quantize.codes import note
+from octavo.ops.fake_quantize.plain import apply, empty_result
 
 __all__ = ["Observed", "observe_fake_quantize"]
 

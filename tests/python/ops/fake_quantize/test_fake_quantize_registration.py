@@ -147,7 +147,7 @@ def test_threads_and_instruction_sets_give_the_same_bits() -> None:
 @pytest.mark.parametrize("relu", [False, True])
 def test_kernels_are_the_plain_formula(isa: str, relu: bool) -> None:
     """What runs on other devices gives the same bits for y and dx."""
-    from octavo.ops import fake_quantize_formula as formula
+    from octavo.ops.fake_quantize import formula
 
     x, dy = torch.randn(7, 50) * 3, torch.randn(7, 50)
     x[0, :3] = torch.tensor([float("nan"), float("inf"), -0.0])

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from octavo.ops import checks
-from octavo.ops import fake_quantize_checks as fake_checks
-from octavo.ops import fake_quantize_formula as formula
-from octavo.ops.fake_quantize import empty_result
-from octavo.ops.fake_quantize_codes import note
+from octavo.ops.fake_quantize import checks as fake_checks
+from octavo.ops.fake_quantize import formula
+from octavo.ops.fake_quantize.codes import note
+from octavo.ops.fake_quantize.plain import empty_result
 
 __all__ = ["fake_quantize_clipped", "fake_quantize_clipped_watched"]
 

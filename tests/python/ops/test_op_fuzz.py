@@ -192,7 +192,7 @@ def training_sample(name: str, x: torch.Tensor, i: int, g: torch.Generator) -> t
 
 
 def schemas() -> list[str]:
-    text = (Path(__file__).parents[2] / "csrc" / "ops" / "library.cpp").read_text()
+    text = (Path(__file__).parents[3] / "csrc" / "ops" / "library.cpp").read_text()
     return re.findall(r'm\.def\(\s*"(\w+)\(', text)
 
 

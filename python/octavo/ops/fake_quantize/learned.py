@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from octavo.ops import fake_quantize_checks as checks
-from octavo.ops import fake_quantize_formula as formula
 from octavo.ops.checks import register_fake
-from octavo.ops.fake_quantize import empty_result
-from octavo.ops.fake_quantize_codes import note
+from octavo.ops.fake_quantize import checks, formula
+from octavo.ops.fake_quantize.codes import note
+from octavo.ops.fake_quantize.plain import empty_result
 
 __all__ = ["fake_quantize_learned", "fake_quantize_learned_watched"]
 

@@ -1,0 +1,1 @@
+"""Fake quantization in one call of an operator: a file for each form."""
