@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.batches import Batches
 from octavo.capture import capture
+from octavo.data import Batches
 from octavo.fold import fold
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import Scheme

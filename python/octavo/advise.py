@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from octavo.api import quantize
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.errors import NothingQuantizedError, describe
 from octavo.figures import figure
 from octavo.footprint import Footprint, footprint

@@ -15,9 +15,9 @@ from typing import Any, cast
 from torch import nn
 
 from octavo import checks
-from octavo.batches import Batches, Example
 from octavo.calibrate import calibrate, without_unreached
 from octavo.capture import capture
+from octavo.data import Batches, Example
 from octavo.decide import decide
 from octavo.equalize import equalize
 from octavo.errors import describe

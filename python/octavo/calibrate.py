@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo import ops
-from octavo.batches import Batches, Call
+from octavo.data import Batches, Call
 from octavo.errors import CalibrationError
 from octavo.flow import Flow, run
 from octavo.interrupts import check
@@ -76,7 +76,7 @@ def calibrate(
     Args:
         model: the float model that the plan was made for, folded. It comes back as it was.
         plan: which values are needed.
-        data: batches (see `octavo.batches.Batches`).
+        data: batches (see `octavo.data.Batches`).
         ranges: row of `octavo.numerics.ranges.RULES`.
         progress: count the batches on a terminal.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.batches import Example
+from octavo.data import Example
 from octavo.flow import Flow, walk
 from octavo.interrupts import check, let_through
 from octavo.kinds import recognise

@@ -9,8 +9,8 @@ from typing import Any, SupportsIndex
 from torch import nn
 
 from octavo import patterns
-from octavo.batches import Batches
 from octavo.capture import Capture
+from octavo.data import Batches
 from octavo.errors import NothingQuantizedError
 from octavo.mixed import measure_sensitivity
 from octavo.numerics.scheme import Activations, Scheme, default_group_size

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.flow import Flow, Step, run
 from octavo.nn.registry import is_depthwise
 from octavo.ops.region_steps import PLANNED

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from octavo.batches import Example
 from octavo.capture import Capture, capture
+from octavo.data import Example
 from octavo.flow import Flow, Step, refs
 from octavo.nn.layered import parameter_like
 from octavo.nn.surgery import own_class

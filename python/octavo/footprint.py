@@ -8,11 +8,11 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from octavo.batches import Batches
 from octavo.calibrate import Calibration, plan_keys, without_unreached
 from octavo.capture import capture
 from octavo.checkpoint import stored_bytes
 from octavo.checks import check_widths
+from octavo.data import Batches
 from octavo.decide import decide
 from octavo.fold import fold
 from octavo.keys import RangeKey, SiteKey

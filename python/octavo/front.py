@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from octavo import html, library
 from octavo.api import quantize
-from octavo.batches import Batches, Call
 from octavo.checkpoint import stored_bytes
+from octavo.data import Batches, Call
 from octavo.errors import describe
 from octavo.interrupts import held_back, let_through
 from octavo.model_checks import check_model

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from octavo import html
-from octavo.batches import Batches, Call, float_tensors
 from octavo.capture import capture
+from octavo.data import Batches, Call, float_tensors
 from octavo.fold import fold
 from octavo.interrupts import check, held_back, let_through
 from octavo.model_checks import check_model

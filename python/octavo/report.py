@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from octavo import _C, html, library
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.errors import describe
 from octavo.files.atomic_file import write_text
 from octavo.fold import fold

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.errors import describe
 from octavo.freeze import check_trainee
 from octavo.interrupts import held_back

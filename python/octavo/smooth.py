@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.flow import Flow, refs
 from octavo.nn.linear import QLinear
 from octavo.nn.registry import canonical_weight, quantized_class

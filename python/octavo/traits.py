@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from octavo.batches import Batches, Call
+from octavo.data import Batches, Call
 from octavo.nn.registry import float_reasons, is_depthwise
 from octavo.nn.surgery import copy_model
 from octavo.separate import is_separable, separate

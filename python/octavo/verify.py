@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import ops
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.errors import describe
 from octavo.flow import Step, evaluate, substitute
 from octavo.freeze import check_trainee

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.flow import Flow, Step, evaluate, refs, substitute
 from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.hooks import is_watched

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from octavo import ops
-from octavo.batches import Batches, Call
+from octavo.data import Batches, Call
 from octavo.flow import Flow
 from octavo.interrupts import let_through
 from octavo.keys import RangeKey, SiteKey, ValueKey

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.interrupts import check
 from octavo.keys import RangeKey
 from octavo.nn.registry import canonical_weight

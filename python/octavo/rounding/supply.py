@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from octavo.batches import Batches, Call
+from octavo.data import Batches, Call
 from octavo.interrupts import let_through
 
 __all__ = ["Supply", "training_calls"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from octavo.batches import Batches, Call, float_tensors
+from octavo.data import Batches, Call, float_tensors
 from octavo.interrupts import let_through
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from octavo.batches import Batches
 from octavo.calibrate import calibrate
 from octavo.capture import capture
+from octavo.data import Batches
 from octavo.keys import SiteKey
 from octavo.numerics.scheme import Scheme
 from octavo.plan import plan

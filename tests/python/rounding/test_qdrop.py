@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.batches import Batches
 from octavo.calibrate import calibrate
 from octavo.capture import capture
+from octavo.data import Batches
 from octavo.numerics.scheme import Scheme
 from octavo.plan import FlowPlan, plan
 from octavo.rounding.lockstep import Lockstep

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.numerics.scheme import Scheme
 from octavo.rounding import supply
 from octavo.rounding.nearest import nearest_of_layer

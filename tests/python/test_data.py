@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from octavo.batches import Batches
+from octavo.data import Batches
 from octavo.errors import CalibrationError
 
 X = torch.arange(6.0).reshape(2, 3)
