@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from octavo.api import quantize
+from octavo.checks.model import check_model
 from octavo.data import Batches
 from octavo.errors import NothingQuantizedError, describe
 from octavo.figures import figure
@@ -18,7 +19,6 @@ from octavo.footprint import Footprint, footprint
 from octavo.html import page, rows
 from octavo.interrupts import held_back
 from octavo.machine import Machine, machine
-from octavo.model_checks import check_model
 from octavo.report import size_text
 from octavo.signature import check_names, known_arguments
 from octavo.speeds import Speed, speed_of

@@ -14,9 +14,10 @@ from typing import Any, cast
 
 from torch import nn
 
-from octavo import checks
 from octavo.calibrate import calibrate, without_unreached
 from octavo.capture import capture
+from octavo.checks import arguments
+from octavo.checks.model import check_model
 from octavo.data import Batches, Example
 from octavo.decide import decide
 from octavo.equalize import equalize
@@ -24,7 +25,6 @@ from octavo.errors import describe
 from octavo.fold import fold
 from octavo.interrupts import held_back, undo_with
 from octavo.keys import RangeKey
-from octavo.model_checks import check_model
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import is_depthwise
 from octavo.nn.surgery import copy_model, tensors_on_cpu
@@ -150,14 +150,14 @@ def quantize(
         NothingQuantizedError: no layer was left to quantize.
         CalibrationError: no batches, or no layer was reached by them.
     """
-    checks.check_choices(
+    arguments.check_choices(
         grid=grid, group_size=group_size, symmetric=symmetric, rounding=rounding, ranges=ranges,
         effort=effort, evaluate=evaluate, max_drop=max_drop, qat=qat, qat_method=qat_method,
         has_data=data is not None,
     )  # fmt: skip
-    asked, how_stored, activation_bits = checks.check_widths(bits, activations, data is not None)
-    excluded = checks.check_patterns("exclude", exclude)
-    included = checks.check_patterns("include", include)
+    asked, how_stored, activation_bits = arguments.check_widths(bits, activations, data is not None)
+    excluded = arguments.check_patterns("exclude", exclude)
+    included = arguments.check_patterns("include", include)
     check_model(model, inplace)
     batches = None if data is None else Batches(data)
     if evaluate is not None and max_drop is not None:
@@ -166,7 +166,7 @@ def quantize(
             "symmetric": symmetric, "rounding": rounding, "ranges": ranges, "effort": effort,
             "exclude": excluded, "include": included, "strict": strict, "progress": progress,
         }  # fmt: skip
-        widest = checks.check_search(bits, qat)
+        widest = arguments.check_search(bits, qat)
         again = None if batches is None else batches.source
         search = Search(model, again, evaluate, functools.partial(quantize, **options))
         narrowest = search.result(widest, float(max_drop), grid, inplace, progress)
@@ -317,7 +317,7 @@ def _decided(
 ) -> tuple[Plan, list[FlowPlan]]:
     """The plan, and the captured modules: what no region runs is rounded block by block."""
     if isinstance(job.asked, Plan):
-        checks.check_plan(job.asked, work)
+        arguments.check_plan(job.asked, work)
         return job.asked, []
     found = capture(work, example, training=training)
     decision = decide(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from octavo.calibrate import Calibration, plan_keys, without_unreached
 from octavo.capture import capture
 from octavo.checkpoint import stored_bytes
-from octavo.checks import check_widths
+from octavo.checks.arguments import check_widths
 from octavo.data import Batches
 from octavo.decide import decide
 from octavo.fold import fold

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 from octavo import html, library
 from octavo.api import quantize
 from octavo.checkpoint import stored_bytes
+from octavo.checks.model import check_model
 from octavo.data import Batches, Call
 from octavo.errors import describe
 from octavo.interrupts import held_back, let_through
-from octavo.model_checks import check_model
 from octavo.nn.surgery import copy_model
 from octavo.numerics.grids import GRIDS
 from octavo.numerics.sqnr import tensor_bytes
