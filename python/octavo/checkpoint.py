@@ -26,6 +26,7 @@ from octavo.flow import Flow, Step, from_data, to_data
 from octavo.flow_check import FlowCheck
 from octavo.fold import materialise
 from octavo.interrupts import held_back
+from octavo.nn.decomposed.decompose import is_separable, separate
 from octavo.nn.layer import QLayer
 from octavo.nn.region import Region, captured_forward
 from octavo.nn.registry import quantized_class
@@ -35,7 +36,6 @@ from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
 from octavo.ops.region_program import parse
 from octavo.record import Record, attach, record_of
 from octavo.rewrite import install
-from octavo.separate import is_separable, separate
 from octavo.signature import known_arguments
 from octavo.trainee import training_of
 from octavo.types import FilePath, Model

@@ -14,13 +14,13 @@ from octavo.calibrate import plan_keys
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits
 from octavo.flow_check import FlowCheck
+from octavo.nn.decomposed.decompose import separate
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.surgery import copy_model
 from octavo.numerics.grids import GRIDS
 from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.plan import Plan
-from octavo.separate import separate
 from octavo.trainee import Training, make_trainee
 
 __all__ = ["load_trainee", "save_trainee"]

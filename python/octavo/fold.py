@@ -14,10 +14,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 from octavo.capture import Capture, capture
 from octavo.data import Example
 from octavo.flow import Flow, Step, refs
-from octavo.nn.layered import parameter_like
+from octavo.nn.decomposed.decompose import separate
+from octavo.nn.decomposed.protocol import parameter_like
 from octavo.nn.surgery import own_class
 from octavo.ops.region_steps import AFFINE, PRODUCTS
-from octavo.separate import separate
 
 __all__ = ["Folded", "affine_of", "fold", "fold_pair", "materialise"]
 
@@ -52,7 +52,7 @@ def fold(model: nn.Module, example: Example = None, training: bool = False) -> F
         model: any module; its parameters are replaced, not written into.
         example: as for `octavo.capture.capture`. Without one, a BatchNorm behind a Linear stays,
             since nothing tells which dimension of its input holds the channels.
-        training: as for `octavo.separate.separate`.
+        training: as for `octavo.nn.decomposed.decompose.separate`.
     """
     with torch.inference_mode(False), torch.no_grad():
         materialised = tuple(materialise(model))

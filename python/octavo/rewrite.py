@@ -10,6 +10,7 @@ from torch import nn
 from octavo.flow import Flow, Step
 from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.lower import lower
+from octavo.nn.decomposed.decompose import rejoin
 from octavo.nn.layer import QLayer
 from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.registry import quantized_class
@@ -18,7 +19,6 @@ from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
 from octavo.ops.region_steps import PRODUCTS
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
-from octavo.separate import rejoin
 
 __all__ = ["dequantize", "install", "rewrite"]
 

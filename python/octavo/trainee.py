@@ -12,6 +12,7 @@ from octavo.flow import Flow, Ref, Step, substitute
 from octavo.functions import operation
 from octavo.keys import Entry, RangeKey, SiteKey, ValueKey, is_narrow, wide
 from octavo.kinds import clamp_of
+from octavo.nn.decomposed.decompose import separate
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight, Monitor, default_method
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.layer import QLayer
@@ -23,7 +24,6 @@ from octavo.numerics.scheme import QParams
 from octavo.ops.region_steps import PRODUCTS, TABLE
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.rounding.nearest import nearest
-from octavo.separate import separate
 from octavo.signature import known_arguments
 
 __all__ = ["Training", "forget", "make_trainee", "range_parameters", "training_of"]

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from octavo.data import Batches, Call
+from octavo.nn.decomposed.decompose import is_separable, separate
 from octavo.nn.registry import float_reasons, is_depthwise
 from octavo.nn.surgery import copy_model
-from octavo.separate import is_separable, separate
 
 __all__ = ["Left", "Traits", "traits"]
 

@@ -33,7 +33,8 @@ WEIGHT_READERS: dict[str, tuple[str, ...]] = {
     "torchvision.models.swin_transformer.ShiftedWindowAttention": ("qkv", "proj"),
 }
 
-#: Where a module's dict holds this, it calls its children after all (`octavo.separate.separate`).
+#: Where a module's dict holds this, it calls its children after all
+#: (`octavo.nn.decomposed.decompose.separate`).
 SEPARATED = "_octavo_before"
 
 _Class = TypeVar("_Class", bound="type[QLayer]")

@@ -27,7 +27,7 @@ from octavo.data import Batches, Call
 from octavo.flow import Flow
 from octavo.interrupts import let_through
 from octavo.keys import RangeKey, SiteKey, ValueKey
-from octavo.nn.layered_experts import LayeredExperts
+from octavo.nn.decomposed.experts import LayeredExperts
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams

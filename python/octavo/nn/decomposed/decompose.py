@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from octavo.nn.layered import Layered, has_class
-from octavo.nn.layered_attention import LayeredAttention
-from octavo.nn.layered_experts import LayeredExperts
-from octavo.nn.layered_recurrent import ROWS as RECURRENT
-from octavo.nn.layered_window_attention import LayeredWindowAttention
+from octavo.nn.decomposed.attention import LayeredAttention
+from octavo.nn.decomposed.experts import LayeredExperts
+from octavo.nn.decomposed.protocol import Layered, has_class
+from octavo.nn.decomposed.recurrent import ROWS as RECURRENT
+from octavo.nn.decomposed.window_attention import LayeredWindowAttention
 from octavo.nn.registry import SEPARATED, qualified_name
 
 __all__ = ["is_separable", "rejoin", "separate"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.nn.layered import become, linear_of, parameter_like, weight_and_bias
+from octavo.nn.decomposed.protocol import become, linear_of, parameter_like, weight_and_bias
 
 __all__ = ["LayeredExperts"]
 
@@ -21,7 +21,7 @@ class LayeredExperts(nn.Module):
     down: ModuleList of Linear [hidden, width].
     fused: the class that these stand for; its gate is called with self.
 
-    Made by `octavo.separate.separate`, not by its constructor.
+    Made by `octavo.nn.decomposed.decompose.separate`, not by its constructor.
     """
 
     up: nn.ModuleList

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from octavo import ops
+from octavo.nn.decomposed.protocol import become, has_class, linear_of, weight_and_bias
+from octavo.nn.decomposed.recurrence import State, cell, over_time
 from octavo.nn.hooks import is_watched
-from octavo.nn.layered import become, has_class, linear_of, weight_and_bias
 from octavo.nn.linear import QLinear
-from octavo.nn.recurrence import State, cell, over_time
 from octavo.nn.trained_layer import trained_layer
 
 __all__ = ["ROWS", "LayeredCell", "LayeredRecurrent"]
@@ -103,7 +103,7 @@ class LayeredRecurrent(_Products):
     hh_l<k><direction>: Linear [gates * hidden_size, hidden], called for each time;
     hr_l<k><direction>: Linear [proj_size, hidden_size] where hidden states are projected.
 
-    Made by `octavo.separate.separate`, not by its constructor.
+    Made by `octavo.nn.decomposed.decompose.separate`, not by its constructor.
     """
 
     mode: str

@@ -1,7 +1,7 @@
 """What takes the place of a module that computes with weights without calling a layer.
 
 Such a module keeps its object, its hooks and its Parameters; its class becomes a `Layered` one,
-which calls layers for the same function. `octavo.separate` goes through a model.
+which calls layers for the same function. `octavo.nn.decomposed.decompose` goes through a model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Layered", "become", "has_class", "linear_of", "parameter_like", "wei
 
 
 class Layered(Protocol):
-    """A row of `octavo.separate`."""
+    """A row of `octavo.nn.decomposed.decompose`."""
 
     @classmethod
     def replaces(cls, module: nn.Module, training: bool) -> bool:

@@ -14,9 +14,9 @@ import octavo
 from conftest import isas_and_thread_counts
 from octavo import ops
 from octavo.nn import QLinear, float_reasons
-from octavo.nn.layered_recurrent import LayeredLSTM
-from octavo.nn.recurrence import cell, over_time
-from octavo.separate import is_separable, rejoin, separate
+from octavo.nn.decomposed.decompose import is_separable, rejoin, separate
+from octavo.nn.decomposed.recurrence import cell, over_time
+from octavo.nn.decomposed.recurrent import LayeredLSTM
 
 # What torch's own networks say about oneDNN, and weight_norm about its successor.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:.*weight_norm")

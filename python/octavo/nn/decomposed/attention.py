@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.nn.layered import become, has_class, linear_of, weight_and_bias
+from octavo.nn.decomposed.protocol import become, has_class, linear_of, weight_and_bias
 
 __all__ = ["LayeredAttention"]
 
@@ -25,9 +25,9 @@ class LayeredAttention(nn.MultiheadAttention):
     values have a width of their own, q_proj, k_proj and v_proj, without biases.
     out_proj: Linear [embed_dim, embed_dim].
 
-    Made by `octavo.separate.separate`, not by its constructor. The projections are integer products
-    once quantized, scores and softmax stay float. Where queries are not keys, in_proj computes all
-    three parts of each and drops what is not needed.
+    Made by `octavo.nn.decomposed.decompose.separate`, not by its constructor. The projections are
+    integer products once quantized, scores and softmax stay float. Where queries are not keys,
+    in_proj computes all three parts of each and drops what is not needed.
     """
 
     in_proj: nn.Module

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.nn.layered import become, parameter_like
+from octavo.nn.decomposed.protocol import become, parameter_like
 from octavo.nn.registry import qualified_name
 
 __all__ = ["LayeredWindowAttention"]

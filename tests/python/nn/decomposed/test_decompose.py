@@ -9,10 +9,10 @@ from torch import nn
 
 import octavo
 from octavo.nn import float_reasons
-from octavo.nn.layered_attention import LayeredAttention
-from octavo.nn.layered_experts import LayeredExperts
-from octavo.nn.layered_window_attention import LayeredWindowAttention
-from octavo.separate import is_separable, rejoin, separate
+from octavo.nn.decomposed.attention import LayeredAttention
+from octavo.nn.decomposed.decompose import is_separable, rejoin, separate
+from octavo.nn.decomposed.experts import LayeredExperts
+from octavo.nn.decomposed.window_attention import LayeredWindowAttention
 
 BATCH, LENGTH, SOURCE, WIDTH, HEADS = 3, 5, 7, 32, 4
 

@@ -1,0 +1,1 @@
+"""Modules that compute with weights of their own, with layers in the place of these weights."""
