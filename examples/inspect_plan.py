@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.capture import capture
 from octavo.data import Batches
 from octavo.fold import fold
+from octavo.graph.capture import capture
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import Scheme
 from octavo.plan import plan

@@ -15,7 +15,6 @@ from typing import Any, cast
 from torch import nn
 
 from octavo.calibrate import calibrate, without_unreached
-from octavo.capture import capture
 from octavo.checks import arguments
 from octavo.checks.model import check_model
 from octavo.data import Batches, Example
@@ -23,8 +22,9 @@ from octavo.decide import decide
 from octavo.equalize import equalize
 from octavo.errors import describe
 from octavo.fold import fold
+from octavo.graph.capture import capture
+from octavo.graph.keys import RangeKey
 from octavo.interrupts import held_back, undo_with
-from octavo.keys import RangeKey
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import is_depthwise
 from octavo.nn.surgery import copy_model, tensors_on_cpu

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from octavo import ops
 from octavo.data import Batches, Call
 from octavo.errors import CalibrationError
-from octavo.flow import Flow, run
+from octavo.graph.flow import Flow, run
+from octavo.graph.keys import RangeKey, SiteKey, ValueKey, wide
+from octavo.graph.replay import replayed
 from octavo.interrupts import check
-from octavo.keys import RangeKey, SiteKey, ValueKey, wide
 from octavo.numerics.ranges import RULES, Histogram, clipped
 from octavo.numerics.scheme import QParams
 from octavo.plan import Plan, RegionPlan, SitePlan
-from octavo.replay import replayed
 
 __all__ = ["Calibration", "calibrate", "plan_keys", "region_keys", "without_unreached"]
 
@@ -227,7 +227,7 @@ class _Collector:
         )
 
     def observer(self, flow: Flow) -> Callable[[str, Tensor], None]:
-        """What `octavo.flow.run` calls with every value."""
+        """What `octavo.graph.flow.run` calls with every value."""
         makers = {part.output: part.module for step in flow.steps for part in step.fused or (step,)}
 
         def observe(value: str, x: Tensor) -> None:

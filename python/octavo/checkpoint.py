@@ -22,9 +22,9 @@ from octavo import ops, safetensors_file
 from octavo.checkpoint_trainee import load_trainee, save_trainee
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits, made
-from octavo.flow import Flow, Step, from_data, to_data
-from octavo.flow_check import FlowCheck
 from octavo.fold import materialise
+from octavo.graph.flow import Flow, Step, from_data, to_data
+from octavo.graph.flow_check import FlowCheck
 from octavo.interrupts import held_back
 from octavo.nn.decomposed.decompose import is_separable, separate
 from octavo.nn.layer import QLayer

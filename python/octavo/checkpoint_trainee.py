@@ -13,7 +13,7 @@ from octavo import safetensors_file
 from octavo.calibrate import plan_keys
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits
-from octavo.flow_check import FlowCheck
+from octavo.graph.flow_check import FlowCheck
 from octavo.nn.decomposed.decompose import separate
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic

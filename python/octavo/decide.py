@@ -9,9 +9,9 @@ from typing import Any, SupportsIndex
 from torch import nn
 
 from octavo import patterns
-from octavo.capture import Capture
 from octavo.data import Batches
 from octavo.errors import NothingQuantizedError
+from octavo.graph.capture import Capture
 from octavo.mixed import measure_sensitivity
 from octavo.numerics.scheme import Activations, Scheme, default_group_size
 from octavo.plan import Plan, plan

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from octavo.data import Batches
-from octavo.flow import Flow, Step, run
+from octavo.graph.flow import Flow, Step, run
+from octavo.graph.replay import replayed
 from octavo.nn.registry import is_depthwise
 from octavo.ops.region_steps import PLANNED
 from octavo.plan import Plan, RegionPlan
-from octavo.replay import replayed
 
 __all__ = ["Equalized", "equalize"]
 

@@ -11,9 +11,9 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from octavo.capture import Capture, capture
 from octavo.data import Example
-from octavo.flow import Flow, Step, refs
+from octavo.graph.capture import Capture, capture
+from octavo.graph.flow import Flow, Step, refs
 from octavo.nn.decomposed.decompose import separate
 from octavo.nn.decomposed.protocol import parameter_like
 from octavo.nn.surgery import own_class
@@ -50,7 +50,8 @@ def fold(model: nn.Module, example: Example = None, training: bool = False) -> F
 
     Args:
         model: any module; its parameters are replaced, not written into.
-        example: as for `octavo.capture.capture`. Without one, a BatchNorm behind a Linear stays,
+        example: as for `octavo.graph.capture.capture`. Without one, a BatchNorm behind a Linear
+        stays,
             since nothing tells which dimension of its input holds the channels.
         training: as for `octavo.nn.decomposed.decompose.separate`.
     """

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from octavo.calibrate import Calibration, plan_keys, without_unreached
-from octavo.capture import capture
 from octavo.checkpoint import stored_bytes
 from octavo.checks.arguments import check_widths
 from octavo.data import Batches
 from octavo.decide import decide
 from octavo.fold import fold
-from octavo.keys import RangeKey, SiteKey
+from octavo.graph.capture import capture
+from octavo.graph.keys import RangeKey, SiteKey
 from octavo.nn.registry import canonical_weight, layer_bias
 from octavo.nn.surgery import copy_model
 from octavo.numerics.codes import Codes

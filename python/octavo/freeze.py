@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from octavo.errors import describe
 from octavo.fold import affine_of, fold_pair, materialise
+from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.interrupts import held_back
-from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.registry import layer_bias
 from octavo.nn.surgery import copy_model, tensors_on_cpu

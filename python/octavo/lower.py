@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.flow import Step, evaluate
+from octavo.graph.flow import Step, evaluate
 from octavo.numerics.scheme import QParams
 from octavo.ops import region_program
 from octavo.ops.region_program import line_of

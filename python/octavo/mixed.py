@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from octavo import html
-from octavo.capture import capture
 from octavo.checks.model import check_model
 from octavo.data import Batches, Call, float_tensors
 from octavo.fold import fold
+from octavo.graph.capture import capture
 from octavo.interrupts import check, held_back, let_through
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model

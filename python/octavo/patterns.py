@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from octavo.capture import Site
 from octavo.errors import describe
+from octavo.graph.capture import Site
 
 __all__ = ["Unmatched", "activation_widths", "matching", "resolve"]
 

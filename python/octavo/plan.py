@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from octavo.capture import Capture
 from octavo.errors import describe
 from octavo.files.typed import made
-from octavo.flow import Step, from_data, to_data
+from octavo.graph.capture import Capture
+from octavo.graph.flow import Step, from_data, to_data
 from octavo.numerics.scheme import Activations, Scheme
 from octavo.regions import FlowPlan, RegionPlan, cut
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from octavo.flow import Flow, Ref, Step, refs
-from octavo.functions import operation
-from octavo.keys import Narrow
-from octavo.kinds import clamp_of
+from octavo.graph.flow import Flow, Ref, Step, refs
+from octavo.graph.functions import operation
+from octavo.graph.keys import Narrow
+from octavo.graph.kinds import clamp_of
 from octavo.ops.region_steps import PLANNED, PRODUCTS, TABLE, StepKind
 
 __all__ = ["FlowPlan", "RegionPlan", "cut"]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from octavo.flow import Flow, Step
-from octavo.keys import RangeKey, SiteKey, ValueKey
+from octavo.graph.flow import Flow, Step
+from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.lower import lower
 from octavo.nn.decomposed.decompose import rejoin
 from octavo.nn.layer import QLayer

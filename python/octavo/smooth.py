@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.data import Batches
-from octavo.flow import Flow, refs
+from octavo.graph.flow import Flow, refs
 from octavo.nn.linear import QLinear
 from octavo.nn.registry import canonical_weight, quantized_class
 from octavo.plan import Plan, SitePlan

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from octavo.flow import Flow, Ref, Step, substitute
-from octavo.functions import operation
-from octavo.keys import Entry, RangeKey, SiteKey, ValueKey, is_narrow, wide
-from octavo.kinds import clamp_of
+from octavo.graph.flow import Flow, Ref, Step, substitute
+from octavo.graph.functions import operation
+from octavo.graph.keys import Entry, RangeKey, SiteKey, ValueKey, is_narrow, wide
+from octavo.graph.kinds import clamp_of
 from octavo.nn.decomposed.decompose import separate
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight, Monitor, default_method
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic

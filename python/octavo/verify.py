@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from octavo import ops
 from octavo.data import Batches
 from octavo.errors import describe
-from octavo.flow import Step, evaluate, substitute
 from octavo.freeze import check_trainee
+from octavo.graph.flow import Step, evaluate, substitute
+from octavo.graph.keys import Entry, wide
+from octavo.graph.replay import flow_arguments
 from octavo.interrupts import held_back, let_through
-from octavo.keys import Entry, wide
 from octavo.nn.layer import QLayer
 from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.trained_layer import trained_layer
@@ -25,7 +26,6 @@ from octavo.numerics.scheme import QParams
 from octavo.ops.region_program import Program, parse
 from octavo.ops.region_steps import PLANNED
 from octavo.plan import Plan
-from octavo.replay import flow_arguments
 from octavo.signature import known_arguments
 from octavo.types import Data, Evaluate
 

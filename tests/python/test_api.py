@@ -284,8 +284,8 @@ def test_batches_that_come_once_are_enough_for_a_search():
 
 
 def test_plans_can_be_edited_and_given():
-    from octavo.capture import capture
     from octavo.fold import fold
+    from octavo.graph.capture import capture
     from octavo.numerics.scheme import Scheme
     from octavo.plan import Plan, plan
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from octavo.calibrate import calibrate, without_unreached
-from octavo.capture import capture
 from octavo.errors import CalibrationError
-from octavo.keys import SiteKey, ValueKey
+from octavo.graph.capture import capture
+from octavo.graph.keys import SiteKey, ValueKey
 from octavo.numerics.ranges import RULES
 from octavo.numerics.scheme import Scheme
 from octavo.plan import plan

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import octavo
+from octavo.graph.trace import returns_its_input
 from octavo.nn.training import trained_forward
-from octavo.trace import returns_its_input
 from octavo.trainee import training_of
 
 

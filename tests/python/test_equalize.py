@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.capture import capture
 from octavo.equalize import equalize
+from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
 

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.capture import capture
 from octavo.data import Batches
+from octavo.graph.capture import capture
 from octavo.interrupts import check, held_back, let_through, undo_with
 from octavo.numerics.scheme import Scheme
 from octavo.plan import plan

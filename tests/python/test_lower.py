@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.capture import capture
+from octavo.graph.capture import capture
 from octavo.lower import Program, lower
 from octavo.numerics.scheme import QParams, Scheme
 from octavo.ops.region_program import parse

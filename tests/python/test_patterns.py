@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.capture import capture
+from octavo.graph.capture import capture
 from octavo.patterns import resolve
 
 

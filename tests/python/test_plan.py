@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.capture import capture
+from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
 from octavo.plan import Plan, RegionPlan, plan
 

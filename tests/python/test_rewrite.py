@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.keys import SiteKey
+from octavo.graph.keys import SiteKey
 from octavo.nn import QConv2d, QLayer, QLinear
 from octavo.nn.region import captured_forward
 from octavo.nn.surgery import copy_model

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.capture import capture
+from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
 from octavo.smooth import smooth

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from octavo.errors import NothingQuantizedError, describe
-from octavo.flow_check import FlowCheck
+from octavo.graph.flow_check import FlowCheck
 from octavo.nn.fake_quantize import METHODS as TRAINING_METHODS
 from octavo.numerics.grids import GRIDS
 from octavo.numerics.ranges import RULES

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from octavo import ops
-from octavo.flow import Flow, Step, evaluate, refs, substitute
-from octavo.keys import wide
+from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
+from octavo.graph.keys import wide
+from octavo.graph.replay import call_tensors
 from octavo.nn.layer import QLayer
 from octavo.ops.region_program import Program, parse
-from octavo.replay import call_tensors
 
 __all__ = ["CapturedForward", "Region", "captured_forward"]
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.flow import Flow, Step, evaluate, refs, substitute
+from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
+from octavo.graph.replay import call_tensors
 from octavo.nn.hooks import is_watched
 from octavo.nn.trained_layer import GONE, OwnedForward
-from octavo.replay import call_tensors
 
 __all__ = ["Compute", "Store", "TrainedForward", "trained_forward"]
 

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from octavo.data import Batches
-from octavo.flow import Flow, Step, evaluate, refs, substitute
-from octavo.keys import RangeKey, SiteKey, ValueKey
+from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
+from octavo.graph.keys import RangeKey, SiteKey, ValueKey
+from octavo.graph.replay import replayed
 from octavo.nn.hooks import is_watched
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
 from octavo.numerics.sqnr import decibels
 from octavo.plan import FlowPlan, Plan, RegionPlan
-from octavo.replay import replayed
 from octavo.rounding.lockstep import fake_quantize
 from octavo.rounding.units import apply_layer, channel_dimension, last_uses
 

@@ -24,15 +24,15 @@ from torch.overrides import TorchFunctionMode
 
 from octavo import ops
 from octavo.data import Batches, Call
-from octavo.flow import Flow
+from octavo.graph.flow import Flow
+from octavo.graph.keys import RangeKey, SiteKey, ValueKey
+from octavo.graph.replay import replayed
 from octavo.interrupts import let_through
-from octavo.keys import RangeKey, SiteKey, ValueKey
 from octavo.nn.decomposed.experts import LayeredExperts
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.plan import FlowPlan, Plan, SitePlan
-from octavo.replay import replayed
 from octavo.rounding.supply import Supply
 from octavo.rounding.units import Block, apply_layer, blocks_of, finish, keys_of, walk_block
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from octavo import ops
-from octavo.keys import RangeKey, ValueKey
+from octavo.graph.keys import RangeKey, ValueKey
 from octavo.nn.registry import is_depthwise, layer_bias
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams

@@ -10,8 +10,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from octavo.data import Batches
+from octavo.graph.keys import RangeKey
 from octavo.interrupts import check
-from octavo.keys import RangeKey
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams

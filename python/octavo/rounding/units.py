@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.flow import Flow, Step, evaluate, refs, substitute
-from octavo.keys import ValueKey, wide
+from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
+from octavo.graph.keys import ValueKey, wide
 from octavo.numerics.codes import Codes
 from octavo.plan import FlowPlan, RegionPlan
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.calibrate import calibrate
-from octavo.capture import capture
 from octavo.fold import fold
+from octavo.graph.capture import capture
 from octavo.nn import QLayer, canonical_weight, quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import QParams, Scheme

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from octavo.calibrate import calibrate
-from octavo.capture import capture
+from octavo.graph.capture import capture
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.scheme import Scheme
 from octavo.plan import plan

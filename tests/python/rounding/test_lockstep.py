@@ -10,9 +10,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from octavo.calibrate import calibrate
-from octavo.capture import capture
 from octavo.data import Batches
-from octavo.keys import SiteKey
+from octavo.graph.capture import capture
+from octavo.graph.keys import SiteKey
 from octavo.numerics.scheme import Scheme
 from octavo.plan import plan
 from octavo.rounding.lockstep import Lockstep

@@ -8,8 +8,8 @@ from torch import nn
 
 import octavo
 from octavo.calibrate import calibrate
-from octavo.capture import capture
 from octavo.data import Batches
+from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
 from octavo.plan import FlowPlan, plan
 from octavo.rounding.lockstep import Lockstep

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.flow import Flow
+from octavo.graph.flow import Flow
 
 __all__ = ["call_tensors", "flow_arguments", "replayed"]
 

@@ -19,9 +19,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from octavo.errors import describe
-from octavo.flow import KINDS, Flow, Ref, Step, refs
-from octavo.functions import ATTRIBUTES, FUNCTIONS, takes_word
-from octavo.trace import is_leaf, returns_its_input
+from octavo.graph.flow import KINDS, Flow, Ref, Step, refs
+from octavo.graph.functions import ATTRIBUTES, FUNCTIONS, takes_word
+from octavo.graph.trace import is_leaf, returns_its_input
 
 __all__ = ["FlowCheck"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.flow import Step, refs
-from octavo.functions import operation
+from octavo.graph.flow import Step, refs
+from octavo.graph.functions import operation
 
 __all__ = ["map_of", "numbered", "slice_params", "slices_as"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 
-from octavo.keys import Entry, Narrow, SiteKey, ValueKey, is_narrow, wide
+from octavo.graph.keys import Entry, Narrow, SiteKey, ValueKey, is_narrow, wide
 
 
 def test_text_is_what_files_hold() -> None:

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from octavo.errors import describe
 from octavo.files.typed import made
-from octavo.functions import FUNCTIONS
+from octavo.graph.functions import FUNCTIONS
 from octavo.ops.region_steps import PLANNED
 
 __all__ = [

@@ -14,8 +14,8 @@ import torch
 import torch.utils.checkpoint
 from torch import fx, nn
 
-from octavo.flow import Flow, Ref, Step, refs, substitute
-from octavo.functions import is_in_place, operation, row_of
+from octavo.graph.flow import Flow, Ref, Step, refs, substitute
+from octavo.graph.functions import is_in_place, operation, row_of
 from octavo.interrupts import held_back
 
 __all__ = ["Untraceable", "bind", "is_leaf", "returns_its_input", "trace", "training_steps"]

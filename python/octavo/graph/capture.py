@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from octavo.data import Example
-from octavo.flow import Flow, walk
+from octavo.graph.flow import Flow, walk
+from octavo.graph.kinds import recognise
+from octavo.graph.trace import Untraceable, bind, is_leaf, trace, training_steps
 from octavo.interrupts import check, let_through
-from octavo.kinds import recognise
 from octavo.nn.registry import float_reasons, quantized_class
-from octavo.trace import Untraceable, bind, is_leaf, trace, training_steps
 
 __all__ = ["Capture", "Site", "capture"]
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.flow import Flow, Ref, Step, evaluate, refs
-from octavo.functions import BINARY, CLAMPS, LAYOUT, UNARY, operation
-from octavo.layouts import map_of, numbered, slice_params, slices_as
-from octavo.trace import prune, returns_its_input
+from octavo.graph.flow import Flow, Ref, Step, evaluate, refs
+from octavo.graph.functions import BINARY, CLAMPS, LAYOUT, UNARY, operation
+from octavo.graph.layouts import map_of, numbered, slice_params, slices_as
+from octavo.graph.trace import prune, returns_its_input
 
 __all__ = ["clamp_of", "recognise"]
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.capture import Capture, capture
-from octavo.flow import from_data, run, to_data
+from octavo.graph.capture import Capture, capture
+from octavo.graph.flow import from_data, run, to_data
 
 
 def captured(model: nn.Module, *args: Any, **kwargs: Any) -> Capture:
