@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import octavo
 from octavo import _C
 from octavo.nn.layer import QLayer
-from octavo.nn.region import Region, captured_forward
+from octavo.runtime.captured_forward import Region, captured_forward
 
 
 def rows_of(model: nn.Module) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from octavo.graph.flow_check import FlowCheck
 from octavo.interrupts import held_back
 from octavo.nn.decomposed.decompose import is_separable, separate
 from octavo.nn.layer import QLayer
-from octavo.nn.region import Region, captured_forward
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.numerics.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, values_of
@@ -36,6 +35,7 @@ from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
 from octavo.ops.region_program import parse
 from octavo.record import Record, attach, record_of
 from octavo.rewrite import install
+from octavo.runtime.captured_forward import Region, captured_forward
 from octavo.signature import known_arguments
 from octavo.trainee import training_of
 from octavo.types import FilePath, Model

@@ -17,13 +17,13 @@ from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.registry import layer_bias
 from octavo.nn.surgery import copy_model, tensors_on_cpu
 from octavo.nn.trained_layer import trained_layer
-from octavo.nn.training import Store, TrainedForward, trained_forward
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.plan import Plan, SitePlan
 from octavo.record import Record, attach, layer_records
 from octavo.regions import RegionPlan
 from octavo.rewrite import rewrite
+from octavo.runtime.trained_forward import Store, TrainedForward, trained_forward
 from octavo.signature import known_arguments
 from octavo.trainee import Training, forget, training_of
 from octavo.types import Model

@@ -12,13 +12,13 @@ from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.lower import lower
 from octavo.nn.decomposed.decompose import rejoin
 from octavo.nn.layer import QLayer
-from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model, replace_modules
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
 from octavo.ops.region_steps import PRODUCTS
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
+from octavo.runtime.captured_forward import CapturedForward, Region, captured_forward
 
 __all__ = ["dequantize", "install", "rewrite"]
 

@@ -19,11 +19,11 @@ from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.nn.trained_layer import TrainedLayer
-from octavo.nn.training import Compute, Store, TrainedForward
 from octavo.numerics.scheme import QParams
 from octavo.ops.region_steps import PRODUCTS, TABLE
 from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.rounding.nearest import nearest
+from octavo.runtime.trained_forward import Compute, Store, TrainedForward
 from octavo.signature import known_arguments
 
 __all__ = ["Training", "forget", "make_trainee", "range_parameters", "training_of"]

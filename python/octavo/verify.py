@@ -19,13 +19,13 @@ from octavo.graph.keys import Entry, wide
 from octavo.graph.replay import flow_arguments
 from octavo.interrupts import held_back, let_through
 from octavo.nn.layer import QLayer
-from octavo.nn.region import CapturedForward, Region, captured_forward
 from octavo.nn.trained_layer import trained_layer
-from octavo.nn.training import TrainedForward, trained_forward
 from octavo.numerics.scheme import QParams
 from octavo.ops.region_program import Program, parse
 from octavo.ops.region_steps import PLANNED
 from octavo.plan import Plan
+from octavo.runtime.captured_forward import CapturedForward, Region, captured_forward
+from octavo.runtime.trained_forward import TrainedForward, trained_forward
 from octavo.signature import known_arguments
 from octavo.types import Data, Evaluate
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import octavo
 from octavo.nn.layer import QLayer
-from octavo.nn.region import captured_forward
+from octavo.runtime.captured_forward import captured_forward
 
 
 class Small(nn.Module):

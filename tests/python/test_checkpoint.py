@@ -16,7 +16,7 @@ import octavo
 from octavo import safetensors_file
 from octavo.checkpoint import load, save
 from octavo.errors import CheckpointError
-from octavo.nn.region import captured_forward
+from octavo.runtime.captured_forward import captured_forward
 
 sys.path.insert(0, str(Path(__file__).parent / "nn"))
 from helpers import Net, captured, layers, quantized, trained

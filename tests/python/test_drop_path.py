@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.graph.trace import returns_its_input
-from octavo.nn.training import trained_forward
+from octavo.runtime.trained_forward import trained_forward
 from octavo.trainee import training_of
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import octavo
 from inspection import all_tensors, regions_of, rows_of
 from octavo.nn.layer import QLayer
-from octavo.nn.training import trained_forward
+from octavo.runtime.trained_forward import trained_forward
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Using padding='same'", "ignore:Converting a tensor with requires_grad"

@@ -13,12 +13,12 @@ from torch import nn
 
 from octavo.graph.keys import SiteKey
 from octavo.nn import QConv2d, QLayer, QLinear
-from octavo.nn.region import captured_forward
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import QParams, Scheme
 from octavo.plan import Plan, SitePlan
 from octavo.rewrite import dequantize, install, rewrite
 from octavo.rounding import nearest
+from octavo.runtime.captured_forward import captured_forward
 
 sys.path.insert(0, str(Path(__file__).parent / "nn"))
 from helpers import Net, captured, error_of, layers, trained

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import octavo
 from octavo.nn.fake_quantize import FakeQuantize
-from octavo.nn.training import trained_forward
+from octavo.runtime.trained_forward import trained_forward
 
 LABELS = torch.arange(8) % 5
 WIDTHS = {"ste": (8, 8), "lsq": (4, 4), "lsq+": (4, 4), "pact": (4, 4), "dorefa": (4, 4)}

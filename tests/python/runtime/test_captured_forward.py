@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import octavo
 from octavo.nn import QLayer
-from octavo.nn.region import Region, captured_forward
+from octavo.runtime.captured_forward import Region, captured_forward
 
 
 @pytest.fixture(scope="module")
