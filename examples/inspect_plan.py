@@ -19,7 +19,7 @@ from octavo.fold import fold
 from octavo.graph.capture import capture
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import Scheme
-from octavo.plan import plan
+from octavo.planning.plan import plan
 
 
 def network() -> nn.Module:

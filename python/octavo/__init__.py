@@ -11,7 +11,7 @@ from octavo.front import ParetoFront, pareto_front
 from octavo.library import __version__, isa, isas, set_isa
 from octavo.mixed import Sensitivity, sensitivity
 from octavo.numerics.grids import grids
-from octavo.plan import Plan
+from octavo.planning.plan import Plan
 from octavo.report import Report, report
 from octavo.schedule import TrainingSchedule, reestimate_batch_norm
 from octavo.trainee import range_parameters

@@ -31,7 +31,7 @@ from octavo.nn.surgery import copy_model, tensors_on_cpu
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import Activations, QParams
 from octavo.numerics.sqnr import tensor_bytes
-from octavo.plan import FlowPlan, Plan
+from octavo.planning.plan import FlowPlan, Plan
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rewrite import rewrite

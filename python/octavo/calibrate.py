@@ -19,7 +19,7 @@ from octavo.graph.replay import replayed
 from octavo.interrupts import check
 from octavo.numerics.ranges import RULES, Histogram, clipped
 from octavo.numerics.scheme import QParams
-from octavo.plan import Plan, RegionPlan, SitePlan
+from octavo.planning.plan import Plan, RegionPlan, SitePlan
 
 __all__ = ["Calibration", "calibrate", "plan_keys", "region_keys", "without_unreached"]
 

@@ -20,7 +20,7 @@ from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.surgery import copy_model
 from octavo.numerics.grids import GRIDS
 from octavo.numerics.scheme import MIN_SCALE, QParams
-from octavo.plan import Plan
+from octavo.planning.plan import Plan
 from octavo.trainee import Training, make_trainee
 
 __all__ = ["load_trainee", "save_trainee"]

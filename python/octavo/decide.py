@@ -14,7 +14,7 @@ from octavo.errors import NothingQuantizedError
 from octavo.graph.capture import Capture
 from octavo.mixed import measure_sensitivity
 from octavo.numerics.scheme import Activations, Scheme, default_group_size
-from octavo.plan import Plan, plan
+from octavo.planning.plan import Plan, plan
 
 __all__ = ["Decision", "decide"]
 

@@ -19,7 +19,7 @@ from octavo.graph.flow import Flow, Step, run
 from octavo.graph.replay import replayed
 from octavo.nn.registry import is_depthwise
 from octavo.ops.region_steps import PLANNED
-from octavo.plan import Plan, RegionPlan
+from octavo.planning.plan import Plan, RegionPlan
 
 __all__ = ["Equalized", "equalize"]
 

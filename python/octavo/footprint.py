@@ -22,7 +22,7 @@ from octavo.numerics.codes import Codes
 from octavo.numerics.grids import GRIDS, TABLE_CHANNELS
 from octavo.numerics.scheme import QParams
 from octavo.numerics.sqnr import tensor_bytes
-from octavo.plan import Plan, SitePlan
+from octavo.planning.plan import Plan, SitePlan
 from octavo.report import resident_bytes
 from octavo.rewrite import rewrite
 

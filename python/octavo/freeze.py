@@ -19,9 +19,9 @@ from octavo.nn.surgery import copy_model, tensors_on_cpu
 from octavo.nn.trained_layer import trained_layer
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
-from octavo.plan import Plan, SitePlan
+from octavo.planning.cut import RegionPlan
+from octavo.planning.plan import Plan, SitePlan
 from octavo.record import Record, attach, layer_records
-from octavo.regions import RegionPlan
 from octavo.rewrite import rewrite
 from octavo.runtime.trained_forward import Store, TrainedForward, trained_forward
 from octavo.signature import known_arguments

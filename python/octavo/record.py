@@ -12,7 +12,7 @@ from octavo.files.typed import made
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.sqnr import bytes_of, sqnr
-from octavo.plan import Plan
+from octavo.planning.plan import Plan
 
 __all__ = ["LayerRecord", "Record", "attach", "layer_records", "record_of"]
 

@@ -17,7 +17,7 @@ from octavo.nn.surgery import copy_model, replace_modules
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
 from octavo.ops.region_steps import PRODUCTS
-from octavo.plan import FlowPlan, Plan, RegionPlan, SitePlan
+from octavo.planning.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.runtime.captured_forward import CapturedForward, Region, captured_forward
 
 __all__ = ["dequantize", "install", "rewrite"]

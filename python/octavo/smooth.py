@@ -18,7 +18,7 @@ from octavo.data import Batches
 from octavo.graph.flow import Flow, refs
 from octavo.nn.linear import QLinear
 from octavo.nn.registry import canonical_weight, quantized_class
-from octavo.plan import Plan, SitePlan
+from octavo.planning.plan import Plan, SitePlan
 
 __all__ = ["Smoothed", "smooth"]
 

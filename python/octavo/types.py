@@ -12,7 +12,7 @@ from typing import Any, Literal, SupportsIndex, TypeAlias, TypedDict, TypeVar
 
 from torch import Tensor, nn
 
-from octavo.plan import Plan
+from octavo.planning.plan import Plan
 
 __all__ = [
     "ActivationBits",

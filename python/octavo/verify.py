@@ -23,7 +23,7 @@ from octavo.nn.trained_layer import trained_layer
 from octavo.numerics.scheme import QParams
 from octavo.ops.region_program import Program, parse
 from octavo.ops.region_steps import PLANNED
-from octavo.plan import Plan
+from octavo.planning.plan import Plan
 from octavo.runtime.captured_forward import CapturedForward, Region, captured_forward
 from octavo.runtime.trained_forward import TrainedForward, trained_forward
 from octavo.signature import known_arguments

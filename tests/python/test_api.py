@@ -287,7 +287,7 @@ def test_plans_can_be_edited_and_given():
     from octavo.fold import fold
     from octavo.graph.capture import capture
     from octavo.numerics.scheme import Scheme
-    from octavo.plan import Plan, plan
+    from octavo.planning.plan import Plan, plan
 
     model = small()
     example = ((X[:2],), {})

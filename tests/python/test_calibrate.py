@@ -12,7 +12,7 @@ from octavo.graph.capture import capture
 from octavo.graph.keys import SiteKey, ValueKey
 from octavo.numerics.ranges import RULES
 from octavo.numerics.scheme import Scheme
-from octavo.plan import plan
+from octavo.planning.plan import plan
 
 
 def network() -> nn.Module:

@@ -12,7 +12,7 @@ import octavo
 from octavo.equalize import equalize
 from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
-from octavo.plan import plan
+from octavo.planning.plan import plan
 
 X = torch.randn(64, 8, 6, 6, generator=torch.Generator().manual_seed(1))
 

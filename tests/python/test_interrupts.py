@@ -22,7 +22,7 @@ from octavo.data import Batches
 from octavo.graph.capture import capture
 from octavo.interrupts import check, held_back, let_through, undo_with
 from octavo.numerics.scheme import Scheme
-from octavo.plan import plan
+from octavo.planning.plan import plan
 from octavo.rounding.lockstep import Lockstep
 from octavo.rounding.nearest import nearest_of_layer
 

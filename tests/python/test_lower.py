@@ -13,7 +13,7 @@ from octavo.graph.capture import capture
 from octavo.lower import Program, lower
 from octavo.numerics.scheme import QParams, Scheme
 from octavo.ops.region_program import parse
-from octavo.plan import RegionPlan, plan
+from octavo.planning.plan import RegionPlan, plan
 
 
 def region_of(model: nn.Module, x: Tensor) -> RegionPlan:

@@ -9,7 +9,7 @@ from torch import nn
 import octavo
 from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
-from octavo.plan import plan
+from octavo.planning.plan import plan
 from octavo.smooth import smooth
 
 X = torch.randn(32, 7, 48, generator=torch.Generator().manual_seed(1))

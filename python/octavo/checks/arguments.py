@@ -17,7 +17,7 @@ from octavo.nn.fake_quantize import METHODS as TRAINING_METHODS
 from octavo.numerics.grids import GRIDS
 from octavo.numerics.ranges import RULES
 from octavo.numerics.scheme import Activations
-from octavo.plan import Plan
+from octavo.planning.plan import Plan
 from octavo.rounding import METHODS
 
 __all__ = [

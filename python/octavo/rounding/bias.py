@@ -28,7 +28,7 @@ from octavo.nn.hooks import is_watched
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
 from octavo.numerics.sqnr import decibels
-from octavo.plan import FlowPlan, Plan, RegionPlan
+from octavo.planning.plan import FlowPlan, Plan, RegionPlan
 from octavo.rounding.lockstep import fake_quantize
 from octavo.rounding.units import apply_layer, channel_dimension, last_uses
 

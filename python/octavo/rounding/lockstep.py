@@ -32,7 +32,7 @@ from octavo.nn.decomposed.experts import LayeredExperts
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
-from octavo.plan import FlowPlan, Plan, SitePlan
+from octavo.planning.plan import FlowPlan, Plan, SitePlan
 from octavo.rounding.supply import Supply
 from octavo.rounding.units import Block, apply_layer, blocks_of, finish, keys_of, walk_block
 

@@ -15,7 +15,7 @@ from octavo.interrupts import check
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
-from octavo.plan import FlowPlan, Plan
+from octavo.planning.plan import FlowPlan, Plan
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.method import Method
 from octavo.rounding.nearest import nearest_of_layer

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
 from octavo.graph.keys import ValueKey, wide
 from octavo.numerics.codes import Codes
-from octavo.plan import FlowPlan, RegionPlan
+from octavo.planning.plan import FlowPlan, RegionPlan
 
 __all__ = [
     "Block",

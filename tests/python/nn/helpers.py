@@ -13,7 +13,7 @@ from octavo.graph.capture import capture
 from octavo.nn import QLayer, canonical_weight, quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import QParams, Scheme
-from octavo.plan import plan
+from octavo.planning.plan import plan
 from octavo.rewrite import rewrite
 from octavo.rounding import nearest
 

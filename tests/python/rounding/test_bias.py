@@ -10,7 +10,7 @@ from octavo.calibrate import calibrate
 from octavo.graph.capture import capture
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.scheme import Scheme
-from octavo.plan import plan
+from octavo.planning.plan import plan
 from octavo.rounding import bias, correct_bias, nearest
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + 0.7

@@ -14,7 +14,7 @@ from octavo.data import Batches
 from octavo.graph.capture import capture
 from octavo.graph.keys import SiteKey
 from octavo.numerics.scheme import Scheme
-from octavo.plan import plan
+from octavo.planning.plan import plan
 from octavo.rounding.lockstep import Lockstep
 from octavo.rounding.nearest import nearest
 

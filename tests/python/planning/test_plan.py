@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
-from octavo.plan import Plan, RegionPlan, plan
+from octavo.planning.plan import Plan, RegionPlan, plan
 
 S = Scheme()
 
