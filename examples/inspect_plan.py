@@ -15,11 +15,11 @@ from torch import nn
 
 import octavo
 from octavo.data import Batches
-from octavo.fold import fold
 from octavo.graph.capture import capture
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import plan
+from octavo.prepare.fold import fold
 
 
 def network() -> nn.Module:

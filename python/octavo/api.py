@@ -14,14 +14,11 @@ from typing import Any, cast
 
 from torch import nn
 
-from octavo.calibrate import calibrate, without_unreached
 from octavo.checks import arguments
 from octavo.checks.model import check_model
 from octavo.data import Batches, Example
 from octavo.decide import decide
-from octavo.equalize import equalize
 from octavo.errors import describe
-from octavo.fold import fold
 from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey
 from octavo.interrupts import held_back, undo_with
@@ -32,6 +29,10 @@ from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import Activations, QParams
 from octavo.numerics.sqnr import tensor_bytes
 from octavo.planning.plan import FlowPlan, Plan
+from octavo.prepare.calibrate import calibrate, without_unreached
+from octavo.prepare.equalize import equalize
+from octavo.prepare.fold import fold
+from octavo.prepare.smooth import smooth
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import dequantize as _dequantize
 from octavo.rewrite import rewrite
@@ -39,7 +40,6 @@ from octavo.rounding import METHODS, Method, choose, correct_bias, round_model, 
 from octavo.rounding.run import Rounded
 from octavo.search import Search
 from octavo.signature import known_arguments
-from octavo.smooth import smooth
 from octavo.trainee import make_trainee
 from octavo.types import (
     ActivationBits,

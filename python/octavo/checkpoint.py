@@ -22,7 +22,6 @@ from octavo import ops, safetensors_file
 from octavo.checkpoint_trainee import load_trainee, save_trainee
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits, made
-from octavo.fold import materialise
 from octavo.graph.flow import Flow, Step, from_data, to_data
 from octavo.graph.flow_check import FlowCheck
 from octavo.interrupts import held_back
@@ -33,6 +32,7 @@ from octavo.nn.surgery import copy_model
 from octavo.numerics.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, values_of
 from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
 from octavo.ops.region_program import parse
+from octavo.prepare.fold import materialise
 from octavo.record import Record, attach, record_of
 from octavo.rewrite import install
 from octavo.runtime.captured_forward import Region, captured_forward

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo import safetensors_file
-from octavo.calibrate import plan_keys
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits
 from octavo.graph.flow_check import FlowCheck
@@ -21,6 +20,7 @@ from octavo.nn.surgery import copy_model
 from octavo.numerics.grids import GRIDS
 from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.planning.plan import Plan
+from octavo.prepare.calibrate import plan_keys
 from octavo.trainee import Training, make_trainee
 
 __all__ = ["load_trainee", "save_trainee"]

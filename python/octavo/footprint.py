@@ -8,12 +8,10 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate import Calibration, plan_keys, without_unreached
 from octavo.checkpoint import stored_bytes
 from octavo.checks.arguments import check_widths
 from octavo.data import Batches
 from octavo.decide import decide
-from octavo.fold import fold
 from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey, SiteKey
 from octavo.nn.registry import canonical_weight, layer_bias
@@ -23,6 +21,8 @@ from octavo.numerics.grids import GRIDS, TABLE_CHANNELS
 from octavo.numerics.scheme import QParams
 from octavo.numerics.sqnr import tensor_bytes
 from octavo.planning.plan import Plan, SitePlan
+from octavo.prepare.calibrate import Calibration, plan_keys, without_unreached
+from octavo.prepare.fold import fold
 from octavo.report import resident_bytes
 from octavo.rewrite import rewrite
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import describe
-from octavo.fold import affine_of, fold_pair, materialise
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.interrupts import held_back
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
@@ -21,6 +20,7 @@ from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.planning.cut import RegionPlan
 from octavo.planning.plan import Plan, SitePlan
+from octavo.prepare.fold import affine_of, fold_pair, materialise
 from octavo.record import Record, attach, layer_records
 from octavo.rewrite import rewrite
 from octavo.runtime.trained_forward import Store, TrainedForward, trained_forward
@@ -116,7 +116,7 @@ def _check_finite(trainee: nn.Module) -> None:
 
 
 def qparams_of(trainee: nn.Module, plan: Plan) -> dict[RangeKey, QParams]:
-    """Parameters of every stored value, by the keys of `octavo.calibrate`."""
+    """Parameters of every stored value, by the keys of `octavo.prepare.calibrate`."""
     found: dict[RangeKey, QParams] = {}
     for flow_plan in plan.flows:
         path = flow_plan.flow.path

@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 from octavo import html
 from octavo.checks.model import check_model
 from octavo.data import Batches, Call, float_tensors
-from octavo.fold import fold
 from octavo.graph.capture import capture
 from octavo.interrupts import check, held_back, let_through
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import Scheme, default_group_size
 from octavo.plot.sensitivity import plot_sensitivity
+from octavo.prepare.fold import fold
 from octavo.rounding.nearest import nearest
 from octavo.signature import known_arguments
 from octavo.types import Data, Grid

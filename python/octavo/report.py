@@ -17,12 +17,12 @@ from octavo import _C, html, library
 from octavo.data import Batches
 from octavo.errors import describe
 from octavo.files.atomic_file import write_text
-from octavo.fold import fold
 from octavo.interrupts import held_back, let_through
 from octavo.nn.layer import QLayer
 from octavo.nn.surgery import copy_model
 from octavo.numerics.sqnr import bytes_of, decibels
 from octavo.plot.report import plot_report
+from octavo.prepare.fold import fold
 from octavo.record import LayerRecord, Record, record_of
 from octavo.runtime.captured_forward import captured_forward
 from octavo.signature import known_arguments

@@ -94,7 +94,7 @@ def make_trainee(
     Args:
         model: the float model as the user has it, nothing folded.
         plan: of its folded copy.
-        params: ranges to start from (`octavo.calibrate`).
+        params: ranges to start from (`octavo.prepare.calibrate`).
         batch_norms: what was folded in that copy.
         float_bytes: of the float model, for the report.
         method: a row of `octavo.nn.fake_quantize.METHODS`; None: by the bits of each value.

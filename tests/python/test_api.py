@@ -284,10 +284,10 @@ def test_batches_that_come_once_are_enough_for_a_search():
 
 
 def test_plans_can_be_edited_and_given():
-    from octavo.fold import fold
     from octavo.graph.capture import capture
     from octavo.numerics.scheme import Scheme
     from octavo.planning.plan import Plan, plan
+    from octavo.prepare.fold import fold
 
     model = small()
     example = ((X[:2],), {})

@@ -73,7 +73,7 @@ def correct_bias(
     Args:
         model: the float model of the plan, folded. It comes back as it was.
         plan: what is stored in integers.
-        qparams: its ranges, by the keys of `octavo.calibrate`.
+        qparams: its ranges, by the keys of `octavo.prepare.calibrate`.
         codes: layer to its rounded weight.
         data: the batches again.
         fitted: whether the biases fit the data already. Then errors are only measured.

@@ -79,7 +79,7 @@ class Lockstep:
             at the latest.
         plan: what is stored in integers.
         batches: the data.
-        qparams: the plan's ranges, by the keys of `octavo.calibrate`.
+        qparams: the plan's ranges, by the keys of `octavo.prepare.calibrate`.
         flows: captured modules to round block by block, with their regions if any.
         blockwise: whether layers in flows are rounded block by block.
     """

@@ -96,7 +96,7 @@ def round_model(
         model: the float model of the plan, folded. It comes back as it was.
         plan: what is stored in integers.
         method: row of `octavo.rounding.METHODS`.
-        qparams: ranges of activations, by the keys of `octavo.calibrate`.
+        qparams: ranges of activations, by the keys of `octavo.prepare.calibrate`.
         data: batches, for methods that need them.
         flows: captured modules; those of the plan where it has any.
         plainly: layers that a method which needs data, layer by layer, rounds to nearest; their

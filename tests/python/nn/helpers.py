@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate import calibrate
-from octavo.fold import fold
 from octavo.graph.capture import capture
 from octavo.nn import QLayer, canonical_weight, quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import QParams, Scheme
 from octavo.planning.plan import plan
+from octavo.prepare.calibrate import calibrate
+from octavo.prepare.fold import fold
 from octavo.rewrite import rewrite
 from octavo.rounding import nearest
 

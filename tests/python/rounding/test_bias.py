@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate import calibrate
 from octavo.graph.capture import capture
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import plan
+from octavo.prepare.calibrate import calibrate
 from octavo.rounding import bias, correct_bias, nearest
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + 0.7

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from octavo.calibrate import calibrate
 from octavo.data import Batches
 from octavo.graph.capture import capture
 from octavo.graph.keys import SiteKey
 from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import plan
+from octavo.prepare.calibrate import calibrate
 from octavo.rounding.lockstep import Lockstep
 from octavo.rounding.nearest import nearest
 

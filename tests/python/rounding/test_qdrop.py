@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.calibrate import calibrate
 from octavo.data import Batches
 from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import FlowPlan, plan
+from octavo.prepare.calibrate import calibrate
 from octavo.rounding.lockstep import Lockstep
 
 module = importlib.import_module("octavo.rounding.qdrop")

@@ -10,7 +10,7 @@ import octavo
 from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import plan
-from octavo.smooth import smooth
+from octavo.prepare.smooth import smooth
 
 X = torch.randn(32, 7, 48, generator=torch.Generator().manual_seed(1))
 

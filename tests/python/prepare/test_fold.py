@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
-from octavo.fold import fold
+from octavo.prepare.fold import fold
 
 
 def with_statistics(model: nn.Module) -> nn.Module:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate import calibrate, without_unreached
 from octavo.errors import CalibrationError
 from octavo.graph.capture import capture
 from octavo.graph.keys import SiteKey, ValueKey
 from octavo.numerics.ranges import RULES
 from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import plan
+from octavo.prepare.calibrate import calibrate, without_unreached
 
 
 def network() -> nn.Module:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.equalize import equalize
 from octavo.graph.capture import capture
 from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import plan
+from octavo.prepare.equalize import equalize
 
 X = torch.randn(64, 8, 6, 6, generator=torch.Generator().manual_seed(1))
 

@@ -1,0 +1,1 @@
+"""What happens to the float model before it is rounded."""
