@@ -22,7 +22,7 @@ from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import Scheme, default_group_size
 from octavo.plot.sensitivity import plot_sensitivity
 from octavo.prepare.fold import fold
-from octavo.rounding.nearest import nearest
+from octavo.rounding.methods.nearest import nearest
 from octavo.signature import known_arguments
 from octavo.types import Data, Grid
 

@@ -22,7 +22,7 @@ from octavo.nn.trained_layer import TrainedLayer
 from octavo.numerics.scheme import QParams
 from octavo.ops.region_steps import PRODUCTS, TABLE
 from octavo.planning.plan import FlowPlan, Plan, RegionPlan, SitePlan
-from octavo.rounding.nearest import nearest
+from octavo.rounding.methods.nearest import nearest
 from octavo.runtime.trained_forward import Compute, Store, TrainedForward
 from octavo.signature import known_arguments
 

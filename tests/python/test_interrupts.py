@@ -24,7 +24,7 @@ from octavo.interrupts import check, held_back, let_through, undo_with
 from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import plan
 from octavo.rounding.lockstep import Lockstep
-from octavo.rounding.nearest import nearest_of_layer
+from octavo.rounding.methods.nearest import nearest_of_layer
 
 FULL = os.environ.get("OCTAVO_SUITE") == "ci"
 

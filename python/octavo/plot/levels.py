@@ -16,7 +16,7 @@ from octavo.numerics.grids import GRIDS, TABLE_CHANNELS
 from octavo.numerics.scheme import Scheme
 from octavo.numerics.sqnr import sqnr
 from octavo.plot.figure import COLOURS, new_figure, plain
-from octavo.rounding.nearest import nearest
+from octavo.rounding.methods.nearest import nearest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

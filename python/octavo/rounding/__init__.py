@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from octavo.rounding.adaround import adaround
 from octavo.rounding.bias import correct_bias
-from octavo.rounding.gptq import gptq
-from octavo.rounding.hqq import hqq
 from octavo.rounding.method import Method
-from octavo.rounding.nearest import nearest, nearest_of_layer
-from octavo.rounding.qdrop import qdrop
+from octavo.rounding.methods.adaround import adaround
+from octavo.rounding.methods.gptq import gptq
+from octavo.rounding.methods.hqq import hqq
+from octavo.rounding.methods.nearest import nearest, nearest_of_layer
+from octavo.rounding.methods.qdrop import qdrop
+from octavo.rounding.methods.squant import squant
 from octavo.rounding.run import choose, round_model, rounded_plainly
-from octavo.rounding.squant import squant
 
 __all__ = [
     "METHODS",

@@ -29,8 +29,8 @@ from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
 from octavo.numerics.sqnr import decibels
 from octavo.planning.plan import FlowPlan, Plan, RegionPlan
+from octavo.rounding.blocks import apply_layer, channel_dimension, last_uses
 from octavo.rounding.lockstep import fake_quantize
-from octavo.rounding.units import apply_layer, channel_dimension, last_uses
 
 __all__ = ["Correction", "correct_bias"]
 

@@ -16,7 +16,7 @@ from octavo.nn.registry import layer_bias
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import Scheme
 from octavo.rounding.lockstep import Lockstep, Pause
-from octavo.rounding.nearest import nearest, safe_scale
+from octavo.rounding.methods.nearest import nearest, safe_scale
 from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments, Problem
 

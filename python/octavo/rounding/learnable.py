@@ -10,7 +10,7 @@ from torch import Tensor
 from octavo.interrupts import check
 from octavo.numerics.codes import Codes
 from octavo.numerics.grids import spread
-from octavo.rounding.nearest import safe_scale
+from octavo.rounding.methods.nearest import safe_scale
 from octavo.rounding.soft import Soft, penalty
 
 __all__ = ["Learnable", "LearnableCodes", "LearnableScales", "descend"]

@@ -33,8 +33,8 @@ from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.planning.plan import FlowPlan, Plan, SitePlan
-from octavo.rounding.supply import Supply
-from octavo.rounding.units import Block, apply_layer, blocks_of, finish, keys_of, walk_block
+from octavo.rounding.blocks import Block, apply_layer, blocks_of, finish, keys_of, walk_block
+from octavo.rounding.sample_budget import Supply
 
 __all__ = ["Lockstep", "Pause", "fake_quantize"]
 

@@ -16,12 +16,12 @@ from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
 from octavo.planning.plan import FlowPlan, Plan
+from octavo.rounding.blocks import apply_layer, channel_dimension
 from octavo.rounding.lockstep import Lockstep, Pause
 from octavo.rounding.method import Method
-from octavo.rounding.nearest import nearest_of_layer
-from octavo.rounding.squant import squant
+from octavo.rounding.methods.nearest import nearest_of_layer
+from octavo.rounding.methods.squant import squant
 from octavo.rounding.tune import tune
-from octavo.rounding.units import apply_layer, channel_dimension
 
 __all__ = ["Rounded", "choose", "round_model", "rounded_plainly"]
 

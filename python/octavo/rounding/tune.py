@@ -20,9 +20,9 @@ from octavo.data import Batches, Call, float_tensors
 from octavo.interrupts import let_through
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
+from octavo.rounding.blocks import apply_layer
 from octavo.rounding.learnable import LearnableScales, descend
-from octavo.rounding.supply import training_calls
-from octavo.rounding.units import apply_layer
+from octavo.rounding.sample_budget import training_calls
 
 __all__ = ["tune"]
 

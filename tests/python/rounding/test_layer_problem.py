@@ -6,7 +6,7 @@ from torch import nn
 
 from octavo.numerics.scheme import Scheme
 from octavo.rounding.layer_problem import LayerProblem
-from octavo.rounding.nearest import nearest
+from octavo.rounding.methods.nearest import nearest
 from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments
 

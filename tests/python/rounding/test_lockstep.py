@@ -16,7 +16,7 @@ from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import plan
 from octavo.prepare.calibrate import calibrate
 from octavo.rounding.lockstep import Lockstep
-from octavo.rounding.nearest import nearest
+from octavo.rounding.methods.nearest import nearest
 
 X = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -170,8 +170,8 @@ def test_few_samples_start_and_more_join_in_where_values_are_small(monkeypatch):
 
     # Two runs hold three values of 512 floats each in front of the first two layers, and the input.
     each = 4 * (6 * 512 + 3 * 64)
-    monkeypatch.setattr("octavo.rounding.supply._LITTLE_MEMORY", 12 * each)
-    monkeypatch.setattr("octavo.rounding.supply._LEAST_MEMORY", 12 * each)
+    monkeypatch.setattr("octavo.rounding.sample_budget._LITTLE_MEMORY", 12 * each)
+    monkeypatch.setattr("octavo.rounding.sample_budget._LEAST_MEMORY", 12 * each)
     model = model_of(Shrinking)
     all_at_once = runs_of(model, X)
     # 6 samples of 12 start, since those that join later hold as much on their way. From the third
@@ -179,7 +179,7 @@ def test_few_samples_start_and_more_join_in_where_values_are_small(monkeypatch):
     assert finished(all_at_once) == [6, 6, 18, 24]
     assert (all_at_once.samples, all_at_once.given) == (24, 24)
     # No more than one batch's activations: of 6 images with 512 + 128 + 16 + 4 floats.
-    monkeypatch.setattr("octavo.rounding.supply._LEAST_MEMORY", 0)
+    monkeypatch.setattr("octavo.rounding.sample_budget._LEAST_MEMORY", 0)
     assert finished(runs_of(model, list(X.split(6))))[0] == 1
 
 
@@ -187,7 +187,7 @@ def test_late_runs_see_the_codes_of_layers_that_are_done(monkeypatch):
     model = model_of()
     whole = runs_of(model, X)
     finished(whole)
-    monkeypatch.setattr("octavo.rounding.supply._MERGED", 4)
+    monkeypatch.setattr("octavo.rounding.sample_budget._MERGED", 4)
     few = runs_of(model, X)
     few._supply = dataclasses.replace(few._supply, memory=1, late=True)
     seen = []

@@ -17,7 +17,7 @@ X = torch.randn(96, 3, 10, 10, generator=torch.Generator().manual_seed(1)).cumsu
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning in a tenth of the steps."""
-    module = importlib.import_module("octavo.rounding.qdrop")
+    module = importlib.import_module("octavo.rounding.methods.qdrop")
     monkeypatch.setattr(module.LearnableCodes, "steps", 60)
     monkeypatch.setattr(module.LearnableScales, "steps", 30)
 

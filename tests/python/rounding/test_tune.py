@@ -9,8 +9,8 @@ from torch import nn
 import octavo
 from octavo.data import Batches
 from octavo.numerics.scheme import Scheme
-from octavo.rounding import supply
-from octavo.rounding.nearest import nearest_of_layer
+from octavo.rounding import sample_budget
+from octavo.rounding.methods.nearest import nearest_of_layer
 from octavo.rounding.tune import tune
 
 X = torch.randn(256, 12, generator=torch.Generator().manual_seed(1)).cumsum(1)
@@ -139,11 +139,11 @@ class Endless:
 
 
 def test_no_more_data_is_kept_than_memory_is_granted(monkeypatch):
-    monkeypatch.setattr(supply, "_MEMORY", 10 * X[:16].numel() * 4)
-    calls = supply.training_calls(Deep().eval(), Batches(Endless()))
+    monkeypatch.setattr(sample_budget, "_MEMORY", 10 * X[:16].numel() * 4)
+    calls = sample_budget.training_calls(Deep().eval(), Batches(Endless()))
     assert calls is not None and sum(call.samples for call in calls) == 160
-    monkeypatch.setattr(supply, "_MEMORY", 400)
-    calls = supply.training_calls(Deep().eval(), Batches([X[:3]]))
+    monkeypatch.setattr(sample_budget, "_MEMORY", 400)
+    calls = sample_budget.training_calls(Deep().eval(), Batches([X[:3]]))
     assert calls is not None and [call.samples for call in calls] == [1, 1, 1]
     model = Deep().eval()
     codes = rounded(model, Scheme(4))

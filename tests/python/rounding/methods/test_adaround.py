@@ -8,10 +8,10 @@ from torch import nn
 
 from octavo.numerics.grids import GRIDS, neighbours
 from octavo.numerics.scheme import Scheme
-from octavo.rounding.adaround import solution
-from octavo.rounding.gptq import solution as gptq_solution
 from octavo.rounding.layer_problem import LayerProblem, solve
-from octavo.rounding.nearest import nearest
+from octavo.rounding.methods.adaround import solution
+from octavo.rounding.methods.gptq import solution as gptq_solution
+from octavo.rounding.methods.nearest import nearest
 from octavo.rounding.patches import moments_of
 from octavo.rounding.quadratic import Moments
 from octavo.rounding.soft import Soft, inverse, penalty, share

@@ -14,7 +14,7 @@ from octavo.planning.plan import FlowPlan, plan
 from octavo.prepare.calibrate import calibrate
 from octavo.rounding.lockstep import Lockstep
 
-module = importlib.import_module("octavo.rounding.qdrop")
+module = importlib.import_module("octavo.rounding.methods.qdrop")
 X = torch.randn(160, 3, 8, 8, generator=torch.Generator().manual_seed(1)).cumsum(3)
 
 

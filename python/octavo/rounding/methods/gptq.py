@@ -13,7 +13,7 @@ from torch import Tensor
 from octavo.numerics.codes import Codes
 from octavo.rounding.layer_problem import LayerProblem, solved_alone
 from octavo.rounding.lockstep import Lockstep, Pause
-from octavo.rounding.nearest import safe_scale
+from octavo.rounding.methods.nearest import safe_scale
 
 __all__ = ["gptq", "solution"]
 

@@ -17,7 +17,7 @@ from octavo.nn.registry import layer_bias
 from octavo.numerics.codes import Codes
 from octavo.numerics.grids import Snap
 from octavo.numerics.scheme import MIN_SCALE, Scheme
-from octavo.rounding.nearest import nearest, safe_scale
+from octavo.rounding.methods.nearest import nearest, safe_scale
 
 __all__ = ["hqq"]
 

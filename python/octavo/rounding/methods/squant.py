@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from octavo.nn.registry import layer_bias
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import Scheme
-from octavo.rounding.nearest import nearest
+from octavo.rounding.methods.nearest import nearest
 from octavo.rounding.quadratic import Problem
 
 __all__ = ["squant"]

@@ -27,11 +27,11 @@ from octavo.graph.keys import RangeKey, ValueKey
 from octavo.nn.registry import is_depthwise, layer_bias
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
-from octavo.rounding.adaround import solution
+from octavo.rounding.blocks import apply_layer, walk_block
 from octavo.rounding.layer_problem import solved, solved_alone
 from octavo.rounding.learnable import Learnable, LearnableCodes, LearnableScales, descend
 from octavo.rounding.lockstep import Lockstep, Pause, fake_quantize
-from octavo.rounding.units import apply_layer, walk_block
+from octavo.rounding.methods.adaround import solution
 
 __all__ = ["qdrop"]
 

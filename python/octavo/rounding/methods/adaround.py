@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from octavo.numerics.codes import Codes
-from octavo.rounding.gptq import solution as gptq_solution
 from octavo.rounding.layer_problem import LayerProblem, solved_alone
 from octavo.rounding.learnable import descend
 from octavo.rounding.lockstep import Lockstep, Pause
+from octavo.rounding.methods.gptq import solution as gptq_solution
 from octavo.rounding.quadratic import Problem
 from octavo.rounding.soft import Soft, penalty
 

@@ -1,0 +1,1 @@
+"""One rounding method a file; `octavo.rounding.METHODS` has a row for each."""
