@@ -22,6 +22,8 @@ from octavo.errors import describe
 from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey
 from octavo.interrupts import held_back, undo_with
+from octavo.lowering.rewrite import dequantize as _dequantize
+from octavo.lowering.rewrite import rewrite
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import is_depthwise
 from octavo.nn.surgery import copy_model, tensors_on_cpu
@@ -34,8 +36,6 @@ from octavo.prepare.equalize import equalize
 from octavo.prepare.fold import fold
 from octavo.prepare.smooth import smooth
 from octavo.record import Record, attach, layer_records
-from octavo.rewrite import dequantize as _dequantize
-from octavo.rewrite import rewrite
 from octavo.rounding import METHODS, Method, choose, correct_bias, round_model, rounded_plainly
 from octavo.rounding.run import Rounded
 from octavo.search import Search

@@ -25,6 +25,7 @@ from octavo.files.typed import fits, made
 from octavo.graph.flow import Flow, Step, from_data, to_data
 from octavo.graph.flow_check import FlowCheck
 from octavo.interrupts import held_back
+from octavo.lowering.rewrite import install
 from octavo.nn.decomposed.decompose import is_separable, separate
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
@@ -34,7 +35,6 @@ from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
 from octavo.ops.region_program import parse
 from octavo.prepare.fold import materialise
 from octavo.record import Record, attach, record_of
-from octavo.rewrite import install
 from octavo.runtime.captured_forward import Region, captured_forward
 from octavo.signature import known_arguments
 from octavo.trainee import training_of

@@ -14,6 +14,7 @@ from octavo.data import Batches
 from octavo.decide import decide
 from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey, SiteKey
+from octavo.lowering.rewrite import rewrite
 from octavo.nn.registry import canonical_weight, layer_bias
 from octavo.nn.surgery import copy_model
 from octavo.numerics.codes import Codes
@@ -24,7 +25,6 @@ from octavo.planning.plan import Plan, SitePlan
 from octavo.prepare.calibrate import Calibration, plan_keys, without_unreached
 from octavo.prepare.fold import fold
 from octavo.report import resident_bytes
-from octavo.rewrite import rewrite
 
 __all__ = ["Footprint", "footprint"]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from octavo.errors import describe
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.interrupts import held_back
+from octavo.lowering.rewrite import rewrite
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.registry import layer_bias
 from octavo.nn.surgery import copy_model, tensors_on_cpu
@@ -22,7 +23,6 @@ from octavo.planning.cut import RegionPlan
 from octavo.planning.plan import Plan, SitePlan
 from octavo.prepare.fold import affine_of, fold_pair, materialise
 from octavo.record import Record, attach, layer_records
-from octavo.rewrite import rewrite
 from octavo.runtime.trained_forward import Store, TrainedForward, trained_forward
 from octavo.signature import known_arguments
 from octavo.trainee import Training, forget, training_of

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from octavo.graph.capture import capture
+from octavo.lowering.rewrite import rewrite
 from octavo.nn import QLayer, canonical_weight, quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import QParams, Scheme
 from octavo.planning.plan import plan
 from octavo.prepare.calibrate import calibrate
 from octavo.prepare.fold import fold
-from octavo.rewrite import rewrite
 from octavo.rounding import nearest
 
 RANGE = QParams(float(torch.tensor(0.03)), 128)

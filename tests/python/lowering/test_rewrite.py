@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from octavo.graph.keys import SiteKey
+from octavo.lowering.rewrite import dequantize, install, rewrite
 from octavo.nn import QConv2d, QLayer, QLinear
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import QParams, Scheme
 from octavo.planning.plan import Plan, SitePlan
-from octavo.rewrite import dequantize, install, rewrite
 from octavo.rounding import nearest
 from octavo.runtime.captured_forward import captured_forward
 

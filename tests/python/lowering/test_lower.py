@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.graph.capture import capture
-from octavo.lower import Program, lower
+from octavo.lowering.lower import Program, lower
 from octavo.numerics.scheme import QParams, Scheme
 from octavo.ops.region_program import parse
 from octavo.planning.plan import RegionPlan, plan

@@ -9,7 +9,7 @@ from torch import nn
 
 from octavo.graph.flow import Flow, Step
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
-from octavo.lower import lower
+from octavo.lowering.lower import lower
 from octavo.nn.decomposed.decompose import rejoin
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class

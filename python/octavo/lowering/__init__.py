@@ -1,0 +1,1 @@
+"""From a plan to what runs: programs of regions, and quantized layers in the model."""
