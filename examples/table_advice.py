@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import octavo
 from octavo.checkpoint import stored_bytes
 from octavo.numerics.sqnr import sqnr
-from octavo.report import resident_bytes
+from octavo.reporting.report import resident_bytes
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 from engines import float_model, images

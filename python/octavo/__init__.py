@@ -12,7 +12,7 @@ from octavo.library import __version__, isa, isas, set_isa
 from octavo.mixed import Sensitivity, sensitivity
 from octavo.numerics.grids import grids
 from octavo.planning.plan import Plan
-from octavo.report import Report, report
+from octavo.reporting.report import Report, report
 from octavo.schedule import TrainingSchedule, reestimate_batch_norm
 from octavo.trainee import range_parameters
 from octavo.verify import Verification, verify

@@ -16,10 +16,10 @@ from octavo.data import Batches
 from octavo.errors import NothingQuantizedError, describe
 from octavo.figures import figure
 from octavo.footprint import Footprint, footprint
-from octavo.html import page, rows
 from octavo.interrupts import held_back
 from octavo.machine import Machine, machine
-from octavo.report import size_text
+from octavo.reporting.html import page, rows
+from octavo.reporting.report import size_text
 from octavo.signature import check_names, known_arguments
 from octavo.speeds import Speed, speed_of
 from octavo.traits import Traits, traits

@@ -35,7 +35,7 @@ from octavo.prepare.calibrate import calibrate, without_unreached
 from octavo.prepare.equalize import equalize
 from octavo.prepare.fold import fold
 from octavo.prepare.smooth import smooth
-from octavo.record import Record, attach, layer_records
+from octavo.reporting.record import Record, attach, layer_records
 from octavo.rounding import METHODS, Method, choose, correct_bias, round_model, rounded_plainly
 from octavo.rounding.run import Rounded
 from octavo.search import Search

@@ -34,7 +34,7 @@ from octavo.numerics.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, valu
 from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
 from octavo.ops.region_program import parse
 from octavo.prepare.fold import materialise
-from octavo.record import Record, attach, record_of
+from octavo.reporting.record import Record, attach, record_of
 from octavo.runtime.captured_forward import Region, captured_forward
 from octavo.signature import known_arguments
 from octavo.trainee import training_of

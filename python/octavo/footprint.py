@@ -24,7 +24,7 @@ from octavo.numerics.sqnr import tensor_bytes
 from octavo.planning.plan import Plan, SitePlan
 from octavo.prepare.calibrate import Calibration, plan_keys, without_unreached
 from octavo.prepare.fold import fold
-from octavo.report import resident_bytes
+from octavo.reporting.report import resident_bytes
 
 __all__ = ["Footprint", "footprint"]
 

@@ -22,7 +22,7 @@ from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.planning.cut import RegionPlan
 from octavo.planning.plan import Plan, SitePlan
 from octavo.prepare.fold import affine_of, fold_pair, materialise
-from octavo.record import Record, attach, layer_records
+from octavo.reporting.record import Record, attach, layer_records
 from octavo.runtime.trained_forward import Store, TrainedForward, trained_forward
 from octavo.signature import known_arguments
 from octavo.trainee import Training, forget, training_of

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from octavo import html, library
+from octavo import library
 from octavo.api import quantize
 from octavo.checkpoint import stored_bytes
 from octavo.checks.model import check_model
@@ -24,7 +24,8 @@ from octavo.nn.surgery import copy_model
 from octavo.numerics.grids import GRIDS
 from octavo.numerics.sqnr import tensor_bytes
 from octavo.plot.front import plot_front
-from octavo.report import align, resident_bytes
+from octavo.reporting import html
+from octavo.reporting.report import align, resident_bytes
 from octavo.signature import check_names
 from octavo.types import Bits, Data, Evaluate, Grid, SharedOptions
 

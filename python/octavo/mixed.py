@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from octavo import html
 from octavo.checks.model import check_model
 from octavo.data import Batches, Call, float_tensors
 from octavo.graph.capture import capture
@@ -22,6 +21,7 @@ from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import Scheme, default_group_size
 from octavo.plot.sensitivity import plot_sensitivity
 from octavo.prepare.fold import fold
+from octavo.reporting import html
 from octavo.rounding.methods.nearest import nearest
 from octavo.signature import known_arguments
 from octavo.types import Data, Grid

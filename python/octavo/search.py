@@ -11,7 +11,7 @@ from torch import nn
 from octavo.interrupts import let_through
 from octavo.mixed import Sensitivity, sensitivity
 from octavo.nn.surgery import copy_model
-from octavo.record import attach, record_of
+from octavo.reporting.record import attach, record_of
 from octavo.types import Data, Evaluate, Grid
 
 __all__ = ["Search"]

@@ -12,7 +12,7 @@ import octavo
 from octavo.advise import RULES, TARGETS, Situation
 from octavo.checkpoint import stored_bytes
 from octavo.machine import Machine, machine
-from octavo.report import resident_bytes
+from octavo.reporting.report import resident_bytes
 from octavo.speeds import SPEEDS, speed_of
 from octavo.traits import traits
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import octavo
 from conftest import FULL
 from octavo import CheckpointError, safetensors_file
-from octavo.record import record_of
+from octavo.reporting.record import record_of
 
 
 def net() -> nn.Sequential:

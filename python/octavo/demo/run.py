@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.demo.digits import load_digits
-from octavo.report import align, count_multiplies, resident_bytes
+from octavo.reporting.report import align, count_multiplies, resident_bytes
 
 __all__ = ["Row", "measure", "run"]
 

@@ -10,7 +10,7 @@ from octavo.plot.figure import COLOURS, new_figure, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from octavo.report import Report
+    from octavo.reporting.report import Report
 
 __all__ = ["plot_report"]
 

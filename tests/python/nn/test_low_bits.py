@@ -15,7 +15,7 @@ from conftest import FULL
 from octavo import safetensors_file
 from octavo.nn.layer import QLayer
 from octavo.numerics.grids import GRIDS
-from octavo.report import resident_bytes
+from octavo.reporting.report import resident_bytes
 
 FORMS = {
     "per channel, float": {"activations": "float"},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from octavo import _C, html, library
+from octavo import _C, library
 from octavo.data import Batches
 from octavo.errors import describe
 from octavo.files.atomic_file import write_text
@@ -23,7 +23,8 @@ from octavo.nn.surgery import copy_model
 from octavo.numerics.sqnr import bytes_of, decibels
 from octavo.plot.report import plot_report
 from octavo.prepare.fold import fold
-from octavo.record import LayerRecord, Record, record_of
+from octavo.reporting import html
+from octavo.reporting.record import LayerRecord, Record, record_of
 from octavo.runtime.captured_forward import captured_forward
 from octavo.signature import known_arguments
 from octavo.types import Data, FilePath
