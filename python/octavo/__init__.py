@@ -4,12 +4,12 @@ from octavo import plot
 from octavo.advise import Advice, advise
 from octavo.api import dequantize, quantize
 from octavo.checkpoint import load, save
+from octavo.deciding.sensitivity import Sensitivity, sensitivity
 from octavo.distill import DistillationLoss
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError
 from octavo.freeze import freeze
 from octavo.front import ParetoFront, pareto_front
 from octavo.library import __version__, isa, isas, set_isa
-from octavo.mixed import Sensitivity, sensitivity
 from octavo.numerics.grids import grids
 from octavo.planning.plan import Plan
 from octavo.reporting.report import Report, report

@@ -17,7 +17,8 @@ from torch import nn
 from octavo.checks import arguments
 from octavo.checks.model import check_model
 from octavo.data import Batches, Example
-from octavo.decide import decide
+from octavo.deciding.decide import decide
+from octavo.deciding.search import Search
 from octavo.errors import describe
 from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey
@@ -38,7 +39,6 @@ from octavo.prepare.smooth import smooth
 from octavo.reporting.record import Record, attach, layer_records
 from octavo.rounding import METHODS, Method, choose, correct_bias, round_model, rounded_plainly
 from octavo.rounding.run import Rounded
-from octavo.search import Search
 from octavo.signature import known_arguments
 from octavo.trainee import make_trainee
 from octavo.types import (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from octavo.checkpoint import stored_bytes
 from octavo.checks.arguments import check_widths
 from octavo.data import Batches
-from octavo.decide import decide
+from octavo.deciding.decide import decide
 from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey, SiteKey
 from octavo.lowering.rewrite import rewrite

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from octavo.deciding.patterns import resolve
 from octavo.graph.capture import capture
-from octavo.patterns import resolve
 
 
 class Model(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.mixed import WIDTHS, allocate
+from octavo.deciding.sensitivity import WIDTHS, allocate
 
 
 class Uneven(nn.Module):

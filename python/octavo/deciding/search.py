@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from torch import nn
 
+from octavo.deciding.sensitivity import Sensitivity, sensitivity
 from octavo.interrupts import let_through
-from octavo.mixed import Sensitivity, sensitivity
 from octavo.nn.surgery import copy_model
 from octavo.reporting.record import attach, record_of
 from octavo.types import Data, Evaluate, Grid

@@ -8,11 +8,11 @@ from typing import Any, SupportsIndex
 
 from torch import nn
 
-from octavo import patterns
 from octavo.data import Batches
+from octavo.deciding import patterns
+from octavo.deciding.sensitivity import measure_sensitivity
 from octavo.errors import NothingQuantizedError
 from octavo.graph.capture import Capture
-from octavo.mixed import measure_sensitivity
 from octavo.numerics.scheme import Activations, Scheme, default_group_size
 from octavo.planning.plan import Plan, plan
 

@@ -1,0 +1,1 @@
+"""Which layers are quantized, and to how many bits."""
