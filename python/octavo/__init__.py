@@ -5,17 +5,17 @@ from octavo.advise import Advice, advise
 from octavo.api import dequantize, quantize
 from octavo.checkpoint import load, save
 from octavo.deciding.sensitivity import Sensitivity, sensitivity
-from octavo.distill import DistillationLoss
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError
-from octavo.freeze import freeze
 from octavo.front import ParetoFront, pareto_front
 from octavo.library import __version__, isa, isas, set_isa
 from octavo.numerics.grids import grids
 from octavo.planning.plan import Plan
 from octavo.reporting.report import Report, report
-from octavo.schedule import TrainingSchedule, reestimate_batch_norm
-from octavo.trainee import range_parameters
-from octavo.verify import Verification, verify
+from octavo.training.distill import DistillationLoss
+from octavo.training.freeze import freeze
+from octavo.training.schedule import TrainingSchedule, reestimate_batch_norm
+from octavo.training.trainee import range_parameters
+from octavo.training.verify import Verification, verify
 
 __all__ = [
     "Advice",

@@ -40,7 +40,7 @@ from octavo.reporting.record import Record, attach, layer_records
 from octavo.rounding import METHODS, Method, choose, correct_bias, round_model, rounded_plainly
 from octavo.rounding.run import Rounded
 from octavo.signature import known_arguments
-from octavo.trainee import make_trainee
+from octavo.training.trainee import make_trainee
 from octavo.types import (
     ActivationBits,
     Bits,

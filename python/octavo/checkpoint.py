@@ -37,7 +37,7 @@ from octavo.prepare.fold import materialise
 from octavo.reporting.record import Record, attach, record_of
 from octavo.runtime.captured_forward import Region, captured_forward
 from octavo.signature import known_arguments
-from octavo.trainee import training_of
+from octavo.training.trainee import training_of
 from octavo.types import FilePath, Model
 
 __all__ = ["FORMAT_VERSION", "load", "save", "stored_bytes"]

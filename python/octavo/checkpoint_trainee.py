@@ -21,7 +21,7 @@ from octavo.numerics.grids import GRIDS
 from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.planning.plan import Plan
 from octavo.prepare.calibrate import plan_keys
-from octavo.trainee import Training, make_trainee
+from octavo.training.trainee import Training, make_trainee
 
 __all__ = ["load_trainee", "save_trainee"]
 

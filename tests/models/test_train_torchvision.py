@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.trainee import training_of
+from octavo.training.trainee import training_of
 
 
 def trainee_of(torchvision: Any, name: str) -> tuple[nn.Module, torch.Tensor]:

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 import octavo
 from octavo import CheckpointError, safetensors_file
 from octavo.graph.functions import FUNCTIONS, operation, takes_word
-from octavo.trainee import training_of
+from octavo.training.trainee import training_of
 
 CALLED: list[object] = []
 

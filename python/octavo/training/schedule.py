@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from octavo.data import Batches
 from octavo.errors import describe
-from octavo.freeze import check_trainee
 from octavo.interrupts import held_back
 from octavo.nn.fake_quantize import FakeQuantize
 from octavo.signature import known_arguments
+from octavo.training.freeze import check_trainee
 from octavo.types import Data, Model
 
 __all__ = ["TrainingSchedule", "reestimate_batch_norm"]

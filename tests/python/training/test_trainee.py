@@ -16,7 +16,7 @@ from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.trained_layer import trained_layer
 from octavo.runtime.trained_forward import Store, trained_forward
-from octavo.trainee import training_of
+from octavo.training.trainee import training_of
 
 
 class Net(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import octavo
 from octavo.graph.trace import returns_its_input
 from octavo.runtime.trained_forward import trained_forward
-from octavo.trainee import training_of
+from octavo.training.trainee import training_of
 
 
 class DropPath(nn.Module):

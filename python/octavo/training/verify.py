@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from octavo import ops
 from octavo.data import Batches
 from octavo.errors import describe
-from octavo.freeze import check_trainee
 from octavo.graph.flow import Step, evaluate, substitute
 from octavo.graph.keys import Entry, wide
 from octavo.graph.replay import flow_arguments
@@ -27,6 +26,7 @@ from octavo.planning.plan import Plan
 from octavo.runtime.captured_forward import CapturedForward, Region, captured_forward
 from octavo.runtime.trained_forward import TrainedForward, trained_forward
 from octavo.signature import known_arguments
+from octavo.training.freeze import check_trainee
 from octavo.types import Data, Evaluate
 
 __all__ = ["SiteCheck", "Verification", "verify"]

@@ -25,7 +25,7 @@ from octavo.prepare.fold import affine_of, fold_pair, materialise
 from octavo.reporting.record import Record, attach, layer_records
 from octavo.runtime.trained_forward import Store, TrainedForward, trained_forward
 from octavo.signature import known_arguments
-from octavo.trainee import Training, forget, training_of
+from octavo.training.trainee import Training, forget, training_of
 from octavo.types import Model
 
 __all__ = ["check_trainee", "freeze", "qparams_of"]
