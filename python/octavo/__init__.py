@@ -3,7 +3,7 @@
 from octavo import plot
 from octavo.advise import Advice, advise
 from octavo.api import dequantize, quantize
-from octavo.checkpoint import load, save
+from octavo.checkpoint.model import load, save
 from octavo.deciding.sensitivity import Sensitivity, sensitivity
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError
 from octavo.front import ParetoFront, pareto_front

@@ -10,7 +10,7 @@ from torch import nn
 
 import octavo
 from octavo.advise import RULES, TARGETS, Situation
-from octavo.checkpoint import stored_bytes
+from octavo.checkpoint.model import stored_bytes
 from octavo.machine import Machine, machine
 from octavo.reporting.report import resident_bytes
 from octavo.speeds import SPEEDS, speed_of

@@ -811,7 +811,7 @@ def tampered(
     path: Path, saved: Path, edit: Callable[[dict[str, Any], dict[str, Any]], Any]
 ) -> Path:
     """A file with a right digest and other content: what a careful stranger would send."""
-    from octavo import safetensors_file
+    from octavo.checkpoint import safetensors_file
 
     tensors, metadata = safetensors_file.read(saved)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import octavo
-from octavo import CheckpointError, safetensors_file
+from octavo import CheckpointError
+from octavo.checkpoint import safetensors_file
 from octavo.graph.functions import FUNCTIONS, operation, takes_word
 from octavo.training.trainee import training_of
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import octavo
 from conftest import FULL
-from octavo import safetensors_file
+from octavo.checkpoint import safetensors_file
 from octavo.nn.layer import QLayer
 from octavo.numerics.grids import GRIDS
 from octavo.reporting.report import resident_bytes

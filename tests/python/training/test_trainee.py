@@ -433,7 +433,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_damaged_files(tmp_path: Path) -> None:
-    from octavo import safetensors_file
+    from octavo.checkpoint import safetensors_file
 
     path = tmp_path / "trainee.safetensors"
     octavo.save(trainee_of(), path)

@@ -18,8 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from octavo import ops, safetensors_file
-from octavo.checkpoint_trainee import load_trainee, save_trainee
+from octavo import ops
+from octavo.checkpoint import safetensors_file
+from octavo.checkpoint.trainee import load_trainee, save_trainee
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits, made
 from octavo.graph.flow import Flow, Step, from_data, to_data

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 import octavo
 from conftest import FULL
-from octavo import CheckpointError, safetensors_file
+from octavo import CheckpointError
+from octavo.checkpoint import safetensors_file
 from octavo.reporting.record import record_of
 
 

@@ -13,8 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from octavo.checkpoint.safetensors_file import read, write
 from octavo.errors import CheckpointError
-from octavo.safetensors_file import read, write
 
 TENSORS = {
     "a": torch.arange(12, dtype=torch.float32).view(3, 4),

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo import safetensors_file
+from octavo.checkpoint import safetensors_file
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits
 from octavo.graph.flow_check import FlowCheck

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import octavo
-from octavo import safetensors_file
-from octavo.checkpoint import load, save
+from octavo.checkpoint import safetensors_file
+from octavo.checkpoint.model import load, save
 from octavo.errors import CheckpointError
 from octavo.runtime.captured_forward import captured_forward
 

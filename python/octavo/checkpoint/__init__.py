@@ -1,0 +1,1 @@
+"""Quantized models and trainees as safetensors files."""
