@@ -1,12 +1,12 @@
 """PyTorch models that compute in few bits on ordinary CPUs: quantize, look, save, load."""
 
 from octavo import plot
-from octavo.advise import Advice, advise
+from octavo.advice.advise import Advice, advise
+from octavo.advice.pareto import ParetoFront, pareto_front
 from octavo.api import dequantize, quantize
 from octavo.checkpoint.model import load, save
 from octavo.deciding.sensitivity import Sensitivity, sensitivity
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError
-from octavo.front import ParetoFront, pareto_front
 from octavo.library import __version__, isa, isas, set_isa
 from octavo.numerics.grids import grids
 from octavo.planning.plan import Plan

@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 import octavo
-from octavo.advise import Advice
+from octavo.advice.advise import Advice
 from octavo.signature import RENAMED, known_arguments
 from octavo.types import QuantizeOptions, SharedOptions
 

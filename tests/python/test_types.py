@@ -8,7 +8,7 @@ import pytest
 
 import octavo
 from octavo import types
-from octavo.advise import TARGETS
+from octavo.advice.advise import TARGETS
 from octavo.nn.fake_quantize import METHODS as QAT_METHODS
 from octavo.numerics.ranges import RULES
 from octavo.rounding import METHODS

@@ -57,7 +57,7 @@ def test_comparison_in_readme_is_that_of_the_benchmarks() -> None:
 
 @pytest.mark.build
 def test_figures_that_advice_cites_are_printed() -> None:
-    from octavo.advise import RULES
+    from octavo.advice.advise import RULES
 
     cited = 0
     for rule in RULES:

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.advise import RULES, TARGETS, Situation
+from octavo.advice.advise import RULES, TARGETS, Situation
+from octavo.advice.cpu import Machine, machine
+from octavo.advice.speeds import SPEEDS, speed_of
+from octavo.advice.traits import traits
 from octavo.checkpoint.model import stored_bytes
-from octavo.machine import Machine, machine
 from octavo.reporting.report import resident_bytes
-from octavo.speeds import SPEEDS, speed_of
-from octavo.traits import traits
 
 
 class Convolutional(nn.Sequential):

@@ -9,7 +9,7 @@ from octavo.plot.figure import COLOURS, MARKERS, new_figure, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from octavo.front import ParetoFront
+    from octavo.advice.pareto import ParetoFront
 
 __all__ = ["plot_front"]
 

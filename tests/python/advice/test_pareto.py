@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.front import Point, _beats
+from octavo.advice.pareto import Point, _beats
 
 X = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from octavo.advice.cpu import Machine, machine
+from octavo.advice.figures import figure
+from octavo.advice.footprint import Footprint, footprint
+from octavo.advice.speeds import Speed, speed_of
+from octavo.advice.traits import Traits, traits
 from octavo.api import quantize
 from octavo.checks.model import check_model
 from octavo.data import Batches
 from octavo.errors import NothingQuantizedError, describe
-from octavo.figures import figure
-from octavo.footprint import Footprint, footprint
 from octavo.interrupts import held_back
-from octavo.machine import Machine, machine
 from octavo.reporting.html import page, rows
 from octavo.reporting.report import size_text
 from octavo.signature import check_names, known_arguments
-from octavo.speeds import Speed, speed_of
-from octavo.traits import Traits, traits
 from octavo.types import Data, Model, QuantizeOptions, TargetName
 
 if TYPE_CHECKING:
@@ -496,7 +496,7 @@ def _speed(s: Situation, arguments: dict[str, Any], uses_data: bool) -> Speed:
 
 
 def _kind(s: Situation, arguments: dict[str, Any], uses_data: bool) -> str:
-    """The kind of network in `octavo.speeds`."""
+    """The kind of network in `octavo.advice.speeds`."""
     if s.traits.family == "convolutional":
         kind = "depthwise" if s.traits.depthwise else "convolutional"
         return f"{kind}, {'static' if uses_data else 'dynamic'}"

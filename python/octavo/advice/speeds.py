@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.figures import figure
+from octavo.advice.figures import figure
 
 __all__ = ["SPEEDS", "Speed", "speed_of"]
 

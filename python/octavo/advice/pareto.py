@@ -23,7 +23,7 @@ from octavo.interrupts import held_back, let_through
 from octavo.nn.surgery import copy_model
 from octavo.numerics.grids import GRIDS
 from octavo.numerics.sqnr import tensor_bytes
-from octavo.plot.front import plot_front
+from octavo.plot.pareto import plot_front
 from octavo.reporting import html
 from octavo.reporting.report import align, resident_bytes
 from octavo.signature import check_names

@@ -1,0 +1,1 @@
+"""What to call for a model on a CPU, and what many settings give."""
