@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from octavo.data import Batches, Call
-from octavo.nn.decomposed.decompose import is_separable, separate
+from octavo.nn.decomposed.decompose import decompose, is_decomposable
 from octavo.nn.registry import float_reasons, is_depthwise
 from octavo.nn.surgery import copy_model
 
@@ -87,8 +87,8 @@ def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
 
     batches: one call of the first of them is run; where a callable runs the model, all of it.
     """
-    if is_separable(model):  # As `quantize` sees it, but with the very tensors.
-        model = separate(copy_model(model, shared=(*model.parameters(), *model.buffers())))
+    if is_decomposable(model):  # As `quantize` sees it, but with the very tensors.
+        model = decompose(copy_model(model, shared=(*model.parameters(), *model.buffers())))
     weights = dict.fromkeys(KINDS, 0)
     reasons = float_reasons(model)
     left: dict[tuple[str, str], list[int]] = {}

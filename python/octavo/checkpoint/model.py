@@ -27,7 +27,7 @@ from octavo.graph.flow import Flow, Step, from_data, to_data
 from octavo.graph.flow_check import FlowCheck
 from octavo.interrupts import held_back
 from octavo.lowering.rewrite import install
-from octavo.nn.decomposed.decompose import is_separable, separate
+from octavo.nn.decomposed.decompose import decompose, is_decomposable, name_in_files
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
@@ -218,7 +218,7 @@ def _flow_data(
 
 
 def _type_name(module: nn.Module) -> str:
-    return (module.float_class if isinstance(module, QLayer) else type(module)).__name__
+    return name_in_files(module.float_class if isinstance(module, QLayer) else type(module))
 
 
 def _join(path: str, name: str) -> str:
@@ -290,12 +290,12 @@ def load(path: FilePath, model: Model) -> Model:
 
 def _plain(model: nn.Module) -> nn.Module:
     """``model``, or a copy of it whose weights are plain tensors, all of them in layers."""
-    if not is_separable(model) and not any(map(_is_computed, model.modules())):
+    if not is_decomposable(model) and not any(map(_is_computed, model.modules())):
         return model
     copied = copy_model(model)
     for _ in materialise(copied):
         pass
-    return separate(copied)
+    return decompose(copied)
 
 
 def _is_computed(module: nn.Module) -> bool:
@@ -398,17 +398,17 @@ class _Loader:
         for name, module in there.items():
             if name in layers:
                 replaced[id(module)] = self.layer(name, module, layers[name])
-            elif wanted[name] != type(module).__name__:
+            elif wanted[name] != name_in_files(type(module)):
                 # Folding has put the identity in a normalisation's place: nothing else may differ.
                 replaced[id(module)] = _identity_with_hooks_of(module)
         return replaced
 
     def compare(self, there: Mapping[str, nn.Module], wanted: Mapping[str, str]) -> None:
         wrong = [
-            f"{name!r}: {wanted[name]} in the file, {type(there[name]).__name__} in the model"
+            f"{name!r}: {wanted[name]} in the file, {name_in_files(type(there[name]))} in the model"
             for name in wanted
             if name in there
-            and wanted[name] != type(there[name]).__name__
+            and wanted[name] != name_in_files(type(there[name]))
             and not (wanted[name] == "Identity" and "Norm" in type(there[name]).__name__)
         ]
         missing = [name for name in wanted if name not in there]

@@ -13,7 +13,7 @@ from octavo.checkpoint import safetensors_file
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits
 from octavo.graph.flow_check import FlowCheck
-from octavo.nn.decomposed.decompose import separate
+from octavo.nn.decomposed.decompose import decompose, name_in_files
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.surgery import copy_model
@@ -95,7 +95,7 @@ def load_trainee(
         plan = Plan.from_json(json.dumps(content["plan"]))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: expected the plan of a trainee, got {error}.") from None
-    model = separate(copy_model(model), training=True)
+    model = decompose(copy_model(model), training=True)
     there = _float_modules(model)
     wrong = sorted(
         name
@@ -168,7 +168,7 @@ def _float_modules(model: nn.Module) -> dict[str, str]:
             if name.rpartition(".")[2] != "weight_quantizer":
                 inside.append(name.rpartition(".")[0])  # The table of a layer's values.
             continue
-        found[name] = type(module).__name__
+        found[name] = name_in_files(type(module))
     for name in inside:
         found.pop(name, None)
     return found

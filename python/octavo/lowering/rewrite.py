@@ -10,7 +10,7 @@ from torch import nn
 from octavo.graph.flow import Flow, Step
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.lowering.lower import lower
-from octavo.nn.decomposed.decompose import rejoin
+from octavo.nn.decomposed.decompose import recompose
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model, replace_modules
@@ -196,4 +196,4 @@ def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:
     for module in result.modules():
         if captured_forward(module) is not None:
             del module.__dict__["forward"]
-    return rejoin(result)
+    return recompose(result)

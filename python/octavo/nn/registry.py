@@ -34,8 +34,8 @@ WEIGHT_READERS: dict[str, tuple[str, ...]] = {
 }
 
 #: Where a module's dict holds this, it calls its children after all
-#: (`octavo.nn.decomposed.decompose.separate`).
-SEPARATED = "_octavo_before"
+#: (`octavo.nn.decomposed.decompose.decompose`).
+DECOMPOSED = "_octavo_before"
 
 _Class = TypeVar("_Class", bound="type[QLayer]")
 
@@ -93,7 +93,7 @@ def float_reasons(model: nn.Module) -> dict[str, str]:
     """
     read_by_parent: dict[int, str] = {}
     for parent in model.modules():
-        if SEPARATED in parent.__dict__:
+        if DECOMPOSED in parent.__dict__:
             continue
         for base in type(parent).__mro__:
             for child in WEIGHT_READERS.get(qualified_name(base), ()):

@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from octavo.data import Example
 from octavo.graph.capture import Capture, capture
 from octavo.graph.flow import Flow, Step, refs
-from octavo.nn.decomposed.decompose import separate
+from octavo.nn.decomposed.decompose import decompose
 from octavo.nn.decomposed.protocol import parameter_like
 from octavo.nn.surgery import own_class
 from octavo.ops.region_steps import AFFINE, PRODUCTS
@@ -53,11 +53,11 @@ def fold(model: nn.Module, example: Example = None, training: bool = False) -> F
         example: as for `octavo.graph.capture.capture`. Without one, a BatchNorm behind a Linear
         stays,
             since nothing tells which dimension of its input holds the channels.
-        training: as for `octavo.nn.decomposed.decompose.separate`.
+        training: as for `octavo.nn.decomposed.decompose.decompose`.
     """
     with torch.inference_mode(False), torch.no_grad():
         materialised = tuple(materialise(model))
-        separate(model, training)
+        decompose(model, training)
         found = capture(model, example)
         pairs = tuple(_pairs(model, found))
         for norm_name, layer_name in pairs:

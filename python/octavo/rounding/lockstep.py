@@ -28,13 +28,13 @@ from octavo.graph.flow import Flow
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.graph.replay import replayed
 from octavo.interrupts import let_through
-from octavo.nn.decomposed.experts import LayeredExperts
+from octavo.nn.decomposed.experts import DecomposedExperts
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.planning.plan import FlowPlan, Plan, SitePlan
 from octavo.rounding.blocks import Block, apply_layer, blocks_of, finish, keys_of, walk_block
-from octavo.rounding.sample_budget import Supply
+from octavo.rounding.sample_budget import SampleBudget
 
 __all__ = ["Lockstep", "Pause", "fake_quantize"]
 
@@ -106,13 +106,13 @@ class Lockstep:
         self._routed = {
             f"{name}.{layer}"
             for name, experts in model.named_modules()
-            if isinstance(experts, LayeredExperts)
+            if isinstance(experts, DecomposedExperts)
             for layer, _ in experts.named_modules()
         }
         self._stack = ExitStack()
         self._pairs: list[tuple[_Run, _Run]] = []
         few_bits = any(s.scheme is not None and s.scheme.bits < 6 for s in self.sites.values())
-        self._supply = Supply.of(model, batches, names, few_bits)
+        self._supply = SampleBudget.of(model, batches, names, few_bits)
         self.given = self._supply.given
         """Samples in the data."""
         self.samples = 0

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from octavo.data import Batches, Call
 from octavo.interrupts import let_through
 
-__all__ = ["Supply", "training_calls"]
+__all__ = ["SampleBudget", "training_calls"]
 
 _MERGED = 64  # Samples of one run: small batches are joined, so that there are few threads.
 _RUNS = 256
@@ -36,7 +36,7 @@ _HELD = 6  # Times the largest value: three values, in each of two runs.
 
 
 @dataclass(frozen=True)
-class Supply:
+class SampleBudget:
     """Calls in the order in which runs start, and how many there may be.
 
     calls: as many as will ever be wanted. given: samples in the data. held: layer to the bytes that
@@ -55,7 +55,7 @@ class Supply:
     @classmethod
     def of(
         cls, model: nn.Module, batches: Batches, layers: Collection[str], few_bits: bool
-    ) -> Supply:
+    ) -> SampleBudget:
         """What the data gives for a model whose ``layers`` get ``few_bits`` (below 6) or more."""
         source = _source(model, batches)
         first = next(source, None)

@@ -12,7 +12,7 @@ from octavo.graph.flow import Flow, Ref, Step, substitute
 from octavo.graph.functions import operation
 from octavo.graph.keys import Entry, RangeKey, SiteKey, ValueKey, is_narrow, wide
 from octavo.graph.kinds import clamp_of
-from octavo.nn.decomposed.decompose import separate
+from octavo.nn.decomposed.decompose import decompose
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight, Monitor, default_method
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
 from octavo.nn.layer import QLayer
@@ -102,7 +102,7 @@ def make_trainee(
     """
     result = model if inplace else copy_model(model, shared=model.parameters())
     with torch.inference_mode(False), torch.no_grad():
-        separate(result, training=True)
+        decompose(result, training=True)
         builder = _Builder(result, plan, params, method)
         for flow_plan in plan.flows:
             builder.capture(flow_plan)

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from octavo.nn.decomposed.protocol import become, has_class, linear_of, weight_and_bias
 
-__all__ = ["LayeredAttention"]
+__all__ = ["DecomposedAttention"]
 
 #: Projections of their own where keys or values have another width than queries.
 _APART = ("q_proj", "k_proj", "v_proj")
 _OUT = nn.modules.linear.NonDynamicallyQuantizableLinear
 
 
-class LayeredAttention(nn.MultiheadAttention):
+class DecomposedAttention(nn.MultiheadAttention):
     """The same function as nn.MultiheadAttention, which keeps its projections in Parameters.
 
     in_proj: Linear [3 * embed_dim, embed_dim], for queries, keys and values; or, where keys or
     values have a width of their own, q_proj, k_proj and v_proj, without biases.
     out_proj: Linear [embed_dim, embed_dim].
 
-    Made by `octavo.nn.decomposed.decompose.separate`, not by its constructor. The projections are
+    Made by `octavo.nn.decomposed.decompose.decompose`, not by its constructor. The projections are
     integer products once quantized, scores and softmax stay float. Where queries are not keys,
     in_proj computes all three parts of each and drops what is not needed.
     """
@@ -54,7 +54,7 @@ class LayeredAttention(nn.MultiheadAttention):
         if type(out) is _OUT:  # All but its name is nn.Linear's.
             out.__class__ = nn.Linear  # type: ignore[assignment]
         module._modules["out_proj"] = out
-        become(module, LayeredAttention)
+        become(module, DecomposedAttention)
 
     @staticmethod
     def give_back(module: nn.Module) -> bool:

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from octavo.nn.decomposed.protocol import become, linear_of, parameter_like, weight_and_bias
 
-__all__ = ["LayeredExperts"]
+__all__ = ["DecomposedExperts"]
 
 
-class LayeredExperts(nn.Module):
+class DecomposedExperts(nn.Module):
     """The same function as fused experts of transformers, whatever their class.
 
     up: ModuleList of Linear [2 * width, hidden] where experts have a gate, else [width, hidden].
     down: ModuleList of Linear [hidden, width].
     fused: the class that these stand for; its gate is called with self.
 
-    Made by `octavo.nn.decomposed.decompose.separate`, not by its constructor.
+    Made by `octavo.nn.decomposed.decompose.decompose`, not by its constructor.
     """
 
     up: nn.ModuleList
@@ -57,7 +57,7 @@ class LayeredExperts(nn.Module):
                 layers.append(linear_of(parameter_like(turned, weights), bias))
             module._modules[attribute] = nn.ModuleList(layers)
         state.setdefault("has_post_expert_norm", False)
-        become(module, LayeredExperts, fused=type(module))
+        become(module, DecomposedExperts, fused=type(module))
 
     @staticmethod
     def give_back(module: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """What takes the place of a module that computes with weights without calling a layer.
 
-Such a module keeps its object, its hooks and its Parameters; its class becomes a `Layered` one,
+Such a module keeps its object, its hooks and its Parameters; its class becomes a `Decomposed` one,
 which calls layers for the same function. `octavo.nn.decomposed.decompose` goes through a model.
 """
 
@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from octavo.nn.registry import SEPARATED
+from octavo.nn.registry import DECOMPOSED
 
-__all__ = ["Layered", "become", "has_class", "linear_of", "parameter_like", "weight_and_bias"]
+__all__ = ["Decomposed", "become", "has_class", "linear_of", "parameter_like", "weight_and_bias"]
 
 
-class Layered(Protocol):
+class Decomposed(Protocol):
     """A row of `octavo.nn.decomposed.decompose`."""
 
     @classmethod
@@ -42,7 +42,7 @@ def has_class(module: nn.Module, cls: type) -> bool:
 def become(module: nn.Module, cls: type[nn.Module], **attributes: Any) -> None:
     """Changes the class, and notes that it was changed."""
     module.__dict__.update(attributes)
-    module.__dict__[SEPARATED] = {}
+    module.__dict__[DECOMPOSED] = {}
     module.__class__ = cls
 
 

@@ -18,7 +18,7 @@ from octavo.nn.hooks import is_watched
 from octavo.nn.linear import QLinear
 from octavo.nn.trained_layer import trained_layer
 
-__all__ = ["ROWS", "LayeredCell", "LayeredRecurrent"]
+__all__ = ["ROWS", "DecomposedCell", "DecomposedRecurrent"]
 
 
 class _Products(nn.Module):
@@ -95,7 +95,7 @@ class _Products(nn.Module):
             return super().__getattr__(name)
 
 
-class LayeredRecurrent(_Products):
+class DecomposedRecurrent(_Products):
     """The same function as nn.LSTM, nn.GRU or nn.RNN, which keep their weights in Parameters.
 
     For every level k and direction ("" or "_reverse"):
@@ -103,7 +103,7 @@ class LayeredRecurrent(_Products):
     hh_l<k><direction>: Linear [gates * hidden_size, hidden], called for each time;
     hr_l<k><direction>: Linear [proj_size, hidden_size] where hidden states are projected.
 
-    Made by `octavo.nn.decomposed.decompose.separate`, not by its constructor.
+    Made by `octavo.nn.decomposed.decompose.decompose`, not by its constructor.
     """
 
     mode: str
@@ -266,7 +266,7 @@ class LayeredRecurrent(_Products):
         nn.Module.__setstate__(self, state)  # type: ignore[no-untyped-call]
 
 
-class LayeredCell(_Products):
+class DecomposedCell(_Products):
     """The same function as nn.LSTMCell, nn.GRUCell or nn.RNNCell.
 
     ih: Linear [gates * hidden_size, input_size]. hh: Linear [gates * hidden_size, hidden_size].
@@ -366,39 +366,39 @@ def _passes_gradients(hh: QLinear, gates: Tensor, state: State) -> bool:
     return hh.activations == "float" and wanted
 
 
-class LayeredLSTM(LayeredRecurrent, nn.LSTM):  # type: ignore[misc]
+class DecomposedLSTM(DecomposedRecurrent, nn.LSTM):  # type: ignore[misc]
     """nn.LSTM of layers."""
 
     floats = nn.LSTM
 
 
-class LayeredGRU(LayeredRecurrent, nn.GRU):  # type: ignore[misc]
+class DecomposedGRU(DecomposedRecurrent, nn.GRU):  # type: ignore[misc]
     """nn.GRU of layers."""
 
     floats = nn.GRU
 
 
-class LayeredRNN(LayeredRecurrent, nn.RNN):  # type: ignore[misc]
+class DecomposedRNN(DecomposedRecurrent, nn.RNN):  # type: ignore[misc]
     """nn.RNN of layers."""
 
     floats = nn.RNN
 
 
-class LayeredLSTMCell(LayeredCell, nn.LSTMCell):  # type: ignore[misc]
+class DecomposedLSTMCell(DecomposedCell, nn.LSTMCell):  # type: ignore[misc]
     """nn.LSTMCell of layers."""
 
     floats = nn.LSTMCell
     mode = "LSTM"
 
 
-class LayeredGRUCell(LayeredCell, nn.GRUCell):  # type: ignore[misc]
+class DecomposedGRUCell(DecomposedCell, nn.GRUCell):  # type: ignore[misc]
     """nn.GRUCell of layers."""
 
     floats = nn.GRUCell
     mode = "GRU"
 
 
-class LayeredRNNCell(LayeredCell, nn.RNNCell):  # type: ignore[misc]
+class DecomposedRNNCell(DecomposedCell, nn.RNNCell):  # type: ignore[misc]
     """nn.RNNCell of layers."""
 
     floats = nn.RNNCell
@@ -410,10 +410,10 @@ class LayeredRNNCell(LayeredCell, nn.RNNCell):  # type: ignore[misc]
 
 
 ROWS: tuple[type[_Products], ...] = (
-    LayeredLSTM,
-    LayeredGRU,
-    LayeredRNN,
-    LayeredLSTMCell,
-    LayeredGRUCell,
-    LayeredRNNCell,
+    DecomposedLSTM,
+    DecomposedGRU,
+    DecomposedRNN,
+    DecomposedLSTMCell,
+    DecomposedGRUCell,
+    DecomposedRNNCell,
 )

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from octavo.nn.decomposed.protocol import become, parameter_like
 from octavo.nn.registry import qualified_name
 
-__all__ = ["LayeredWindowAttention"]
+__all__ = ["DecomposedWindowAttention"]
 
 _FUSED = tuple(
     f"torchvision.models.swin_transformer.ShiftedWindowAttention{version}" for version in ("", "V2")
 )
 
 
-class LayeredWindowAttention(nn.Module):
+class DecomposedWindowAttention(nn.Module):
     """The same function as torchvision's ShiftedWindowAttention, of both versions.
 
     qkv: Linear [3 * channels, channels]. proj: Linear [channels, channels].
@@ -52,7 +52,7 @@ class LayeredWindowAttention(nn.Module):
             if keys.any():
                 cleared = torch.cat([queries, torch.zeros_like(keys), values])
                 qkv._parameters["bias"] = parameter_like(cleared, bias)
-        become(module, LayeredWindowAttention, fused=type(module))
+        become(module, DecomposedWindowAttention, fused=type(module))
 
     @staticmethod
     def give_back(module: nn.Module) -> bool:

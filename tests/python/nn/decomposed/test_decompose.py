@@ -9,10 +9,10 @@ from torch import nn
 
 import octavo
 from octavo.nn import float_reasons
-from octavo.nn.decomposed.attention import LayeredAttention
-from octavo.nn.decomposed.decompose import is_separable, rejoin, separate
-from octavo.nn.decomposed.experts import LayeredExperts
-from octavo.nn.decomposed.window_attention import LayeredWindowAttention
+from octavo.nn.decomposed.attention import DecomposedAttention
+from octavo.nn.decomposed.decompose import decompose, is_decomposable, recompose
+from octavo.nn.decomposed.experts import DecomposedExperts
+from octavo.nn.decomposed.window_attention import DecomposedWindowAttention
 
 BATCH, LENGTH, SOURCE, WIDTH, HEADS = 3, 5, 7, 32, 4
 
@@ -80,8 +80,8 @@ def inputs(attention, shared):
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_is_the_same_function(form, mask, slow_path):
     attention = drawn(nn.MultiheadAttention(WIDTH, HEADS, **FORMS[form]))
-    layered = separate(copy.deepcopy(attention))
-    assert type(layered) is LayeredAttention
+    layered = decompose(copy.deepcopy(attention))
+    assert type(layered) is DecomposedAttention
     attn_mask, padding = MASKS[mask]
     for shared, weights, average in itertools.product((False, True), repeat=3):
         if shared and attention.kdim != attention.vdim:
@@ -102,7 +102,7 @@ def test_attention_is_the_same_function(form, mask, slow_path):
 @pytest.mark.parametrize("weights", [False, True])
 def test_self_attention_causal_unbatched_and_empty(batch_first, weights, slow_path):
     attention = drawn(nn.MultiheadAttention(WIDTH, HEADS, batch_first=batch_first))
-    layered = separate(copy.deepcopy(attention))
+    layered = decompose(copy.deepcopy(attention))
     causal = nn.Transformer.generate_square_subsequent_mask(LENGTH)
     batched = normal(BATCH, LENGTH, WIDTH) if batch_first else normal(LENGTH, BATCH, WIDTH)
     for x, options in (
@@ -122,7 +122,7 @@ def test_self_attention_causal_unbatched_and_empty(batch_first, weights, slow_pa
 
 
 def test_masks_of_other_shapes_are_refused():
-    layered = separate(drawn(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)))
+    layered = decompose(drawn(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)))
     x = normal(BATCH, LENGTH, WIDTH)
     with pytest.raises(RuntimeError, match="attn_mask must have the shape"):
         layered(x, x, x, attn_mask=torch.zeros(LENGTH, SOURCE))
@@ -134,17 +134,17 @@ def test_masks_of_other_shapes_are_refused():
 def test_attention_goes_back(form):
     attention = drawn(nn.MultiheadAttention(WIDTH, HEADS, **FORMS[form]))
     before = dict(attention.named_parameters())
-    again = rejoin(separate(attention))
+    again = recompose(decompose(attention))
     assert again is attention and type(again) is nn.MultiheadAttention
     assert type(again.out_proj) is nn.modules.linear.NonDynamicallyQuantizableLinear
     assert dict(again.named_parameters()).keys() == before.keys()
     assert all(parameter is before[name] for name, parameter in again.named_parameters())
-    assert not is_separable(separate(attention))
+    assert not is_decomposable(decompose(attention))
 
 
 def test_dropout_in_training():
     attention = drawn(nn.MultiheadAttention(WIDTH, HEADS, dropout=0.5, batch_first=True)).train()
-    layered, x = separate(copy.deepcopy(attention)), normal(BATCH, LENGTH, WIDTH)
+    layered, x = decompose(copy.deepcopy(attention)), normal(BATCH, LENGTH, WIDTH)
     for weights in (False, True):
         one, other = (layered(x, x, x, need_weights=weights)[0] for _ in range(2))
         assert not torch.equal(one, other)
@@ -166,10 +166,10 @@ def test_windows_are_the_same_function_and_go_back(version, size, window, shift,
     before, x = copy.deepcopy(module.state_dict()), normal(2, *size, 32)
     with torch.no_grad():
         wanted = module(x)
-        got = separate(module)(x)
-    assert type(module) is LayeredWindowAttention
+        got = decompose(module)(x)
+    assert type(module) is DecomposedWindowAttention
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-    assert type(rejoin(module)) is cls and module.state_dict().keys() == before.keys()
+    assert type(recompose(module)) is cls and module.state_dict().keys() == before.keys()
     if not version:
         assert all(torch.equal(module.state_dict()[name], x) for name, x in before.items())
 
@@ -216,7 +216,7 @@ def test_an_encoder_layer_alone_and_a_decoder():
     with torch.no_grad():
         assert decibels(model(memory, x), small(memory, x)) > 30
         assert decibels(alone(x), octavo.quantize(alone, 8, progress=False)(x)) > 30
-    assert not [n for n, why in float_reasons(separate(alone)).items() if "reads" in why]
+    assert not [n for n, why in float_reasons(decompose(alone)).items() if "reads" in why]
 
 
 def vision(name):
@@ -269,7 +269,7 @@ def test_inplace_changes_the_model_itself_or_nothing():
         model.layers[0].self_attn.named_parameters()
     )
     assert octavo.quantize(model, 8, inplace=True, progress=False) is model
-    assert type(model.layers[0].self_attn) is LayeredAttention
+    assert type(model.layers[0].self_attn) is DecomposedAttention
     model(x)
 
 
@@ -369,13 +369,13 @@ def test_experts_are_the_same_function_and_go_back(kind):
     before = {name: tensor.clone() for name, tensor in experts.state_dict().items()}
     with torch.no_grad():
         wanted = experts(*call)
-        layered = separate(experts)
-        assert type(layered) is LayeredExperts
+        layered = decompose(experts)
+        assert type(layered) is DecomposedExperts
         torch.testing.assert_close(layered(*call), wanted, rtol=1e-5, atol=1e-5)
         x, index, weights = call
         none = layered(x, torch.full_like(index, 4), top_k_weights=weights)
         assert not none.any() and layered(x[:0], index[:0], weights[:0]).shape == (0, 32)
-    again = rejoin(layered)
+    again = recompose(layered)
     assert type(again) is Experts and again.state_dict().keys() == before.keys()
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in before.items())
 
@@ -399,7 +399,7 @@ def test_experts_are_quantized_saved_and_loaded(kind, tmp_path):
 
 def test_experts_stay_fused_in_training():
     model = nn.Sequential(nn.Linear(32, 32), drawn(Experts()))
-    assert type(separate(model, training=True)[1]) is Experts
+    assert type(decompose(model, training=True)[1]) is Experts
     assert "Experts has no integer form" in float_reasons(model)["1"]
 
 

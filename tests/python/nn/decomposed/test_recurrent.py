@@ -14,9 +14,9 @@ import octavo
 from conftest import isas_and_thread_counts
 from octavo import ops
 from octavo.nn import QLinear, float_reasons
-from octavo.nn.decomposed.decompose import is_separable, rejoin, separate
+from octavo.nn.decomposed.decompose import decompose, is_decomposable, recompose
 from octavo.nn.decomposed.recurrence import cell, over_time
-from octavo.nn.decomposed.recurrent import LayeredLSTM
+from octavo.nn.decomposed.recurrent import DecomposedLSTM
 
 # What torch's own networks say about oneDNN, and weight_norm about its successor.
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:.*weight_norm")
@@ -118,9 +118,9 @@ def tokens(batches=8, batch=4, length=9):
 @pytest.mark.parametrize(("cls", "form"), CASES, ids=name_of)
 def test_networks_are_the_same_function(cls, form):
     network = drawn(cls(INPUT, HIDDEN, **form))
-    layered = separate(copy.deepcopy(network))
+    layered = decompose(copy.deepcopy(network))
     assert isinstance(layered, cls) and type(layered) is not cls
-    assert not layered._parameters and not is_separable(layered)
+    assert not layered._parameters and not is_decomposable(layered)
     for x in inputs().values():
         with torch.no_grad():
             wanted = network(x)
@@ -134,19 +134,19 @@ def test_networks_are_the_same_function(cls, form):
 @pytest.mark.parametrize("cls", CELLS.values(), ids=name_of)
 def test_cells_are_the_same_function(cls, bias):
     cell = drawn(cls(INPUT, HIDDEN, bias=bias))
-    layered = separate(copy.deepcopy(cell))
+    layered = decompose(copy.deepcopy(cell))
     for x in (normal(3, INPUT), normal(INPUT)):
         state = cell(x)
         for one in (layered, watched(copy.deepcopy(layered))):
             close(one(x), state)
             close(one(x, state), cell(x, state))
-    assert rejoin(layered) is layered and type(layered) is cls
+    assert recompose(layered) is layered and type(layered) is cls
     close(layered(x, state), cell(x, state))
 
 
 def test_relu_cell():
     cell = drawn(nn.RNNCell(INPUT, HIDDEN, nonlinearity="relu"))
-    close(watched(separate(copy.deepcopy(cell)))(normal(3, INPUT)), cell(normal(3, INPUT)))
+    close(watched(decompose(copy.deepcopy(cell)))(normal(3, INPUT)), cell(normal(3, INPUT)))
 
 
 @pytest.mark.parametrize(("cls", "form"), CASES, ids=name_of)
@@ -154,7 +154,7 @@ def test_networks_go_back(cls, form):
     network = drawn(cls(INPUT, HIDDEN, **form))
     wanted, names = network(normal(3, 7, INPUT)), list(dict(network.named_parameters()))
     before = dict(network.named_parameters())
-    again = rejoin(separate(network))
+    again = recompose(decompose(network))
     assert again is network and type(again) is cls
     assert list(dict(again.named_parameters())) == names
     assert all(parameter is before[name] for name, parameter in again.named_parameters())
@@ -165,7 +165,7 @@ def test_networks_go_back(cls, form):
 def test_gradients_are_the_same():
     for cls, form in CASES:
         network = drawn(cls(INPUT, HIDDEN, **form)).train()
-        layered = watched(separate(copy.deepcopy(network)))
+        layered = watched(decompose(copy.deepcopy(network)))
         x = inputs()["packed"]
         for module in (network, layered):
             y, _ = module(x)
@@ -176,7 +176,7 @@ def test_gradients_are_the_same():
 
 def test_dropout_between_levels_in_training_only():
     network = drawn(nn.LSTM(INPUT, HIDDEN, num_layers=2, dropout=0.5))
-    layered, x = watched(separate(copy.deepcopy(network))), normal(4, 3, INPUT)
+    layered, x = watched(decompose(copy.deepcopy(network))), normal(4, 3, INPUT)
     assert torch.equal(layered(x)[0], layered(x)[0])
     layered.train()
     assert not torch.equal(layered(x)[0], layered(x)[0])
@@ -184,7 +184,7 @@ def test_dropout_between_levels_in_training_only():
 
 def test_what_users_do_with_one():
     network = drawn(nn.LSTM(INPUT, HIDDEN, num_layers=2, bidirectional=True))
-    layered = separate(copy.deepcopy(network))
+    layered = decompose(copy.deepcopy(network))
     x = normal(7, 3, INPUT)
     close(pickle.loads(pickle.dumps(layered))(x), network(x))
     close(copy.deepcopy(layered)(x), network(x))
@@ -210,13 +210,13 @@ def test_what_users_do_with_one():
     ],
 )
 def test_bad_calls_are_refused(x, hx, error):
-    layered = watched(separate(drawn(nn.LSTM(INPUT, HIDDEN))))
+    layered = watched(decompose(drawn(nn.LSTM(INPUT, HIDDEN))))
     with pytest.raises((RuntimeError, ValueError), match=error):
         layered(x, hx)
 
 
 def test_bad_calls_of_cells_are_refused():
-    layered = watched(separate(drawn(nn.GRUCell(INPUT, HIDDEN))))
+    layered = watched(decompose(drawn(nn.GRUCell(INPUT, HIDDEN))))
     with pytest.raises(ValueError, match="1D or 2D"):
         layered(normal(2, 3, INPUT))
     with pytest.raises(RuntimeError, match=r"expected h of shape \[3, 16\]"):
@@ -231,7 +231,7 @@ def test_what_is_no_plain_network_stays():
     own = drawn(Own(INPUT, HIDDEN))
     normed = nn.utils.weight_norm(drawn(nn.LSTM(INPUT, HIDDEN)), "weight_hh_l0")
     for module in (own, normed):
-        assert not is_separable(module)
+        assert not is_decomposable(module)
         assert "no integer form" in float_reasons(module)[""]
 
 
@@ -421,7 +421,7 @@ def test_all_forms_quantize():
 
 
 def test_layered_lstm_is_what_separate_makes():
-    assert type(separate(nn.LSTM(INPUT, HIDDEN))) is LayeredLSTM
+    assert type(decompose(nn.LSTM(INPUT, HIDDEN))) is DecomposedLSTM
 
 
 # ---- the operators
