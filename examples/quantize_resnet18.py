@@ -15,7 +15,7 @@ import torchvision
 
 import octavo
 
-sys.path.insert(0, str(Path(__file__).parent / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from engines import (
     float_model,
     images,

@@ -29,8 +29,8 @@ ALL = (
 
 @pytest.fixture(scope="module")
 def table() -> Any:
-    """examples/table_advice.py as a module."""
-    sys.path.insert(0, str(ROOT / "examples"))
+    """benchmarks/table_advice.py as a module."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import table_advice
 

@@ -1,4 +1,4 @@
-"""Few bits on networks with real weights: the rows of examples/table_low_bits.py hold.
+"""Few bits on networks with real weights: the rows of benchmarks/table_low_bits.py hold.
 
 The long size takes 1,024 training images and all 10,000 test images, against the promised figures.
 The short size takes 256 and 1,000, and rows that are quick; what 1,000 images and less data cost
@@ -14,7 +14,7 @@ import pytest
 
 from conftest import FULL, ROOT, missing
 
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 from table_low_bits import FLOAT, ROWS, Row, measure
 
 import networks

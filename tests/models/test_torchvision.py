@@ -40,8 +40,8 @@ SIZE = 224 if FULL else 64
 
 @pytest.fixture
 def table(torchvision: Any) -> Any:
-    """examples/table_torchvision.py as a module."""
-    sys.path.insert(0, str(ROOT / "examples"))
+    """benchmarks/table_torchvision.py as a module."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import table_torchvision
 

@@ -12,6 +12,7 @@ import pytest
 pytestmark = pytest.mark.build
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+BENCHMARKS = EXAMPLES.parent / "benchmarks"
 
 
 def run(*command: str) -> str:
@@ -46,7 +47,7 @@ def test_add_a_module() -> None:
 
 
 def test_table_torchvision(torchvision: object) -> None:
-    out = run(str(EXAMPLES / "table_torchvision.py"), "--models", "squeezenet1_1", "--size", "64")
+    out = run(str(BENCHMARKS / "table_torchvision.py"), "--models", "squeezenet1_1", "--size", "64")
     assert out.count("same bits") == 2
 
 
@@ -58,7 +59,7 @@ def test_accuracy_size_time(tmp_path: Path) -> None:
 
 def test_benchmark_runs_and_counts_missing_engines(torchvision: object) -> None:
     out = run(
-        str(EXAMPLES / "bench" / "models.py"),
+        str(BENCHMARKS / "models.py"),
         *("--models", "squeezenet1_1", "--batches", "1", "--threads", "1"),
         *("--rounds", "1", "--seconds", "0.01", "--engines", "octavo", "torch_fp32"),
     )
@@ -102,7 +103,7 @@ def test_train_two_processes() -> None:
 @pytest.mark.slow
 def test_benchmark_with_every_engine(torchvision: object) -> None:
     out = run(
-        str(EXAMPLES / "bench" / "models.py"),
+        str(BENCHMARKS / "models.py"),
         *(
             "--models",
             "squeezenet1_1",

@@ -13,9 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 (SOURCE,) = (ROOT / "python" / "octavo").rglob("figures.json")
 FIGURES: dict[str, dict[str, Any]] = json.loads(SOURCE.read_text(encoding="utf-8"))
 README = ROOT / "README.md"
-(BENCHMARKS,) = (
-    path for path in [*ROOT.glob("examples/bench/README.md"), *ROOT.glob("benchmarks/README.md")]
-)
+BENCHMARKS = ROOT / "benchmarks" / "README.md"
 
 
 def printed(path: Path, columns: list[str]) -> list[list[list[str]]]:

@@ -268,7 +268,7 @@ def test_readme_paths_exist() -> None:
     for readme in [
         ROOT / "README.md",
         *CSRC.rglob("README.md"),
-        *(ROOT / "examples").rglob("README.md"),
+        *(ROOT / "benchmarks").rglob("README.md"),
     ]:
         text = readme.read_text()
         for path in re.findall(r"`([\w./-]+/[\w./-]*|[\w-]+\.(?:md|toml|py|txt))`", text):

@@ -201,7 +201,7 @@ RULES = (
         lambda s: s.products and not s.few_uses and (s.uses or 0) >= 16 and not s.small,
         _nothing,
         lambda s: f"{s.often}, so arithmetic is what takes time: 4 bits would not be faster than 8",
-        "examples/bench/README.md, One linear layer: 16, 4096, 4096 in "
+        "benchmarks/README.md, One linear layer: 16, 4096, 4096 in "
         f"{_linear(16, 8)} us at 8 bits, {_linear(16, 4)} at 4",
     ),
     Rule(
@@ -210,7 +210,7 @@ RULES = (
         _packed,
         lambda s: f"{s.often} and 8-bit weights exceed the L2 cache, so products wait for weights: "
         "4 bits bring them in half the time",
-        "examples/bench/README.md, One linear layer: 1, 4096, 4096 in "
+        "benchmarks/README.md, One linear layer: 1, 4096, 4096 in "
         f"{_linear(1, 8)} us at 8 bits, {_linear(1, 4)} at 4",
     ),
     Rule(

@@ -1,7 +1,7 @@
 """Measured figures, each kept once: figures.json beside this file.
 
 `advise` cites them and derives speeds from them. The tables of README.md and
-examples/bench/README.md must hold the same figures: tests/repo/test_figures.py.
+benchmarks/README.md must hold the same figures: tests/repo/test_figures.py.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ SPEEDS: dict[tuple[str, str], Speed] = {
     ),
     ("avx512_vnni", "depthwise, static"): _measured(("mobilenet_v2",), "MobileNetV2"),
 }
-"""(instruction set, kind of network) to what was measured: examples/bench/README.md."""
+"""(instruction set, kind of network) to what was measured: benchmarks/README.md."""
 
 
 def speed_of(isa: str, kind: str) -> Speed:

@@ -1,8 +1,8 @@
 """Asks the advisor about ten networks, runs the calls that it gives, and prints what came of them.
 
-    python examples/table_advice.py                              # all ten, every target
-    python examples/table_advice.py --models gpt2 --targets edge
-    python examples/table_advice.py --targets notebook --time    # times a call, one thread
+    python benchmarks/table_advice.py                              # all ten, every target
+    python benchmarks/table_advice.py --models gpt2 --targets edge
+    python benchmarks/table_advice.py --targets notebook --time    # times a call, one thread
 
 Architectures of torchvision, timm and transformers with random weights (nothing is downloaded). Columns: the
 call, bytes in memory as the advice said and as they are, signal-to-quantization-noise of the output (dB; random
@@ -28,7 +28,7 @@ from octavo.checkpoint.model import stored_bytes
 from octavo.numerics.sqnr import sqnr
 from octavo.reporting.report import resident_bytes
 
-sys.path.insert(0, str(Path(__file__).parent / "bench"))
+sys.path.insert(0, str(Path(__file__).parent))
 from engines import float_model, images
 
 

@@ -4,8 +4,8 @@ All peers that are installed run in one process, in turn, on one thread, with pr
 interface; octavo is timed at its operator's call. Each turn warms up twice and then calls for 50 ms; the table
 holds the fastest call of all turns, and the ratio of octavo's to the best peer of the same width.
 
-    python examples/bench/linear.py                       # six shapes, every width
-    python examples/bench/linear.py --shapes 1,4096,4096 --bits 4 --rounds 5
+    python benchmarks/linear.py                       # six shapes, every width
+    python benchmarks/linear.py --shapes 1,4096,4096 --bits 4 --rounds 5
 """
 
 from __future__ import annotations

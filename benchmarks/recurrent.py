@@ -3,8 +3,8 @@
 One level in one direction over 50 times, batches first, one thread. Engines are called in turn, in rounds; the table
 holds the fastest call of all rounds in ms, and the ratio of octavo's 8 bits to the best peer.
 
-    python examples/bench/recurrent.py                    # LSTM and GRU, four sizes
-    python examples/bench/recurrent.py --kinds LSTM --sizes 512,1 --rounds 5
+    python benchmarks/recurrent.py                    # LSTM and GRU, four sizes
+    python benchmarks/recurrent.py --kinds LSTM --sizes 512,1 --rounds 5
 """
 
 from __future__ import annotations

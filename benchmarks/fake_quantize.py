@@ -1,6 +1,6 @@
 """Times fake quantization in one run: octavo, torch core's operators, plain torch eager and compiled, ReLU as floor.
 
-    OMP_PROC_BIND=true python examples/bench/fake_quantize.py
+    OMP_PROC_BIND=true python benchmarks/fake_quantize.py
 
 One thread. Every row is timed in rounds that interleave all contenders; printed are the fastest and the median call in
 nanoseconds an element, and octavo's time as a ratio of the others' (fastest calls). octavo's ratio to ReLU is of the

@@ -1,7 +1,7 @@
 """Prints what few bits cost: accuracy, resident bytes and seconds of networks with real weights.
 
-    python examples/table_low_bits.py                     # every row, full test sets
-    python examples/table_low_bits.py --rows "resnet20 W4*" --images 1000
+    python benchmarks/table_low_bits.py                     # every row, full test sets
+    python benchmarks/table_low_bits.py --rows "resnet20 W4*" --images 1000
 
 Columns: top-1 in percent, at least what is asked for; of stories260k nats a token on the first 400
 windows, at most that; of MiniLM the mean cosine of 50 sentence embeddings to the float ones; of g2p

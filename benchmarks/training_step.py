@@ -1,6 +1,6 @@
 """Times one training step in few bits, and its peak memory: octavo's trainee, the float model, plain torch, torch.ao.
 
-    OMP_PROC_BIND=true python examples/bench/training_step.py
+    OMP_PROC_BIND=true python benchmarks/training_step.py
 
 A step is forward, cross entropy, backward and SGD with momentum; weights and activations of every layer have 4 bits.
 ResNet-18 is torchvision's at 32 x 3 x 64 x 64, ResNet-20 the CIFAR network at 128 x 3 x 32 x 32. One thread. Time: all
@@ -32,7 +32,7 @@ from torch.nn.utils import parametrize
 
 import octavo
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "models"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 CONTENDERS = ("float", "octavo lsq", "octavo ste", "plain torch lsq", "torch.ao")

@@ -1,7 +1,7 @@
 """Quantizes torchvision networks with and without data and prints what became of each.
 
-    python examples/table_torchvision.py                         # all 14, 224 px
-    python examples/table_torchvision.py --models resnet18 vit_b_16 --size 96
+    python benchmarks/table_torchvision.py                         # all 14, 224 px
+    python benchmarks/table_torchvision.py --models resnet18 vit_b_16 --size 96
 
 Weights are random but seeded, BatchNorm has real statistics. Columns (layers are convolutions and linear ones): share of the multiply-adds that octavo's
 operators did in integers, number of regions, signal-to-quantization-noise of the logits (dB), bytes
@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import octavo
 from octavo import _C
 
-sys.path.insert(0, str(Path(__file__).parent / "bench"))
+sys.path.insert(0, str(Path(__file__).parent))
 from engines import float_model, images  # the benchmark's models and images
 
 # The first eleven are convolutional: one region each, and at least 99 % of the multiply-adds in integers.

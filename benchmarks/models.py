@@ -1,7 +1,7 @@
 """Times whole networks in octavo and its peers: same float model, same data, one run, interleaved rounds.
 
-    python examples/bench/models.py                      # everything: 3 models, batch 1 and 16, 1 and 2 threads
-    python examples/bench/models.py --models resnet18 --batches 1 --threads 1 --rounds 10
+    python benchmarks/models.py                      # everything: 3 models, batch 1 and 16, 1 and 2 threads
+    python benchmarks/models.py --models resnet18 --batches 1 --threads 1 --rounds 10
 
 Prints one table a setting: fastest and median time of a call, and octavo's time as a share of each peer's
 (below 1: octavo is faster). Needs torchvision; an engine that is not installed is a row that says so.
