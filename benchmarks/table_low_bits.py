@@ -25,7 +25,7 @@ from torch import nn
 
 import octavo
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "models"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 import networks
 
 

@@ -32,7 +32,7 @@ from torch.nn.utils import parametrize
 
 import octavo
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 CONTENDERS = ("float", "octavo lsq", "octavo ste", "plain torch lsq", "torch.ao")

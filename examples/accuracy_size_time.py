@@ -33,7 +33,7 @@ def digits() -> tuple[nn.Module, Any, Tensor, Tensor]:
 
 def cifar(network: str, images: int) -> tuple[nn.Module, Any, Tensor, Tensor]:
     """As `digits`, for the networks with given weights."""
-    sys.path.insert(0, str(ROOT / "tests" / "models"))
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
     import networks
 
     folder = networks.data_folder()

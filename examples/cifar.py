@@ -10,7 +10,7 @@ import sys
 import torch
 from torch.nn import functional as F
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "models"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "support"))
 from networks import cifar, data_folder, mobilenet_probe, resize96, resnet20
 
 __all__ = [

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 import octavo
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "models"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 TEST = 500
 
 

@@ -12,11 +12,11 @@ import threading
 import time
 from pathlib import Path
 
-import interrupt
 import pytest
 import torch
 from torch import nn
 
+import interrupt
 import octavo
 from octavo.data import Batches
 from octavo.graph.capture import capture

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from concurrency import forked, in_threads
 from torch import Tensor, nn
 
 import octavo
+from concurrency import forked, in_threads
 from conftest import FULL
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -227,7 +227,7 @@ MODELS = ("cnn", "cnn_dynamic", "linear", "low_bits", "lstm", "transformer", "em
 @pytest.mark.parametrize("model", MODELS if FULL else ("cnn", "linear", "low_bits", "region"))
 def test_memory_ends(model: str) -> None:
     """Neither in the calling thread nor in the pool's: MemoryError, and the model works afterwards."""
-    script = Path(__file__).with_name("memory_ladder.py")
+    script = Path(__file__).parents[1] / "support" / "memory_ladder.py"
     # Large blocks go back to the system at once, so that every rung asks it for memory.
     malloc = {"ARENA_MAX": "1", "MMAP_THRESHOLD_": "65536", "TRIM_THRESHOLD_": "0"}
     environment = {**os.environ, **{f"MALLOC_{name}": value for name, value in malloc.items()}}

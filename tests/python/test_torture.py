@@ -19,11 +19,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torture_models import CASES, Case, randomize
 
 import octavo
 from budgets import LAYER_SQNR, sqnr
 from inspection import rows_of, state_bytes
+from torture_models import CASES, Case, randomize
 
 # The float model's own notices (padding="same" with an even kernel) are torch's matter.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")

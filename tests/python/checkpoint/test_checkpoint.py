@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,7 @@ from octavo.checkpoint import safetensors_file
 from octavo.checkpoint.model import load, save
 from octavo.errors import CheckpointError
 from octavo.runtime.captured_forward import captured_forward
-
-sys.path.insert(0, str(Path(__file__).parent / "nn"))
-from helpers import Net, captured, layers, quantized, trained
+from small_models import Net, captured, layers, quantized, trained
 
 
 @pytest.fixture(scope="module")

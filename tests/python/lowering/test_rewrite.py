@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +17,7 @@ from octavo.numerics.scheme import QParams, Scheme
 from octavo.planning.plan import Plan, SitePlan
 from octavo.rounding import nearest
 from octavo.runtime.captured_forward import captured_forward
-
-sys.path.insert(0, str(Path(__file__).parent / "nn"))
-from helpers import Net, captured, error_of, layers, trained
+from small_models import Net, captured, error_of, layers, trained
 
 
 def by_hand(

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import RANGE, error_of, quantized
 from torch import Tensor, nn
 
 from octavo import ops
+from small_models import RANGE, error_of, quantized
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 

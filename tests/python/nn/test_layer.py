@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import RANGE, quantized
 from torch import nn
 
 import octavo
 from octavo import ops
+from small_models import RANGE, quantized
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(20, 7), (3, 20)),

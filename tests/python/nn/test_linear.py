@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import RANGE, error_of, quantized
 from torch import nn
 
 from octavo import ops
+from small_models import RANGE, error_of, quantized
 
 
 @pytest.mark.parametrize("bits, budget", [(8, 1e-4), (6, 1e-3), (4, 2e-2)])

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fuzz_ops
 import pytest
 import torch
 
+import fuzz_ops
 import octavo
 from conftest import FULL
 

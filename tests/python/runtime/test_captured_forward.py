@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Net, captured, error_of, layers, trained
 from torch import Tensor, fx, nn
 
 import octavo
 from octavo.nn import QLayer
 from octavo.runtime.captured_forward import Region, captured_forward
+from small_models import Net, captured, error_of, layers, trained
 
 
 @pytest.fixture(scope="module")

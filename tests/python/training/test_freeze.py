@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import torture_models
 from test_trainee import Net, data, step, trainee_of, warm
 from torch import Tensor, nn
 
 import octavo
+import torture_models
 from inspection import all_tensors, regions_of, rows_of
 from octavo.nn.layer import QLayer
 from octavo.runtime.trained_forward import trained_forward

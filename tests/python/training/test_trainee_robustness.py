@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from concurrency import forked, in_threads
 from test_trainee import Net, data, trainee_of, warm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import octavo
+from concurrency import forked, in_threads
 from conftest import FULL
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, Monitor
 from octavo.numerics.scheme import QParams

@@ -247,7 +247,7 @@ def test_inference_mode_then_training() -> None:
 
 
 def test_two_processes() -> None:
-    script = Path(__file__).parent / "ddp_training.py"
+    script = Path(__file__).parents[2] / "support" / "ddp_training.py"
     paths = os.pathsep.join(p for p in sys.path if p)
     result = subprocess.run(
         [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fake_quantize_reference import DTYPES, HARD, same_bits
 
+from fake_quantize_reference import DTYPES, HARD, same_bits
 from octavo import ops
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fake_quantize_reference import Case, each, expected, same_bits
 
+from fake_quantize_reference import Case, each, expected, same_bits
 from octavo import ops
 from octavo.numerics.scheme import MIN_SCALE
 

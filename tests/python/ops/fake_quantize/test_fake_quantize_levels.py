@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fake_quantize_reference import DTYPES, HARD, Case, same_bits
 from torch import Tensor
 
+from fake_quantize_reference import DTYPES, HARD, Case, same_bits
 from octavo import ops
 
 TABLES = {

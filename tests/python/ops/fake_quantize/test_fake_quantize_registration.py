@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fake_quantize_reference import layouts
 from torch import Tensor
 
+from fake_quantize_reference import layouts
 from octavo import ops
 
 OPS = torch.ops.octavo

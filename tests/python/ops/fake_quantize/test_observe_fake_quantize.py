@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from fake_quantize_reference import DTYPES
 from torch import Tensor
 
+from fake_quantize_reference import DTYPES
 from octavo import ops
 from octavo.numerics.scheme import MIN_SCALE
 

@@ -1,6 +1,6 @@
 """Two processes train one trainee, each on its own half of every batch; both must end with the same state.
 
-torchrun --standalone --nproc_per_node=2 tests/python/ddp_training.py
+torchrun --standalone --nproc_per_node=2 tests/support/ddp_training.py
 """
 
 from __future__ import annotations

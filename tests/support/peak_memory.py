@@ -1,6 +1,6 @@
 """Peak memory of `octavo.quantize(model, 8, data=...)` beside what it may take; a process for each network.
 
-    python tests/models/peak_memory.py --batch 8 resnet18 resnet50 mobilenet_v2
+    python tests/support/peak_memory.py --batch 8 resnet18 resnet50 mobilenet_v2
 
 The bound is three times the float model plus the activations of one batch: what all its layers give, together.
 Large blocks are given back to the system when they are freed: what is counted is what quantize holds at one time,
