@@ -52,7 +52,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, Any]]] = {
     "static": (conv, X, {"data": [X]}),
     "trainee": (conv, X, {"data": [X], "qat": True}),
     "dynamic trainee": (conv, X, {"qat": True}),
-    "trained ranges": (rows, ROWS, {"bits": 4, "data": [ROWS], "qat": True, "method": "lsq+"}),
+    "trained ranges": (rows, ROWS, {"bits": 4, "data": [ROWS], "qat": True, "qat_method": "lsq+"}),
     "4 bits": (rows, ROWS, {"bits": 4}),
     "4 bits with zero points": (rows, ROWS, {"bits": 4, "symmetric": False, "group_size": 16}),
     "4 bits, levels": (rows, ROWS, {"bits": 4, "grid": "nf"}),

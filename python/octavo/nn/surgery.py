@@ -89,6 +89,8 @@ def _refusal(value: Any, memo: dict[int, Any]) -> Exception | None:
     """The error of a deep copy."""
     try:
         copy.deepcopy(value, dict(memo))
+    except MemoryError:
+        raise
     except Exception as error:
         return error
     return None
