@@ -21,9 +21,9 @@ PYTHON = Path(__file__).resolve().parents[2] / "python"
 FLOORS = (
     ("errors", "interrupts", "signature", "files"),
     ("numerics",),
-    ("ops", "data", "library", "checks.model"),
+    ("ops", "data", "library"),
     ("nn",),
-    ("graph",),
+    ("graph", "checks.model"),
     ("planning", "runtime"),
     ("prepare", "rounding", "lowering"),
     ("types",),

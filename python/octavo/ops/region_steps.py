@@ -350,12 +350,12 @@ _row(
         doubles=("scale",),
     )
 )
+_row(StepKind("pixel_shuffle", "x factor", _pixel_shuffle, reads=_IMAGE, moves=True))
 PAD = _row(StepKind("pad", "x pad mode value", _pad, reads=_IMAGES, moves=True))
 FLATTEN = _row(StepKind("flatten", "x", _flatten, reads=_IMAGES, gives="rows", moves=True))
 _row(StepKind("unflatten", "x size", _unflatten, reads=_ROWS, gives="image", moves=True))
 _row(StepKind("to_rows", "x", _to_rows, reads=_IMAGE, gives="rows", moves=True))
 _row(StepKind("to_image", "x", _to_image, reads=_ROWS, gives="image", moves=True))
-_row(StepKind("pixel_shuffle", "x factor", _pixel_shuffle, reads=_IMAGE, moves=True))
 
 PLANNED: dict[str, StepKind] = {row.planned: row for row in STEPS.values() if row.planned}
 """Kinds of a plan's steps that run in integers, to the rows that they become."""

@@ -133,7 +133,7 @@ def _error(
         wanted = list(float_tensors(let_through(model, *call.args, **call.kwargs)))
     with _installed(model, names, weights):
         got = list(float_tensors(let_through(model, *call.args, **call.kwargs)))
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=torch.float32)
     for in_float, y in zip(wanted, got, strict=False):
         if y.shape == in_float.shape and y.numel() > 1:
             total = total + (y - in_float).square().mean() / in_float.var().clamp(min=1e-12)
