@@ -118,7 +118,7 @@ class Problem:
         for start in range(0, columns, _BLOCK):
             stop = min(start + _BLOCK, columns)
             check()
-            errors = torch.empty(groups, rows, stop - start)
+            errors = torch.empty(groups, rows, stop - start, dtype=torch.float32)
             for j in range(start, stop):
                 u = w[:, :, j : j + 1] / s[:, :, j : j + 1]
                 codes[:, :, j : j + 1] = self.snap(u, int(order[j]))
@@ -141,7 +141,7 @@ class Problem:
         for start in range(0, columns, _BLOCK):
             stop = min(start + _BLOCK, columns)
             check()
-            steps = torch.empty(groups, rows, stop - start)
+            steps = torch.empty(groups, rows, stop - start, dtype=torch.float32)
             local = slope[:, :, start:stop].clone()
             for j in range(start, stop):
                 at = s[:, :, j]
