@@ -238,3 +238,12 @@ def test_pools_of_small_maps_in_ceil_mode_are_torchs(pool: str, dims: int) -> No
             got = computed(x, "avg_pool", include_pad=1, divisor=0, **keys)
             assert (got - wanted).abs().max() <= 0.5 + 1e-4
     assert ran > 100
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 5])
+def test_pixels_are_shuffled_as_in_torch(factor: int) -> None:
+    for channels, h, w in itertools.product((1, 4, 19), (1, 3, 8), (1, 5)):
+        x = torch.randint(0, 256, (2, channels * factor**2, h, w)).float()
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            got = computed(given, "pixel_shuffle", factor=factor)
+            assert torch.equal(got, F.pixel_shuffle(x, factor))
