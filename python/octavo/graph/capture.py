@@ -231,6 +231,8 @@ def _attempt(
     try:
         result = walk(flow, model, tuple(copies), observe)
         flow = recognise(flow, model, values)
+    except MemoryError:
+        raise
     except Exception as error:  # Functions of torch on whatever the trace recorded.
         raise Untraceable(
             f"its traced form fails ({type(error).__name__}: {str(error)[:120]})"

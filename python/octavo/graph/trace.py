@@ -236,7 +236,7 @@ def trace(
         tracer = _Tracer(names, constants, tensors, both_modes)
         try:
             graph = tracer.trace(module)
-        except Untraceable:
+        except (MemoryError, Untraceable):
             raise
         except Exception as error:  # Any code may run here, so any error may come out.
             raise Untraceable(

@@ -276,3 +276,19 @@ def test_padding_of_convolutions(padding: Any, expected: list[int]) -> None:
         nn.Sequential(nn.Conv2d(3, 4, (4, 3), padding=padding)), torch.randn(1, 3, 9, 9)
     ).flows
     assert flow.steps[0].params["pad"] == expected
+
+
+@pytest.mark.parametrize("while_tracing", [True, False], ids=["tracing", "running the steps"])
+def test_memory_that_ends_is_no_reason_to_leave_a_module_out(
+    while_tracing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model would be quantized in part, and nothing but the report would say so."""
+
+    def ends(*_: Any) -> Tensor:
+        raise MemoryError
+
+    model = Function(lambda x: F.relu(x) if isinstance(x, Tensor) or not while_tracing else ends())
+    if not while_tracing:
+        monkeypatch.setattr("octavo.graph.capture.walk", ends)
+    with pytest.raises(MemoryError):
+        captured(model, torch.randn(2, 3))
