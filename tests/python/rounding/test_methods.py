@@ -216,6 +216,7 @@ def test_wide_layers_are_rounded_plainly_where_gptq_is_for_depthwise_convolution
 @pytest.mark.parametrize(
     "how", [{}, {"rounding": "adaround"}, {"effort": "best"}, {"rounding": "nearest"}], ids=str
 )
+@pytest.mark.filterwarnings("ignore:quantize. float64 parameters")
 @torch.no_grad()
 def test_float_steps_between_layers_get_values_of_their_type(dtype, how):
     torch.manual_seed(0)
