@@ -253,7 +253,8 @@ QuantParams expected_params(double min, double max, int32_t max_code) {
   max = std::min(std::max(max, 0.0), kLargest);
   // Differences and quotients of float32 in double, rounded once more, are the float32 results.
   const float range = static_cast<float>(std::min<double>(static_cast<float>(max - min), kLargest));
-  const float scale = std::max(static_cast<float>(static_cast<double>(range) / max_code), kMinScale);
+  const float scale =
+      std::max(static_cast<float>(static_cast<double>(range) / max_code), kMinScale);
   const auto zero = static_cast<float>(-min / static_cast<double>(scale));
   return {scale, clamped(zero, 0, max_code), max_code};
 }
