@@ -133,6 +133,14 @@ def test_the_call_says_so_and_the_weights_of_few_bits_are_what_was_learned():
 
 
 class Endless:
+    """A sequence, so that it is read again for each pass and never as a whole."""
+
+    def __len__(self):
+        return 10**9
+
+    def __getitem__(self, index):
+        return X[:16]
+
     def __iter__(self):
         while True:
             yield X[:16]
