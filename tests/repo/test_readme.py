@@ -27,6 +27,28 @@ def test_there_are_blocks() -> None:
     )
 
 
+def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.mark.build
+def test_first_example_prints_what_follows_it(tmp_path: Path) -> None:
+    text = README.read_text(encoding="utf-8")
+    first = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", text, re.S)
+    assert first is not None
+    assert first[1] == blocks()[0]
+    result = run(first[1], tmp_path)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert result.stdout == first[2]
+
+
 @pytest.mark.build
 @pytest.mark.parametrize("section", ("choose", "all") if FULL else ("choose",))
 def test_blocks_run(section: str, torchvision: object, tmp_path: Path) -> None:
@@ -40,14 +62,7 @@ def test_blocks_run(section: str, torchvision: object, tmp_path: Path) -> None:
         found[2] = found[2].replace(
             "octavo.sensitivity(model, batches)", "octavo.sensitivity(model)"
         )
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", "\n".join(found)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    result = run("\n".join(found), tmp_path)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     if section == "choose":
         assert "octavo.quantize(model, " in result.stdout and "memory KiB" in result.stdout
