@@ -182,7 +182,7 @@ def process() -> dict[str, object]:
     return {
         **{f"names of {owner.__name__}": _names(owner) for owner in patched},
         "hooks of all modules": hooks,
-        "fx tracing": torch.fx._symbolic_trace._is_fx_tracing_flag,
+        "fx tracing": torch.fx._symbolic_trace.is_fx_tracing(),
         "grad mode": torch.is_grad_enabled(),
         "inference mode": torch.is_inference_mode_enabled(),
         "default dtype": torch.get_default_dtype(),
