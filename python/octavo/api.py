@@ -204,9 +204,8 @@ def dequantize(model: Model, inplace: bool = False) -> Model:
         )
     if not any(isinstance(module, QLayer) for module in model.modules()):
         raise ValueError(
-            f"dequantize: model must hold quantized layers, got a {type(model).__name__} without "
-            "any. "
-            "Pass the result of octavo.quantize."
+            "dequantize: model must hold quantized layers, "
+            f"got a {type(model).__name__} without any. Pass the result of octavo.quantize."
         )
     return cast(Model, _dequantize(model, inplace))
 

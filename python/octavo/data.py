@@ -196,10 +196,10 @@ def _call_of(item: object, signature: inspect.Signature, name: str, number: int)
         signature.bind(*call.args, **call.kwargs)
     except TypeError as error:
         raise TypeError(
-            f"quantize: batch {number} of data must fit {name}.forward{signature}, got "
-            f"{_shape_of(item)} ({error}). Make each batch a tensor, a tuple of positional "
-            "arguments or a "
-            "dict of keyword arguments."
+            f"quantize: batch {number} of data must fit {name}.forward{signature}, "
+            f"got {_shape_of(item)} ({error}). "
+            "Make each batch a tensor, a tuple of positional arguments "
+            "or a dict of keyword arguments."
         ) from None
     return call
 

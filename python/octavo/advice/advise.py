@@ -273,8 +273,8 @@ RULES = (
         lambda s: s.traits.family == "convolutional" and s.small
         and (s.has_data or not s.traits.depthwise),
         _nothing,
-        lambda s: "the first and the last layer keep 8 bits: they hold few weights and much of the "
-        "error",
+        lambda s: "the first and the last layer keep 8 bits: "
+                  "they hold few weights and much of the error",
         "BRECQ (arXiv 2102.05426), QDrop, LSQ: all keep them at 8 bits",
     ),
     Rule(

@@ -117,8 +117,8 @@ def _bytes_of(path: str | os.PathLike[str], where: str) -> bytes:
         os.close(descriptor)
     if len(data) != status.st_size:
         raise CheckpointError(
-            f"{where}: expected {status.st_size} bytes, got {len(data)}: the file shrank while it "
-            "was read."
+            f"{where}: expected {status.st_size} bytes, "
+            f"got {len(data)}: the file shrank while it was read."
         )
     return data
 
@@ -137,9 +137,8 @@ def _header(data: bytes, where: str) -> tuple[list[_Entry], dict[str, str], int]
                 raise CheckpointError(f"{where}: expected a safetensors file, got {text}.")
     if not 2 <= length <= min(size - 8, _HARD_LIMIT):
         raise CheckpointError(
-            f"{where}: expected a header length in 2..{min(size - 8, _HARD_LIMIT)} for a file of "
-            f"{size} bytes, "
-            f"got {length}. The file is damaged or no safetensors file."
+            f"{where}: expected a header length in 2..{min(size - 8, _HARD_LIMIT)} "
+            f"for a file of {size} bytes, got {length}. The file is damaged or no safetensors file."
         )
     if length > _HEADER_LIMIT:
         raise CheckpointError(
@@ -217,9 +216,8 @@ def _json(raw: bytes, where: str) -> dict[str, Any]:
 def _entry(name: str, value: Any, where: str) -> _Entry:
     if len(name) > _MAX_NAME or _BAD_NAME.search(name):
         raise CheckpointError(
-            f"{where}: expected tensor names of at most {_MAX_NAME} characters without "
-            "separators, '..' and "
-            f"control characters, got {describe(name)}."
+            f"{where}: expected tensor names of at most {_MAX_NAME} characters "
+            f"without separators, '..' and control characters, got {describe(name)}."
         )
     tensor = f"{where}: tensor {describe(name)}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
@@ -269,10 +267,9 @@ def _check_order(entries: list[_Entry], size: int, where: str) -> None:
     for entry in entries:
         if entry.begin != position:
             raise CheckpointError(
-                f"{where}: expected tensor {describe(entry.name)} to start at {position}, right "
-                "after "
-                f"{describe(before)}, got {entry.begin}. Holes, overlaps and other orders are "
-                "refused."
+                f"{where}: expected tensor {describe(entry.name)} "
+                f"to start at {position}, right after {describe(before)}, got {entry.begin}. "
+                "Holes, overlaps and other orders are refused."
             )
         position, before = entry.end, entry.name
     if position != size:
@@ -322,9 +319,8 @@ def write(
     for name, tensor in ordered:
         if tensor.dtype not in _NAMES or len(name) > _MAX_NAME or _BAD_NAME.search(name):
             raise ValueError(
-                f"{where}: expected tensors of {', '.join(_DTYPES)} with plain names, got "
-                f"{describe(name)} of "
-                f"{tensor.dtype}."
+                f"{where}: expected tensors of {', '.join(_DTYPES)} with plain names, "
+                f"got {describe(name)} of {tensor.dtype}."
             )
         end = position + tensor.numel() * tensor.dtype.itemsize
         entries.append(_Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape), position, end))

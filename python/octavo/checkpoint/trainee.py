@@ -48,8 +48,8 @@ def save_trainee(
     for name, tensor in trainee.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise ValueError(
-                f"save: expected modules whose state is tensors, got {type(tensor).__name__} under "
-                f"{name!r}."
+                "save: expected modules whose state is tensors, "
+                f"got {type(tensor).__name__} under {name!r}."
             )
         full = _file_name(name)
         if id(tensor) in seen:
@@ -179,8 +179,8 @@ def _check_plan(plan: Plan, model: nn.Module, modules: Mapping[str, str], where:
     missing = [site.name for site in plan.sites if site.name not in modules]
     if missing:
         raise CheckpointError(
-            f"{where}: expected modules of the model, got {describe(missing[:5])}. The file is "
-            "damaged."
+            f"{where}: expected modules of the model, got {describe(missing[:5])}. "
+            "The file is damaged."
         )
     for site in plan.sites:
         if not 2 <= site.activation_bits <= 8 or (site.scheme and site.scheme.grid not in GRIDS):

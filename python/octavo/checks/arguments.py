@@ -154,9 +154,8 @@ def check_patterns(argument: str, value: object) -> tuple[object, ...] | None:
         return (value,)
     if not isinstance(value, Iterable):
         raise TypeError(
-            f"quantize: {argument} must be a sequence of names, globs or classes, got "
-            f"{describe(value)}. "
-            'Use for example ["head", "layer1.*"].'
+            f"quantize: {argument} must be a sequence of names, globs or classes, "
+            f'got {describe(value)}. Use for example ["head", "layer1.*"].'
         )
     return tuple(value)
 
@@ -169,16 +168,14 @@ def check_plan(plan: Plan, model: nn.Module) -> None:
         if module is None or type(module).__name__ != site.type:
             found = "no such module" if module is None else f"a {type(module).__name__}"
             raise ValueError(
-                f"quantize: the plan's layer {site.name!r} must be a {site.type} of the model, got "
-                f"{found}. "
-                "Use a plan that was made for this model."
+                f"quantize: the plan's layer {site.name!r} must be a {site.type} of the model, "
+                f"got {found}. Use a plan that was made for this model."
             )
     for flow in plan.flows:
         if flow.flow.path not in modules:
             raise ValueError(
-                f"quantize: the plan's module {flow.flow.path!r} must be in the model, got no such "
-                "module. "
-                "Use a plan that was made for this model."
+                f"quantize: the plan's module {flow.flow.path!r} must be in the model, "
+                "got no such module. Use a plan that was made for this model."
             )
     allowed = FlowCheck(model)
     for flow in plan.flows:
@@ -191,8 +188,8 @@ def check_plan(plan: Plan, model: nn.Module) -> None:
             ) from None
     if not any(site.scheme for site in plan.sites):
         raise NothingQuantizedError(
-            "quantize: at least one layer of the plan must have a scheme, got none. Give one layer "
-            "bits."
+            "quantize: at least one layer of the plan must have a scheme, got none. "
+            "Give one layer bits."
         )
 
 
@@ -283,8 +280,8 @@ def _check_drop(evaluate: object, max_drop: object) -> None:
         )
     if not 0 <= max_drop < math.inf:
         raise ValueError(
-            f"quantize: max_drop must be at least 0 and finite, got {max_drop}. Use for example "
-            "0.5."
+            f"quantize: max_drop must be at least 0 and finite, got {max_drop}. "
+            "Use for example 0.5."
         )
 
 
@@ -306,9 +303,8 @@ def check_search(bits: object, qat: bool) -> int:
 def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
     if not isinstance(value, str):
         raise TypeError(
-            f"quantize: {name} must be one of {', '.join(map(repr, valid))}, got "
-            f"{describe(value)}. "
-            f"Pass a string."
+            f"quantize: {name} must be one of {', '.join(map(repr, valid))}, "
+            f"got {describe(value)}. Pass a string."
         )
     if value not in valid:
         near = difflib.get_close_matches(value, valid, 1)

@@ -40,8 +40,7 @@ def check_model(model: object, inplace: bool = False) -> None:
     if isinstance(model, Mapping):
         raise TypeError(
             f"quantize: model must be an nn.Module, got a state_dict-like {type(model).__name__} "
-            "of "
-            f"{len(model)} entries. Load it into a model first: model.load_state_dict(...)."
+            f"of {len(model)} entries. Load it into a model first: model.load_state_dict(...)."
         )
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else describe(model)
@@ -97,8 +96,8 @@ def _check_module(name: str, module: nn.Module) -> None:
         bits = getattr(module, "bits", None)
         width = f" at {bits} bits" if bits is not None else ""
         raise ValueError(
-            f"quantize: model must be a float model, got {name!r} ({cls.__name__}) already "
-            f"quantized{width}. "
+            "quantize: model must be a float model, "
+            f"got {name!r} ({cls.__name__}) already quantized{width}. "
             "Quantize the original float model, or call octavo.dequantize(model) first."
         )
     if cls.__module__.startswith(_OTHER_LIBRARIES):
@@ -121,15 +120,14 @@ def _check_convolution(name: str, conv: nn.modules.conv._ConvNd) -> None:
         value = getattr(conv, what)
         if any(v < 1 for v in value):
             raise ValueError(
-                f"quantize: layer {name!r}: {what} must be at least 1, got {value}. Correct the "
-                "layer."
+                f"quantize: layer {name!r}: {what} must be at least 1, got {value}. "
+                "Correct the layer."
             )
     groups = conv.groups
     if groups < 1 or conv.in_channels % groups or conv.out_channels % groups:
         raise ValueError(
-            f"quantize: layer {name!r}: groups must divide {conv.in_channels} input and "
-            f"{conv.out_channels} "
-            f"output channels, got {groups}. Correct the layer."
+            f"quantize: layer {name!r}: groups must divide {conv.in_channels} input "
+            f"and {conv.out_channels} output channels, got {groups}. Correct the layer."
         )
 
 
@@ -146,9 +144,8 @@ def _check_tensor(name: str, tensor: Tensor, inplace: bool) -> None:
         )
     if inplace and tensor.is_inference():
         raise ValueError(
-            f"quantize: with inplace=True parameter {name!r} must be an ordinary tensor, got one "
-            "made under "
-            "torch.inference_mode. Quantize a copy with inplace=False."
+            f"quantize: with inplace=True parameter {name!r} must be an ordinary tensor, "
+            "got one made under torch.inference_mode. Quantize a copy with inplace=False."
         )
 
 
@@ -168,9 +165,8 @@ def _check_weights(model: nn.Module) -> None:
             where = f"{name}.{kind}" if name else kind
             if not tensor.is_floating_point():
                 raise TypeError(
-                    f"quantize: parameter {where!r} must be of a floating-point type, got "
-                    f"{tensor.dtype}. "
-                    "Convert it, or exclude the layer."
+                    f"quantize: parameter {where!r} must be of a floating-point type, "
+                    f"got {tensor.dtype}. Convert it, or exclude the layer."
                 )
             _check_finite(where, tensor)
             if tensor.dtype == torch.float64:
@@ -189,9 +185,8 @@ def _check_weights(model: nn.Module) -> None:
         )
     if flat:
         warnings.warn(
-            "quantize: weights that are constant or too small for normal float32 numbers carry "
-            "little "
-            f"information ({len(flat)}, first {flat[0]!r}).",
+            "quantize: weights that are constant or too small for normal float32 numbers "
+            f"carry little information ({len(flat)}, first {flat[0]!r}).",
             stacklevel=6,
         )
 
@@ -201,7 +196,7 @@ def _check_finite(where: str, tensor: Tensor) -> None:
     if not bool(finite.all()):
         bad = (~finite).nonzero()
         raise ValueError(
-            f"quantize: parameter {where!r} must be finite, got {len(bad)} values that are not, "
-            "the first at "
-            f"index {tuple(bad[0].tolist())}. Repair the weights, or exclude the layer."
+            f"quantize: parameter {where!r} must be finite, "
+            f"got {len(bad)} values that are not, the first at index {tuple(bad[0].tolist())}. "
+            "Repair the weights, or exclude the layer."
         )

@@ -120,10 +120,9 @@ def _schemes(
         for other in site.tied:
             if widths.get(other, widths[site.name]) != widths[site.name]:
                 raise ValueError(
-                    f"quantize: layers {site.name!r} and {other!r} share one weight and must have "
-                    "the same bits, "
-                    f"got {widths[site.name]} and {widths[other]}. Give both the same, or exclude "
-                    "one."
+                    f"quantize: layers {site.name!r} and {other!r} share one weight "
+                    f"and must have the same bits, got {widths[site.name]} and {widths[other]}. "
+                    "Give both the same, or exclude one."
                 )
     schemes = dict.fromkeys((site.name for site in found.sites), None) | {
         site.name: Scheme(widths[site.name], grid) for site in chosen
@@ -221,8 +220,7 @@ def _nothing(found: Capture) -> str:
     rows = [f"{site.name or '(model)'}: {site.reason}" for site in found.sites[:8]]
     types = "; ".join(rows) if rows else "no module with parameters"
     return (
-        "quantize: the model must hold a layer that octavo can quantize (Linear, Conv1d, Conv2d, "
-        "Embedding), "
-        "got none "
-        f"({types}). See the reasons, or quantize a part of the model that holds such layers."
+        "quantize: the model must hold a layer that octavo can quantize "
+        f"(Linear, Conv1d, Conv2d, Embedding), got none ({types}). "
+        "See the reasons, or quantize a part of the model that holds such layers."
     )

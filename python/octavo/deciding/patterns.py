@@ -32,9 +32,8 @@ def matching(
         return found, "" if found else _message(argument, pattern.__name__, sites)
     if not isinstance(pattern, str):
         raise TypeError(
-            f"quantize: {argument} must hold names, globs or nn.Module classes, got "
-            f"{describe(pattern)}. "
-            'Use for example "layer1.*".'
+            f"quantize: {argument} must hold names, globs or nn.Module classes, "
+            f'got {describe(pattern)}. Use for example "layer1.*".'
         )
     if pattern in ("@first", "@last"):
         eligible = [site for site in sites if not site.reason]

@@ -93,9 +93,8 @@ def _text(rows: list[Row]) -> str:
     ]
     return "\n".join(
         [
-            "600 handwritten digits that the network has never seen; instruction set "
-            f"{octavo.isa()}, "
-            f"{torch.get_num_threads()} threads",
+            "600 handwritten digits that the network has never seen; "
+            f"instruction set {octavo.isa()}, {torch.get_num_threads()} threads",
             "time per image: alone, and in batches of 64; the fastest of several calls",
             "",
             align([header, *cells], right={1, 2, 3, 4, 5}),

@@ -105,9 +105,8 @@ def _quantized(
         )
     if site.activations == "static" and input_params is None:
         raise ValueError(
-            f"layer {site.name!r}: expected the range of its input, got none. Calibrate it first, "
-            "or plan "
-            "dynamic activations."
+            f"layer {site.name!r}: expected the range of its input, got none. "
+            "Calibrate it first, or plan dynamic activations."
         )
     codes = integers[site.name]
     packed = is_packed(site, codes.codes.dim())
@@ -175,9 +174,8 @@ def install(root: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> No
     module = root.get_submodule(flow.path)
     if "forward" in module.__dict__ and captured_forward(module) is None:
         raise ValueError(
-            f"module {flow.path!r}: expected its class's forward, got one replaced on the "
-            "instance. "
-            "Restore it, or leave the module out."
+            f"module {flow.path!r}: expected its class's forward, "
+            "got one replaced on the instance. Restore it, or leave the module out."
         )
     runtime = CapturedForward(module, flow, items)
     module.__dict__["forward"] = runtime

@@ -103,9 +103,9 @@ class _QConv(QLayer):
             reach = dilation * (kernel - 1) + 1
             if size + before + after < reach:
                 raise ValueError(
-                    f"{self._where()}: expected a padded input of at least {reach} for kernel "
-                    f"{kernel} and "
-                    f"dilation {dilation}, got {size} + {before} + {after}. Use a larger input."
+                    f"{self._where()}: expected a padded input of at least {reach} "
+                    f"for kernel {kernel} and dilation {dilation}, "
+                    f"got {size} + {before} + {after}. Use a larger input."
                 )
 
     @property

@@ -323,10 +323,9 @@ class QLayer(nn.Module):
 
     def _weight_is_computed(self, name: str = "weight") -> str:
         return (
-            f"{self._where()}.{name}: expected to be read only, since it is computed from integer "
-            "codes, got an "
-            "assignment or deletion. Change the float model and quantize it again; codes() gives "
-            "the integers."
+            f"{self._where()}.{name}: expected to be read only, "
+            "since it is computed from integer codes, got an assignment or deletion. "
+            "Change the float model and quantize it again; codes() gives the integers."
         )
 
     def to_float(self) -> nn.Module:
@@ -410,8 +409,7 @@ class QLayer(nn.Module):
     def _cpu_only(self, got: str) -> str:
         return (
             f"{self._where()}: expected the CPU, since integer layers compute on the CPU only, "
-            f"got {got}. "
-            "Keep the quantized model on the CPU, or move octavo.dequantize(model)."
+            f"got {got}. Keep the quantized model on the CPU, or move octavo.dequantize(model)."
         )
 
     # ---- state_dict ------------------------------------------------------------------------------
@@ -518,9 +516,9 @@ class QLayer(nn.Module):
         """What is wrong with the values for this layer, or ""."""
         if prefix + "weight" in state_dict:
             return (
-                f"{self._where()}: expected integer codes ({prefix}weight_packed), got a float "
-                "weight "
-                f"({prefix}weight). Load a float state_dict into the float model and quantize that."
+                f"{self._where()}: expected integer codes ({prefix}weight_packed), "
+                f"got a float weight ({prefix}weight). "
+                "Load a float state_dict into the float model and quantize that."
             )
         packed = state_dict.get(prefix + "weight_packed")
         if packed is not None:
@@ -528,10 +526,9 @@ class QLayer(nn.Module):
             row_bytes = (_count(self.weight_shape[1:]) * self.bits + 7) // 8
             if packed.dtype is not torch.uint8 or tuple(packed.shape) != (rows, row_bytes):
                 return (
-                    f"{prefix}weight_packed: expected uint8 of shape ({rows}, {row_bytes}) for "
-                    f"{self.bits} bits, "
-                    f"got {packed.dtype} of shape {tuple(packed.shape)}. Quantize with the scheme "
-                    "of the state_dict."
+                    f"{prefix}weight_packed: expected uint8 of shape ({rows}, {row_bytes}) "
+                    f"for {self.bits} bits, got {packed.dtype} of shape {tuple(packed.shape)}. "
+                    "Quantize with the scheme of the state_dict."
                 )
         levels = state_dict.get(prefix + "weight_levels")
         if levels is not None and self.levels is not None:

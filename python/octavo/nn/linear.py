@@ -39,9 +39,8 @@ class QLinear(QLayer):
         x = self._float32(input)
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
-                f"{self._where()}: expected input of shape [..., {self.in_features}], got "
-                f"{list(x.shape)}. "
-                "Check the layer before it."
+                f"{self._where()}: expected input of shape [..., {self.in_features}], "
+                f"got {list(x.shape)}. Check the layer before it."
             )
         p = self.input_params
         if self.packed:

@@ -98,8 +98,8 @@ def check_scales(scale: Tensor, length: int, where: str, signed: bool = False) -
     check_dtype(scale, torch.float32, where)
     if scale.dim() != 1 or scale.shape[0] != length:
         raise ValueError(
-            f"{where}: expected shape [{length}], got {list(scale.shape)}. Pass one scale a "
-            "channel."
+            f"{where}: expected shape [{length}], got {list(scale.shape)}. "
+            "Pass one scale a channel."
         )
     if scale.requires_grad:
         raise ValueError(f"{where}: expected no gradient, got requires_grad=True. Detach it.")
@@ -109,8 +109,7 @@ def check_scales(scale: Tensor, length: int, where: str, signed: bool = False) -
         index = int((~good).nonzero()[0])
         kind = "normal" if signed else "positive normal"
         raise ValueError(
-            f"{where}: expected finite {kind} numbers, got {float(scale[index])} at "
-            f"index {index}. "
+            f"{where}: expected finite {kind} numbers, got {float(scale[index])} at index {index}. "
             "Use a scale of at least 1.2e-38."
         )
 
@@ -142,9 +141,8 @@ def check_axis(axis: object, x: Tensor, where: str) -> int:
         raise TypeError(f"{where}: expected an integer, got {describe(axis)}. Pass a dimension.")
     if not -x.dim() <= axis < x.dim():
         raise ValueError(
-            f"{where}: expected {-x.dim()}..{x.dim() - 1} for a tensor of rank {x.dim()}, got "
-            f"{axis}. "
-            "Pass a dimension of the tensor."
+            f"{where}: expected {-x.dim()}..{x.dim() - 1} for a tensor of rank {x.dim()}, "
+            f"got {axis}. Pass a dimension of the tensor."
         )
     return axis % x.dim()
 
@@ -169,8 +167,8 @@ def needs_refusal(tensors: Sequence[Tensor]) -> bool:
 def refuse_gradient(gradient: Tensor, shape: Sequence[int]) -> Tensor:
     """Raises; stands where a gradient would be computed, so that none is silently None."""
     raise RuntimeError(
-        "backward: expected layers that can be trained, got an integer layer, which is for "
-        "inference only. "
+        "backward: expected layers that can be trained, "
+        "got an integer layer, which is for inference only. "
         "Train with octavo.quantize(..., qat=True), or detach its input."
     )
 

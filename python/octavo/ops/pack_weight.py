@@ -45,9 +45,8 @@ def unpack_bits(packed: Tensor, shape: Sequence[int], bits: int) -> Tensor:
     expected = (shape[0], (per_channel * bits + 7) // 8)
     if tuple(packed.shape) != expected:
         raise ValueError(
-            f"unpack_bits: packed: expected shape {expected} for codes of shape {tuple(shape)} at "
-            f"{bits} bits, "
-            f"got {tuple(packed.shape)}. Pass what pack_bits returned."
+            f"unpack_bits: packed: expected shape {expected} for codes of shape {tuple(shape)} "
+            f"at {bits} bits, got {tuple(packed.shape)}. Pass what pack_bits returned."
         )
     result: Tensor = torch.ops.octavo.unpack_bits(packed, list(shape), bits)
     return result
@@ -84,8 +83,8 @@ def pack_weight(
     checks.check_range(groups, 1, max(1, codes.shape[0]), "pack_weight: groups")
     if codes.shape[0] % groups:
         raise ValueError(
-            f"pack_weight: groups: expected a divisor of {codes.shape[0]} output channels, got "
-            f"{groups}."
+            f"pack_weight: groups: expected a divisor of {codes.shape[0]} output channels, "
+            f"got {groups}."
         )
     result: Tensor = torch.ops.octavo.pack_weight(codes, scale, bias, groups, bits)
     return result

@@ -122,8 +122,8 @@ def _weight(module: nn.Module, layer: str | None) -> Tensor:
         hint = f"Name one of its layers: layer={names[0]!r}." if names else f"{reason}."
         where = f"layer {layer!r}" if layer else "model"
         raise ValueError(
-            f"plot.levels: {where} must be a layer with weights, got {type(module).__name__}. "
-            f"{hint}"
+            f"plot.levels: {where} must be a layer with weights, "
+            f"got {type(module).__name__}. {hint}"
         )
     return quantized.canonical_weight(module)
 

@@ -49,9 +49,8 @@ class Calibration:
         share = max(self.clipped.values(), default=0.0)
         worst = next((str(key) for key, found in self.clipped.items() if found == share), "")
         lines = [
-            f"{self.samples} samples in {self.batches} batches, {len(self.qparams)} ranges, at "
-            "most "
-            f"{100 * share:.3f} % of a value clipped" + (f" ({worst})" if share else "")
+            f"{self.samples} samples in {self.batches} batches, {len(self.qparams)} ranges, "
+            f"at most {100 * share:.3f} % of a value clipped" + (f" ({worst})" if share else "")
         ]
         for key, p in self.qparams.items():
             low, high = -p.zero_point * p.scale, (p.qmax - p.zero_point) * p.scale
@@ -209,10 +208,9 @@ class _Collector:
         extremes, bad = ops.minmax(x)
         if int(bad):
             raise ValueError(
-                f"calibrate: {where} must be finite, got {int(bad)} NaN or infinite values of "
-                f"{x.numel()} in "
-                f"batch {self.batch}. Repair or leave out this batch; if it is sound, look for an "
-                "overflow in the model."
+                f"calibrate: {where} must be finite, "
+                f"got {int(bad)} NaN or infinite values of {x.numel()} in batch {self.batch}. "
+                "Repair or leave out this batch; if it is sound, look for an overflow in the model."
             )
         return float(extremes[0]), float(extremes[1])
 
@@ -273,8 +271,8 @@ class _Collector:
         notes = []
         if self.dropped:
             notes.append(
-                f"data: {', '.join(self.dropped)} of each batch left out, since forward cannot "
-                "take them"
+                f"data: {', '.join(self.dropped)} of each batch left out, "
+                "since forward cannot take them"
             )
         return Calibration(
             qparams,

@@ -148,9 +148,9 @@ def report(
     record = record_of(model)
     if record is None:
         raise ValueError(
-            "report: model must be the result of octavo.quantize or octavo.load, got a "
-            f"{type(model).__name__} "
-            "without octavo's record. Pass the quantized model itself, not a part of it."
+            "report: model must be the result of octavo.quantize or octavo.load, "
+            f"got a {type(model).__name__} without octavo's record. "
+            "Pass the quantized model itself, not a part of it."
         )
     if reference is not None and data is None:
         raise ValueError(

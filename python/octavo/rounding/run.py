@@ -166,9 +166,9 @@ def _check_finite(codes: Mapping[str, Codes]) -> None:
         if not finite or (code.bias is not None and not bool(code.bias.isfinite().all())):
             largest = float(code.scale.abs().max())
             raise ValueError(
-                f"quantize: layer {name!r}: weights whose scales and mean errors are finite in "
-                f"float32 expected, got scales up to {largest:.3g}. Divide the weights, or exclude "
-                "the layer."
+                f"quantize: layer {name!r}: weights whose scales and mean errors "
+                f"are finite in float32 expected, got scales up to {largest:.3g}. "
+                "Divide the weights, or exclude the layer."
             )
 
 

@@ -65,8 +65,8 @@ class TrainingSchedule:
         ):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(
-                    f"TrainingSchedule: {name} must lie in 0..1, a fraction of the steps, got "
-                    f"{value}."
+                    f"TrainingSchedule: {name} must lie in 0..1, a fraction of the steps, "
+                    f"got {value}."
                 )
         self.trainee, self.steps, self.step_count = trainee, steps, 0
         self.freeze_ranges, self.freeze_statistics = freeze_ranges, freeze_statistics

@@ -68,8 +68,8 @@ def check_steps(x: Tensor, axis: object, group_size: object, where: str) -> int 
         )
     if group_size < 0 or group_size % 16:
         raise ValueError(
-            f"{where}: group_size: expected 0 or a multiple of 16, got {group_size}. Choose 32, 64 "
-            "or 128."
+            f"{where}: group_size: expected 0 or a multiple of 16, got {group_size}. "
+            "Choose 32, 64 or 128."
         )
     if axis is None:
         if not group_size:
@@ -97,8 +97,8 @@ def check_parameter(
         )
     if parameter.device != x.device:
         raise ValueError(
-            f"{where}: expected device {str(x.device)!r} as x, got {str(parameter.device)!r}. Move "
-            "it there."
+            f"{where}: expected device {str(x.device)!r} as x, got {str(parameter.device)!r}. "
+            "Move it there."
         )
     if axis is None:
         if parameter.numel() != 1:
@@ -152,8 +152,8 @@ def check_levels(levels: object, x: Tensor, where: str) -> None:
         raise TypeError(f"{where}: expected torch.int8, got {levels.dtype}. Round the levels.")
     if levels.device != x.device:
         raise ValueError(
-            f"{where}: expected device {str(x.device)!r} as x, got {str(levels.device)!r}. Move "
-            "it there."
+            f"{where}: expected device {str(x.device)!r} as x, got {str(levels.device)!r}. "
+            "Move it there."
         )
     blocks = -(-x.shape[0] // 64)
     if levels.dim() == 2 and levels.shape[0] not in (1, blocks):
