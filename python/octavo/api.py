@@ -116,16 +116,15 @@ def quantize(
             not lie around 0: layers without a kernel, 2 to 7 bits, linear grid; such layers run
             outside of regions. Others stay symmetric.
         rounding: "nearest", "squant" or "hqq" (no data needed), "gptq", "adaround" or "qdrop" (need
-            data).
-            Default: by bits, data and effort, said in the report.
+            data). Default: by bits, data and effort, said in the report.
         ranges: "huber" (default: squared error that giant values count in linearly), "mse",
             "minmax" or "percentile".
         effort: "fast" rounds plainly and takes ranges as they are. "balanced" searches codes of few
             bits (of all widths in networks with depthwise convolutions), and with data corrects
             biases, equalizes channel ranges in networks with depthwise convolutions and moves
-            activation outliers behind normalisations into weights.
-            "best" learns the rounding of few bits block by block, and scales and biases for the
-            outputs of the float model, which takes longer.
+            activation outliers behind normalisations into weights. "best" learns the rounding of
+            few bits block by block, and scales and biases for the outputs of the float model, which
+            takes longer.
         exclude: names, globs or classes of layers to leave out.
         include: names, globs or classes of the only layers to quantize. Default: all.
         inplace: change and return ``model`` itself. If anything fails it is as it was.

@@ -1,10 +1,8 @@
 """A quantized model as one file that describes itself, installed in a freshly built float model.
 
 The file holds canonical codes, scales and biases, the model's other tensors, and as JSON: the
-schemes, the programs of the
-regions with their steps, and the paths and types of all modules. Loading traces nothing and decides
-nothing again:
-the loaded model gives the bits of the saved one.
+schemes, the programs of the regions with their steps, and the paths and types of all modules.
+Loading traces nothing and decides nothing again: the loaded model gives the bits of the saved one.
 """
 
 from __future__ import annotations

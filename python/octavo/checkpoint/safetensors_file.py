@@ -1,8 +1,8 @@
 """One safetensors file, read and written with every byte checked: files may come from strangers.
 
 Reading: the whole file is read once into memory of our own; every rule below is applied to those
-bytes, and the very same
-bytes are then given to the safetensors library. Any byte string gives tensors or a CheckpointError.
+bytes, and the very same bytes are then given to the safetensors library. Any byte string gives
+tensors or a CheckpointError.
 Writing: the file at the path is replaced whole (atomic_file.py).
 """
 

@@ -41,8 +41,7 @@ def rewrite(
 
     Raises:
         ValueError: a site without integers, a static site without a range, or a module whose
-        forward is replaced on
-            the instance and was captured all the same.
+            forward is replaced on the instance and was captured all the same.
     """
     inputs = _input_params(plan, params)
     layers: dict[int, nn.Module] = {}

@@ -1,9 +1,8 @@
 """What every quantized layer shares: its state, how it is copied, moved, saved and loaded.
 
 The weight lives once, in ``panel``: the form that the active instruction set computes with.
-Everything that leaves the
-process (state_dict, pickle, files) holds the canonical bits instead, which do not depend on the
-machine.
+Everything that leaves the process (state_dict, pickle, files) holds the canonical bits instead,
+which do not depend on the machine.
 """
 
 from __future__ import annotations

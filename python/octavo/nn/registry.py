@@ -64,8 +64,7 @@ def quantized_class(module: nn.Module) -> tuple[type[QLayer] | None, str]:
     """The class that replaces ``module``, or None and the reason why it stays float.
 
     A subclass is replaced only if it runs the registered class's own ``forward``: another forward
-    may use the
-    weight in a way that the quantized class does not know.
+    may use the weight in a way that the quantized class does not know.
     """
     cls = type(module)
     base = _registered_base(cls)

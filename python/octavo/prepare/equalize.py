@@ -78,9 +78,9 @@ class _Channels:
 def equalize(model: nn.Module, plan: Plan, data: object) -> Equalized:
     """Rescales channels in the regions that hold a depthwise convolution.
 
-    s_c = (r_c / max r)^p, r_c the channel's largest magnitude on the first samples, with
-    the power p out of 0, 0.25, ... 1 that minimises the noise expected in the results of the layers
-    that read: step_x^2 sum_c s_c^2 |w_c|^2 + sum_o step_o^2 sum_c E[x_c^2] / s_c^2. p = 0 changes
+    s_c = (r_c / max r)^p, r_c the channel's largest magnitude on the first samples, with the power
+    p out of 0, 0.25, ... 1 that minimises the noise expected in the results of the layers that
+    read: step_x^2 sum_c s_c^2 |w_c|^2 + sum_o step_o^2 sum_c E[x_c^2] / s_c^2. p = 0 changes
     nothing. Layers with hooks are left alone.
 
     Args:

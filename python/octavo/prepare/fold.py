@@ -51,8 +51,7 @@ def fold(model: nn.Module, example: Example = None, training: bool = False) -> F
     Args:
         model: any module; its parameters are replaced, not written into.
         example: as for `octavo.graph.capture.capture`. Without one, a BatchNorm behind a Linear
-        stays,
-            since nothing tells which dimension of its input holds the channels.
+            stays, since nothing tells which dimension of its input holds the channels.
         training: as for `octavo.nn.decomposed.decompose.decompose`.
     """
     with torch.inference_mode(False), torch.no_grad():

@@ -1,12 +1,10 @@
 """The runtime of a captured module: its forward as a list of integer regions and float steps.
 
 The callable stands in ``module.__dict__["forward"]``, so that class, names and children of the
-module stay what they
-are. It runs the regions, each in one call of an operator. Where a hook sits on a child that a
-region covers, the same
-steps run one by one instead and the hook sees floats. Where a call does not fit what was captured
-(another argument
-structure, rank or number of channels), the class's own forward runs over the quantized layers.
+module stay what they are. It runs the regions, each in one call of an operator. Where a hook sits
+on a child that a region covers, the same steps run one by one instead and the hook sees floats.
+Where a call does not fit what was captured (another argument structure, rank or number of
+channels), the class's own forward runs over the quantized layers.
 """
 
 from __future__ import annotations
@@ -118,8 +116,8 @@ class CapturedForward:
         return type(owner).forward(owner, *args, **kwargs)
 
     # ---- copies: the owner is a module that is copied or pickled at the same time. Its children
-    # are complete by
-    # then, it is not; so their table comes along, and no first call has anything left to find out.
+    # are complete by then, it is not; so their table comes along, and no first call has anything
+    # left to find out.
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedForward:
         owner = self.owner()
@@ -359,8 +357,7 @@ class _BoundRegion:
         """Computes the region's steps one by one with floats between them, so that hooks fire.
 
         A value that is quantized again with the parameters it had gives the codes it had, so that
-        what continues is
-        what the one call computes.
+        what continues is what the one call computes.
         """
         inputs = self._inputs(values)
         if inputs is None:
