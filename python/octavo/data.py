@@ -29,7 +29,9 @@ _END = object()
 class Call:
     """The arguments of one call of the model.
 
-    dropped: how many trailing items (or which keys) of the batch the model's forward cannot take.
+    Attributes:
+        dropped: how many trailing items (or which keys) of the batch the model's forward cannot
+            take.
     """
 
     args: tuple[Any, ...]

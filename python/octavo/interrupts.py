@@ -35,7 +35,12 @@ _SIGNALS = [
 
 
 class _Thread(threading.local):
-    """holds: whether signals wait. undo: takes back what the call of octavo has changed."""
+    """What octavo does with signals in this thread.
+
+    Attributes:
+        holds: whether signals wait.
+        undo: takes back what the call of octavo has changed.
+    """
 
     holds = False
 

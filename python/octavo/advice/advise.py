@@ -38,9 +38,10 @@ __all__ = ["RULES", "TARGETS", "Advice", "Reason", "Rule", "Situation", "Target"
 class Target:
     """Where the model is to run.
 
-    short_of: "time", "file" (the size of what is downloaded) or "memory".
-    here: whether that is a machine like the one that asks; others' caches are not known.
-    at_once: texts that a language model writes at a time, where no data tells.
+    Attributes:
+        short_of: "time", "file" (the size of what is downloaded) or "memory".
+        here: whether that is a machine like the one that asks; others' caches are not known.
+        at_once: texts that a language model writes at a time, where no data tells.
     """
 
     name: str
@@ -120,9 +121,10 @@ class Situation:
 class Rule:
     """One row: if ``when``, then these arguments, which win over those of earlier rules.
 
-    gives: arguments of `octavo.quantize`; "data" is True where it is to be passed on.
-    why: one sentence.
-    source: where that was measured.
+    Attributes:
+        gives: arguments of `octavo.quantize`; "data" is True where it is to be passed on.
+        why: one sentence.
+        source: where that was measured.
     """
 
     name: str
@@ -319,10 +321,11 @@ class Reason:
 class Advice:
     """A call of `octavo.quantize`, and why. `str` gives the text, `to_dict` plain JSON data.
 
-    arguments: of the call, without model and data; {} if there is nothing to quantize.
-    uses_data: whether the call takes data too.
-    size: exact, of that call; None if there is nothing to quantize.
-    hints: what else could be done.
+    Attributes:
+        arguments: of the call, without model and data; {} if there is nothing to quantize.
+        uses_data: whether the call takes data too.
+        size: exact, of that call; None if there is nothing to quantize.
+        hints: what else could be done.
     """
 
     target: str

@@ -17,7 +17,13 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 @dataclass(frozen=True)
 class Machine:
-    """isa: in use. caches: level to bytes of the data cache that one core reaches; {}: unknown."""
+    """The CPU that octavo runs on.
+
+    Attributes:
+        isa: instruction set in use.
+        caches: level to bytes of the data cache that one core reaches; {} where unknown.
+        threads: of torch.
+    """
 
     isa: str
     caches: dict[int, int]

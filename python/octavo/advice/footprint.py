@@ -33,9 +33,11 @@ __all__ = ["Footprint", "footprint"]
 class Footprint:
     """Bytes of a model before and after.
 
-    float_bytes: parameters and buffers of the float model. bytes: all that the quantized one keeps
-      in memory, on the instruction set in use. file_bytes: tensors of the file that `octavo.save`
-      writes, without its header; None where it refuses the model (a module with extra state).
+    Attributes:
+        float_bytes: parameters and buffers of the float model.
+        bytes: all that the quantized one keeps in memory, on the instruction set in use.
+        file_bytes: tensors of the file that `octavo.save` writes, without its header; None where it
+            refuses the model (a module with extra state).
     """
 
     float_bytes: int

@@ -43,10 +43,13 @@ EQUAL_TIMES = 0.05
 class Point:
     """One setting, measured.
 
-    name: its bits and grid, "float" for the model itself.
-    score: what ``evaluate`` returned. bytes: resident. file_bytes: tensors of the file.
-    seconds: fastest call. best: no other point is as good in score, bytes, file and time, and
-      better in one of them.
+    Attributes:
+        name: its bits and grid, "float" for the model itself.
+        score: what ``evaluate`` returned.
+        bytes: resident.
+        file_bytes: tensors of the file.
+        seconds: fastest call.
+        best: no other point is as good in score, bytes, file and time, and better in one of them.
     """
 
     name: str
@@ -61,7 +64,8 @@ class Point:
 class ParetoFront:
     """All points, the float model first. `str` gives the table, `plot` a picture.
 
-    samples: in the timed call.
+    Attributes:
+        samples: in the timed call.
     """
 
     points: tuple[Point, ...]

@@ -13,7 +13,8 @@ __all__ = ["SPEEDS", "Speed", "speed_of"]
 class Speed:
     """Time of the float model over that of the quantized one, a range; None where unknown.
 
-    basis: what was measured, and on what; or why nothing is known.
+    Attributes:
+        basis: what was measured, and on what; or why nothing is known.
     """
 
     low: float | None

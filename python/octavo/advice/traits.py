@@ -36,16 +36,17 @@ class Left:
 class Traits:
     """A model in figures.
 
-    family: what most of its weights or of its work belong to.
-    weights: numbers in the weights of each kind of layer (`KINDS`).
-    eligible: numbers in the weights of layers that octavo can quantize.
-    float_bytes: parameters and buffers.
-    depthwise: patterns of names that match the depthwise convolutions and no other layer.
-    attention: modules that look like attention.
-    generates: whether it ends in scores of a vocabulary, as models do that write text.
-    left: what stays float whatever is asked, the largest first.
-    samples: in a batch of data; None without data.
-    multiplies: multiply-adds of that batch; None without data.
+    Attributes:
+        family: what most of its weights or of its work belong to.
+        weights: numbers in the weights of each kind of layer (`KINDS`).
+        eligible: numbers in the weights of layers that octavo can quantize.
+        float_bytes: parameters and buffers.
+        depthwise: patterns of names that match the depthwise convolutions and no other layer.
+        attention: modules that look like attention.
+        generates: whether it ends in scores of a vocabulary, as models do that write text.
+        left: what stays float whatever is asked, the largest first.
+        samples: in a batch of data; None without data.
+        multiplies: multiply-adds of that batch; None without data.
     """
 
     family: Family

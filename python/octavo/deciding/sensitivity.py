@@ -40,9 +40,11 @@ _BUCKETS = 20_000
 class Sensitivity:
     """What quantizing one layer alone does to the output of the model.
 
-    costs: layer to {bits: squared error of the output over its square}; without data the error of
-      the weight itself. sizes: layer to its number of weights. tied: layer to the
-      first one of the same weight, where that is another: they have one width.
+    Attributes:
+        costs: layer to {bits: squared error of the output over its square}; without data the error
+            of the weight itself.
+        sizes: layer to its number of weights.
+        tied: layer to the first one of the same weight, where that is another: they have one width.
     """
 
     costs: Mapping[str, Mapping[int, float]]

@@ -60,7 +60,10 @@ class DigitsNet(nn.Module):
 class Digits:
     """The trained network, images to calibrate with, and labelled images it has never seen.
 
-    calibration: float32 [128, 1, 8, 8]. images: float32 [600, 1, 8, 8]. labels: int64 [600].
+    Attributes:
+        calibration: float32 [128, 1, 8, 8].
+        images: float32 [600, 1, 8, 8].
+        labels: int64 [600].
     """
 
     model: DigitsNet

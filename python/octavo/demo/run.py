@@ -19,8 +19,12 @@ __all__ = ["Row", "measure", "run"]
 class Row:
     """One line of the demo's table.
 
-    accuracy: percent. bytes: resident parameters and buffers. seconds_one: for one image alone;
-    seconds_many: for one image in a batch of 64. integer_share: of all multiply-adds.
+    Attributes:
+        accuracy: percent.
+        bytes: resident parameters and buffers.
+        seconds_one: for one image alone.
+        seconds_many: for one image in a batch of 64.
+        integer_share: of all multiply-adds.
     """
 
     name: str

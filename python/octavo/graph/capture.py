@@ -24,10 +24,12 @@ __all__ = ["Capture", "Site", "capture"]
 class Site:
     """A module that owns parameters.
 
-    reason: "" if an integer class exists for it, else why it stays float.
-    calls: how often the example called it; None without an example.
-    features: inputs of a row of its weight, for layers without a kernel; they can have groups.
-    aliases: other names of the same module. tied: other sites whose weight is the same Parameter.
+    Attributes:
+        reason: "" if an integer class exists for it, else why it stays float.
+        calls: how often the example called it; None without an example.
+        features: inputs of a row of its weight, for layers without a kernel; they can have groups.
+        aliases: other names of the same module.
+        tied: other sites whose weight is the same Parameter.
     """
 
     name: str
@@ -41,9 +43,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Capture:
-    """sites: in call order where an example tells it, else (and then) in the order of registration.
+    """What was captured of a model.
 
-    flows: none lies inside another. untraced: module path to the reason why its forward is no flow.
+    Attributes:
+        sites: in call order where an example tells it, else (and then) in the order of
+            registration.
+        flows: none lies inside another.
+        untraced: module path to the reason why its forward is no flow.
     """
 
     sites: tuple[Site, ...]
@@ -93,7 +99,11 @@ def capture(model: nn.Module, example: Example = None, training: bool = False) -
 
 @dataclass
 class _Findings:
-    """names: id of each module to its qualified name. The rest as in Capture and `capture`."""
+    """What capturing has found so far; what is not listed is as in `Capture` and `capture`.
+
+    Attributes:
+        names: id of each module to its qualified name.
+    """
 
     names: dict[int, str]
     training: bool = False

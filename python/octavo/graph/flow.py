@@ -51,18 +51,19 @@ class Ref:
 class Step:
     """One call.
 
-    kind: one of `KINDS`; "unary" becomes a table, or a clamp fused into its producer.
-    inputs: values read, in order (for conv and linear: x, then the fused residual if any). For a
-      step with ``fused`` these are the values that the fused steps read from outside.
-    output: value defined.
-    module: qualified name (from the root model) of the child that is called, "" for a function.
-    function: row of capture's function table, "" for a module.
-    args, kwargs: of that call, with `Ref` in place of values; kwargs as sorted pairs. Empty for
-      modules with one input. The function "get_attr" reads the parameter or buffer whose qualified
-      name is its argument.
-    params: plain JSON data that the integer step needs (stride, padding, clamp in reals, ...).
-    fused: the float steps (in order) that this step stands for, when capture or plan has made one
-      of several; else empty. Evaluating the step in float evaluates these.
+    Attributes:
+        kind: one of `KINDS`; "unary" becomes a table, or a clamp fused into its producer.
+        inputs: values read, in order (for conv and linear: x, then the fused residual if any). For
+            a step with ``fused`` these are the values that the fused steps read from outside.
+        output: value defined.
+        module: qualified name (from the root model) of the child that is called, "" for a function.
+        function: row of capture's function table, "" for a module.
+        args, kwargs: of that call, with `Ref` in place of values; kwargs as sorted pairs. Empty for
+            modules with one input. The function "get_attr" reads the parameter or buffer whose
+            qualified name is its argument.
+        params: plain JSON data that the integer step needs (stride, padding, clamp in reals, ...).
+        fused: the float steps (in order) that this step stands for, when capture or plan has made
+            one of several; else empty. Evaluating the step in float evaluates these.
     """
 
     kind: str
@@ -80,14 +81,15 @@ class Step:
 class Flow:
     """The captured forward of the module at ``path`` ("" is the root).
 
-    parameters: names of the forward's parameters that are tensors, in call order; each is also a
-      value name.
-    constants: other arguments of forward that the trace was specialised on (name to value).
-    output: nested tuple / list / dict with `Ref` leaves.
-    shapes: shape of each tensor value on the example (empty without one). Batch and spatial sizes
-      may differ in a call; the number of dimensions and the channels may not.
-    training: calls that say ``training=`` as they are in training mode, by the value they define.
-      Only capture for training fills it; ``steps`` are those of evaluation mode.
+    Attributes:
+        parameters: names of the forward's parameters that are tensors, in call order; each is also
+            a value name.
+        constants: other arguments of forward that the trace was specialised on (name to value).
+        output: nested tuple / list / dict with `Ref` leaves.
+        shapes: shape of each tensor value on the example (empty without one). Batch and spatial
+            sizes may differ in a call; the number of dimensions and the channels may not.
+        training: calls that say ``training=`` as they are in training mode, by the value they
+            define. Only capture for training fills it; ``steps`` are those of evaluation mode.
     """
 
     path: str

@@ -27,10 +27,11 @@ _INF = math.inf
 class Program:
     """A region as csrc/README.md describes it.
 
-    text: the program.
-    panels: for each ``panel=`` the name of the layer whose panel it is, or a tensor.
-    inputs, outputs: names of the values, in the program's order.
-    values: name of each value to its id in the text.
+    Attributes:
+        text: the program.
+        panels: for each ``panel=`` the name of the layer whose panel it is, or a tensor.
+        inputs, outputs: names of the values, in the program's order.
+        values: name of each value to its id in the text.
     """
 
     text: str

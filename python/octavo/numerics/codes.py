@@ -17,13 +17,14 @@ __all__ = ["Codes"]
 class Codes:
     """A layer's weight in integers: real weight = codes * scale, per output channel or group.
 
-    codes: int8, shape and order of the torch weight [O, ...]; where the grid is a table these are
-      the levels themselves.
-    scale: float32 [O], normal, negative only where a trained BatchNorm's gamma was; [O, groups]
-      where the scheme has groups of inputs.
-    bias: float32 [O], bias correction included, or None.
-    levels: int8 [tables, 2^bits], one table for 64 output channels; None for the linear grid.
-    zero_point: uint8 [O, groups]; None where the scheme is symmetric. ``codes`` are less it.
+    Attributes:
+        codes: int8, shape and order of the torch weight [O, ...]; where the grid is a table these
+            are the levels themselves.
+        scale: float32 [O], normal, negative only where a trained BatchNorm's gamma was; [O, groups]
+            where the scheme has groups of inputs.
+        bias: float32 [O], bias correction included, or None.
+        levels: int8 [tables, 2^bits], one table for 64 output channels; None for the linear grid.
+        zero_point: uint8 [O, groups]; None where the scheme is symmetric. ``codes`` are less it.
     """
 
     codes: Tensor

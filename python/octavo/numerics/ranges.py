@@ -44,7 +44,9 @@ class Histogram:
     most `MAX_BINS` bins, hence it is a function of the extremes alone. When the hull grows, pairs
     of bins merge, which keeps the counts exact.
 
-    low, high: extremes of the values seen. count: how many values were seen.
+    Attributes:
+        low, high: extremes of the values seen.
+        count: how many values were seen.
     """
 
     low: float = math.inf

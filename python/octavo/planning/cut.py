@@ -18,18 +18,20 @@ __all__ = ["FlowPlan", "RegionPlan", "cut"]
 class RegionPlan:
     """A stretch of a flow that runs in integers.
 
-    name: "<flow path>#<index>" ("#0" for the root's first).
-    steps: fused integer steps in execution order, without quantize and dequantize. Kinds "conv_f32"
-      and "linear_f32" have float results; a clamp fused into a step is its params "lo" and "hi", in
-      reals.
-    inputs: float values that are quantized at the entry. outputs: values that leave as floats.
-    params_of: every u8 value of the region, entry values included, to the value whose QParams it
-      uses (itself, or the one it shares with: pooling, slicing, concat ...). Calibration gives
-      QParams to each value that maps to itself, under the key "<flow path>:<value>". Outputs that
-      conv or linear computes in float are not in it.
-    layouts: "image", "image1d" or "rows" of each input.
-    bits: of each value that maps to itself and has fewer than 8. A `Narrow` value is stored a
-      second time: its range comes from the data of the wide one.
+    Attributes:
+        name: "<flow path>#<index>" ("#0" for the root's first).
+        steps: fused integer steps in execution order, without quantize and dequantize. Kinds
+            "conv_f32" and "linear_f32" have float results; a clamp fused into a step is its params
+            "lo" and "hi", in reals.
+        inputs: float values that are quantized at the entry.
+        outputs: values that leave as floats.
+        params_of: every u8 value of the region, entry values included, to the value whose QParams
+            it uses (itself, or the one it shares with: pooling, slicing, concat ...). Calibration
+            gives QParams to each value that maps to itself, under the key "<flow path>:<value>".
+            Outputs that conv or linear computes in float are not in it.
+        layouts: "image", "image1d" or "rows" of each input.
+        bits: of each value that maps to itself and has fewer than 8. A `Narrow` value is stored a
+            second time: its range comes from the data of the wide one.
     """
 
     name: str

@@ -23,8 +23,10 @@ __all__ = ["FlowPlan", "Plan", "RegionPlan", "SitePlan", "plan"]
 class SitePlan:
     """One layer of the model that could be quantized.
 
-    scheme None: it stays float, and ``reason`` says why.
-    region: name of the region that runs it, "" when it runs alone.
+    Attributes:
+        scheme: how its weight is stored; None where it stays float.
+        reason: why it stays float.
+        region: name of the region that runs it, "" when it runs alone.
     """
 
     name: str

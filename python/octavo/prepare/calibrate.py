@@ -28,13 +28,14 @@ __all__ = ["Calibration", "calibrate", "plan_keys", "region_keys", "without_unre
 class Calibration:
     """Ranges found in data.
 
-    qparams: values inside regions, and the inputs of static layers that run alone, to their
-      parameters.
-    clipped: share of the values (0..1) that lie beyond the codes, by the same keys.
-    unreached: keys that no batch reached; they have no parameters.
-    constant: keys whose values were all equal.
-    samples, batches: how much data was read (samples 0 where a callable ran the model).
-    notes: what was done with the data, in words.
+    Attributes:
+        qparams: values inside regions, and the inputs of static layers that run alone, to their
+            parameters.
+        clipped: share of the values (0..1) that lie beyond the codes, by the same keys.
+        unreached: keys that no batch reached; they have no parameters.
+        constant: keys whose values were all equal.
+        samples, batches: how much data was read (samples 0 where a callable ran the model).
+        notes: what was done with the data, in words.
     """
 
     qparams: dict[RangeKey, QParams]

@@ -30,7 +30,11 @@ _POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Equalized:
-    """groups: (layers whose output channels were divided, layers that multiply them again)."""
+    """The layers whose channels were rescaled.
+
+    Attributes:
+        groups: (layers whose output channels were divided, layers that multiply them again).
+    """
 
     groups: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
 

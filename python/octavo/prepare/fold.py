@@ -24,10 +24,12 @@ __all__ = ["Folded", "affine_of", "fold", "fold_pair", "materialise"]
 
 @dataclass(frozen=True)
 class Folded:
-    """model: the one that was given.
+    """A model with fewer layers, and what was folded in it.
 
-    batch_norms: (name of the BatchNorm, name of the layer it went into).
-    materialised: "<layer>.<tensor>" of weights that were computed from others before.
+    Attributes:
+        model: the one that was given.
+        batch_norms: (name of the BatchNorm, name of the layer it went into).
+        materialised: "<layer>.<tensor>" of weights that were computed from others before.
     """
 
     model: nn.Module

@@ -30,7 +30,11 @@ _NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm)
 
 @dataclass(frozen=True)
 class Smoothed:
-    """pairs: (normalisation, linear layers behind it) whose channels were rescaled."""
+    """The layers whose channels were rescaled.
+
+    Attributes:
+        pairs: (normalisation, linear layers behind it).
+    """
 
     pairs: tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -42,7 +46,8 @@ class Smoothed:
 class _Seen:
     """What a normalisation gives: per channel the largest magnitude and the sum of squares.
 
-    strangers: whether a layer behind it was ever given something else.
+    Attributes:
+        strangers: whether a layer behind it was ever given something else.
     """
 
     def __init__(self) -> None:

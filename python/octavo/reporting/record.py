@@ -23,11 +23,14 @@ _ATTRIBUTE = "octavo_record"
 class LayerRecord:
     """One layer that could have been quantized.
 
-    bits 0: it stays float, and ``reason`` says why. region: name of the region that runs it, ""
-      when it runs alone.
-    activations: "static", "dynamic" or "float". float_bytes: of its float parameters.
-    weight_sqnr, output_sqnr: decibels against the float layer, None where not measured. The
-    output's includes the error of all layers before it, on the calibration data.
+    Attributes:
+        bits: width of its codes; 0 where it stays float.
+        region: name of the region that runs it, "" when it runs alone.
+        reason: why it stays float.
+        activations: "static", "dynamic" or "float".
+        float_bytes: of its float parameters.
+        weight_sqnr, output_sqnr: decibels against the float layer, None where not measured. The
+            output's includes the error of all layers before it, on the calibration data.
     """
 
     name: str
@@ -48,7 +51,9 @@ class LayerRecord:
 class Record:
     """All of it.
 
-    float_bytes: parameters and buffers of the float model. notes: whatever else was worth saying.
+    Attributes:
+        float_bytes: parameters and buffers of the float model.
+        notes: whatever else was worth saying.
     """
 
     layers: tuple[LayerRecord, ...]

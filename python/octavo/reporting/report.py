@@ -72,10 +72,11 @@ class Report:
 
     A notebook shows it as a table with bars; `save_html` writes that to a file, `plot` draws it.
 
-    float_bytes: parameters and buffers of the float model. bytes: everything the quantized model
-      keeps in memory.
-    multiplies: None without data. output_sqnr: of the model's output against the reference, None
-      without one.
+    Attributes:
+        float_bytes: parameters and buffers of the float model.
+        bytes: everything the quantized model keeps in memory.
+        multiplies: None without data.
+        output_sqnr: of the model's output against the reference, None without one.
     """
 
     model: str

@@ -39,9 +39,10 @@ __all__ = ["Correction", "correct_bias"]
 class Correction:
     """What `correct_bias` finds.
 
-    codes: layer to its codes with the corrected bias. output_sqnr: layer to the SQNR (dB) of its
-    output before the correction of its own bias, errors of earlier layers included; only layers
-    that data reached and no hook sees.
+    Attributes:
+        codes: layer to its codes with the corrected bias.
+        output_sqnr: layer to the SQNR (dB) of its output before the correction of its own bias,
+            errors of earlier layers included; only layers that data reached and no hook sees.
     """
 
     codes: dict[str, Codes]

@@ -45,9 +45,12 @@ _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 class Block:
     """A stretch of a flow.
 
-    steps: each with the region that runs it, None in float. layers: those with integer weights.
-    inputs: values that it reads from before. outputs: values it makes
-    that are read behind it. alive: all values that are read behind it.
+    Attributes:
+        steps: each with the region that runs it, None in float.
+        layers: those with integer weights.
+        inputs: values that it reads from before.
+        outputs: values it makes that are read behind it.
+        alive: all values that are read behind it.
     """
 
     flow: Flow

@@ -34,9 +34,12 @@ _TRUSTED = 100
 class LayerProblem:
     """A layer to be rounded.
 
-    plain: codes of the weights aimed at, rounded plainly. problem: what codes cost. start: float32
-    [G, R, 1] or [G, R, K], the scale of ``plain``. unit: power of two that ``problem`` and
-    ``start`` are in, so that squares of huge and of tiny weights are numbers.
+    Attributes:
+        plain: codes of the weights aimed at, rounded plainly.
+        problem: what codes cost.
+        start: float32 [G, R, 1] or [G, R, K], the scale of ``plain``.
+        unit: power of two that ``problem`` and ``start`` are in, so that squares of huge and of
+            tiny weights are numbers.
     """
 
     moments: Moments

@@ -19,7 +19,9 @@ __all__ = ["Learnable", "LearnableCodes", "LearnableScales", "descend"]
 class Learnable:
     """A layer while something of it is learned; its bias always is.
 
-    steps: of learning. way: half of the steps times the rate: how far a variable can go.
+    Attributes:
+        steps: of learning.
+        way: half of the steps times the rate: how far a variable can go.
     """
 
     steps: int

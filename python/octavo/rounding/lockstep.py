@@ -43,10 +43,14 @@ __all__ = ["Lockstep", "Pause", "fake_quantize"]
 class Pause:
     """A layer or block that has no integers yet, reached by the runs.
 
-    layers: names of its layers. block: None for a layer alone. inputs: of each batch, as the
-    rounded layers before give them; a layer's are in their codes, a block's are not yet.
-    float_inputs, targets: of each batch, of the float model. For a block these are {value: tensor},
-    for a layer tensors; of what is called several times the lists have as many entries as needed.
+    Attributes:
+        layers: names of its layers.
+        block: None for a layer alone.
+        inputs: of each batch, as the rounded layers before give them; a layer's are in their codes,
+            a block's are not yet.
+        float_inputs, targets: of each batch, of the float model. For a block these are {value:
+            tensor}, for a layer tensors; of what is called several times the lists have as many
+            entries as needed.
     """
 
     layers: tuple[str, ...]
@@ -358,7 +362,8 @@ class _Stopped(BaseException):
 class _Run:
     """One call of a model in a thread that runs only while `advance` waits for it.
 
-    kept: of units that are called several times, inputs and outputs of all calls.
+    Attributes:
+        kept: of units that are called several times, inputs and outputs of all calls.
     """
 
     _local = threading.local()

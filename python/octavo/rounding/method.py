@@ -18,10 +18,11 @@ __all__ = ["Method"]
 class Method:
     """A way from float weights to codes; one of the two functions is there.
 
-    from_weight: (float layer, its canonical weight, scheme) -> codes, without data.
-    from_data: (runs, pause) -> codes of the layers of the pause, biases fitted.
-    blockwise: whether it wants whole blocks of captured modules.
-    end_to_end: whether scales and biases are learned at the end, for the outputs of the model.
+    Attributes:
+        from_weight: (float layer, its canonical weight, scheme) -> codes, without data.
+        from_data: (runs, pause) -> codes of the layers of the pause, biases fitted.
+        blockwise: whether it wants whole blocks of captured modules.
+        end_to_end: whether scales and biases are learned at the end, for the outputs of the model.
     """
 
     name: str

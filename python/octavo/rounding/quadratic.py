@@ -67,7 +67,10 @@ class Moments:
 class Problem:
     """Weights of G groups of rows to be rounded.
 
-    wanted: float32 [G, R, K]. h: float32 [G, K, K], damped. snapped: rounds to the levels.
+    Attributes:
+        wanted: float32 [G, R, K].
+        h: float32 [G, K, K], damped.
+        snapped: rounds to the levels.
     """
 
     wanted: Tensor

@@ -34,8 +34,10 @@ _MANY = 1536
 class Rounded:
     """What `round_model` finds.
 
-    codes: of every layer with a scheme. qparams: ranges, where the method learned better ones than
-    those given. notes: what was worth saying.
+    Attributes:
+        codes: of every layer with a scheme.
+        qparams: ranges, where the method learned better ones than those given.
+        notes: what was worth saying.
     """
 
     codes: dict[str, Codes]

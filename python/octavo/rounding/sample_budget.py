@@ -39,10 +39,13 @@ _HELD = 6  # Times the largest value: three values, in each of two runs.
 class SampleBudget:
     """Calls in the order in which runs start, and how many there may be.
 
-    calls: as many as will ever be wanted. given: samples in the data. held: layer to the bytes that
-    the runs of one sample hold from there on. memory: bytes for all of them; one call is made in
-    any case. late: whether calls are started behind the first layer too. repeated: layers that one
-    call of the model calls several times.
+    Attributes:
+        calls: as many as will ever be wanted.
+        given: samples in the data.
+        held: layer to the bytes that the runs of one sample hold from there on.
+        memory: bytes for all of them; one call is made in any case.
+        late: whether calls are started behind the first layer too.
+        repeated: layers that one call of the model calls several times.
     """
 
     calls: list[Call]

@@ -40,12 +40,13 @@ _GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forwar
 class Region:
     """A stretch of a flow that one call of ``run_region`` computes.
 
-    name: "<flow path>#<index>".
-    program: its text. panels: for each ``panel=`` the qualified name of a layer, or a tensor of
-    numbers.
-    inputs, outputs: names of the values that enter and leave as floats, in the program's order.
-    values: name of each value that the program computes or reads, to its id there.
-    steps: the steps that the program stands for, in execution order.
+    Attributes:
+        name: "<flow path>#<index>".
+        program: its text.
+        panels: for each ``panel=`` the qualified name of a layer, or a tensor of numbers.
+        inputs, outputs: names of the values that enter and leave as floats, in the program's order.
+        values: name of each value that the program computes or reads, to its id there.
+        steps: the steps that the program stands for, in execution order.
     """
 
     name: str

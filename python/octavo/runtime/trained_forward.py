@@ -27,8 +27,10 @@ __all__ = ["Compute", "Store", "TrainedForward", "trained_forward"]
 class Compute:
     """One float call.
 
-    step: the call in evaluation mode. training: in training mode, where that differs.
-    is_layer: whether its module is a layer whose input has been fake-quantized before.
+    Attributes:
+        step: the call in evaluation mode.
+        training: in training mode, where that differs.
+        is_layer: whether its module is a layer whose input has been fake-quantized before.
     """
 
     step: Step
@@ -40,10 +42,12 @@ class Compute:
 class Store:
     """A value that the integer model stores.
 
-    value: what is fake-quantized. result: the name of what comes out. root: that of the value in
-      the plan, which stands behind a dropout.
-    layer, key: the fake-quantizer is ``layer.value_quantizers[key]``.
-    relu: the call of a ReLU from ``value`` that the fake-quantizer includes.
+    Attributes:
+        value: what is fake-quantized.
+        result: the name of what comes out.
+        root: that of the value in the plan, which stands behind a dropout.
+        layer, key: the fake-quantizer is ``layer.value_quantizers[key]``.
+        relu: the call of a ReLU from ``value`` that the fake-quantizer includes.
     """
 
     value: str

@@ -35,8 +35,12 @@ _ATTRIBUTE = "octavo_training"
 class Training:
     """What a trainee was made from, kept on it for `octavo.freeze`.
 
-    plan: of the integer model. batch_norms: (BatchNorm, layer it will be folded into).
-    float_bytes: of the float model. params: ranges it started from. method: as asked for.
+    Attributes:
+        plan: of the integer model.
+        batch_norms: (BatchNorm, layer it will be folded into).
+        float_bytes: of the float model.
+        params: ranges it started from.
+        method: as asked for.
     """
 
     plan: Plan
@@ -226,8 +230,9 @@ class _Stored:
 class _Stretch:
     """One region as float calls and stores.
 
-    stored: of the whole flow. A value has one fake-quantizer, whatever regions read it: the integer
-      model has one set of parameters for it.
+    Attributes:
+        stored: of the whole flow. A value has one fake-quantizer, whatever regions read it: the
+            integer model has one set of parameters for it.
     """
 
     def __init__(

@@ -39,11 +39,14 @@ _FLOAT_TOLERANCE = 1e-4
 class SiteCheck:
     """One value that the integer model stores, or one layer's float result.
 
-    site: "<region>:<value>", or the name of a layer that runs alone. kind: of the step.
-    steps: largest difference of codes where the frozen model is fed the trainee's own codes; None
-      for float results. equal: share of equal codes there.
-    end_to_end: share of equal codes where each model runs on its own from the input.
-    error: of float results, the largest difference in units of the largest magnitude.
+    Attributes:
+        site: "<region>:<value>", or the name of a layer that runs alone.
+        kind: of the step.
+        steps: largest difference of codes where the frozen model is fed the trainee's own codes;
+            None for float results.
+        equal: share of equal codes there.
+        end_to_end: share of equal codes where each model runs on its own from the input.
+        error: of float results, the largest difference in units of the largest magnitude.
     """
 
     site: str
@@ -63,7 +66,8 @@ class SiteCheck:
 class Verification:
     """What `verify` found; `str` gives the table.
 
-    evaluations: what ``evaluate`` gave for the trainee and the frozen model.
+    Attributes:
+        evaluations: what ``evaluate`` gave for the trainee and the frozen model.
     """
 
     sites: tuple[SiteCheck, ...]

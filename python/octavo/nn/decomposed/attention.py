@@ -21,13 +21,14 @@ _OUT = nn.modules.linear.NonDynamicallyQuantizableLinear
 class DecomposedAttention(nn.MultiheadAttention):
     """The same function as nn.MultiheadAttention, which keeps its projections in Parameters.
 
-    in_proj: Linear [3 * embed_dim, embed_dim], for queries, keys and values; or, where keys or
-    values have a width of their own, q_proj, k_proj and v_proj, without biases.
-    out_proj: Linear [embed_dim, embed_dim].
-
     Made by `octavo.nn.decomposed.decompose.decompose`, not by its constructor. The projections are
     integer products once quantized, scores and softmax stay float. Where queries are not keys,
     in_proj computes all three parts of each and drops what is not needed.
+
+    Attributes:
+        in_proj: Linear [3 * embed_dim, embed_dim], for queries, keys and values; or, where keys or
+            values have a width of their own, q_proj, k_proj and v_proj, without biases.
+        out_proj: Linear [embed_dim, embed_dim].
     """
 
     in_proj: nn.Module

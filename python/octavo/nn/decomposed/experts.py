@@ -17,11 +17,13 @@ __all__ = ["DecomposedExperts"]
 class DecomposedExperts(nn.Module):
     """The same function as fused experts of transformers, whatever their class.
 
-    up: ModuleList of Linear [2 * width, hidden] where experts have a gate, else [width, hidden].
-    down: ModuleList of Linear [hidden, width].
-    fused: the class that these stand for; its gate is called with self.
-
     Made by `octavo.nn.decomposed.decompose.decompose`, not by its constructor.
+
+    Attributes:
+        up: ModuleList of Linear [2 * width, hidden] where experts have a gate, else [width,
+            hidden].
+        down: ModuleList of Linear [hidden, width].
+        fused: the class that these stand for; its gate is called with self.
     """
 
     up: nn.ModuleList

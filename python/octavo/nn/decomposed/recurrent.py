@@ -24,7 +24,8 @@ __all__ = ["ROWS", "DecomposedCell", "DecomposedRecurrent"]
 class _Products(nn.Module):
     """Parameters ``weight_X`` and ``bias_X`` are those of a layer ``X``; the old names still read.
 
-    floats: the torch class that it stands for.
+    Attributes:
+        floats: the torch class that it stands for.
     """
 
     floats: type[nn.Module]
@@ -269,7 +270,9 @@ class DecomposedRecurrent(_Products):
 class DecomposedCell(_Products):
     """The same function as nn.LSTMCell, nn.GRUCell or nn.RNNCell.
 
-    ih: Linear [gates * hidden_size, input_size]. hh: Linear [gates * hidden_size, hidden_size].
+    Attributes:
+        ih: Linear [gates * hidden_size, input_size].
+        hh: Linear [gates * hidden_size, hidden_size].
     """
 
     ih: nn.Module

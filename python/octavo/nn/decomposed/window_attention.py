@@ -22,10 +22,12 @@ _FUSED = tuple(
 class DecomposedWindowAttention(nn.Module):
     """The same function as torchvision's ShiftedWindowAttention, of both versions.
 
-    qkv: Linear [3 * channels, channels]. proj: Linear [channels, channels].
-    fused: the class that it stands for.
+    qkv and proj are applied to the pixels of the image alone, not to what pads it to windows.
 
-    Both are taken of pixels where these lie in the image, so proj not of what pads it to windows.
+    Attributes:
+        qkv: Linear [3 * channels, channels].
+        proj: Linear [channels, channels].
+        fused: the class that it stands for.
     """
 
     qkv: nn.Module

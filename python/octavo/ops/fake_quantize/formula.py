@@ -34,9 +34,14 @@ __all__ = [
 class Options(NamedTuple):
     """What a fake-quantizer is told beside its tensors.
 
-    qmin, qmax: the codes. axis: dimension of the channels, or None for one step in all. group_size:
-    0, or inputs that share a step. relu: max(x, 0) before. learned: parameters are trained.
-    grad_scale: factor of their gradients. clip: no gradient outside a table's range.
+    Attributes:
+        qmin, qmax: the codes.
+        axis: dimension of the channels, or None for one step in all.
+        group_size: 0, or inputs that share a step.
+        relu: max(x, 0) before.
+        learned: parameters are trained.
+        grad_scale: factor of their gradients.
+        clip: no gradient outside a table's range.
     """
 
     qmin: int
@@ -52,9 +57,11 @@ class Options(NamedTuple):
 class Steps(NamedTuple):
     """How values are cut into steps, per tensor, channel or group.
 
-    scale, inverse: float32, the step and float32(1 / step). low, high: float32 integers, qmin -
-    zero_point and qmax - zero_point. axis: channels, or None. group_size: 0, or inputs that share
-    a step.
+    Attributes:
+        scale, inverse: float32, the step and float32(1 / step).
+        low, high: float32 integers, qmin - zero_point and qmax - zero_point.
+        axis: channels, or None.
+        group_size: 0, or inputs that share a step.
     """
 
     scale: Tensor

@@ -21,8 +21,10 @@ __all__ = ["Observed", "observe_fake_quantize"]
 class Observed(NamedTuple):
     """What `observe_fake_quantize` returns.
 
-    y: the values, fake-quantized. scale, zero_point: float32, the steps used, [1] or [C].
-    non_finite: int64 [1], how many values were not finite (0 where nothing was observed).
+    Attributes:
+        y: the values, fake-quantized.
+        scale, zero_point: float32, the steps used, [1] or [C].
+        non_finite: int64 [1], how many values were not finite (0 where nothing was observed).
     """
 
     y: Tensor

@@ -85,7 +85,11 @@ def safe_scale(scale: Tensor, scheme: Scheme) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Pieces:
-    """Rows that have a scale each. groups: how many of them belong to one output channel."""
+    """Rows that have a scale each.
+
+    Attributes:
+        groups: how many of them belong to one output channel.
+    """
 
     rows: Tensor
     importance: Tensor | None

@@ -138,7 +138,11 @@ def _copied(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Samples:
-    """Inputs and outputs of a block, all batches joined. held: samples that only judge."""
+    """Inputs and outputs of a block, all batches joined.
+
+    Attributes:
+        held: samples that only judge.
+    """
 
     inputs: dict[str, Tensor]
     float_inputs: dict[str, Tensor]
