@@ -1,6 +1,7 @@
 """The public calls. `quantize` checks its arguments and runs one of two pipelines.
 
-Both are their stages in a row: to a model that computes in integers, or to a trainee.
+Each pipeline is a list of stages. One ends in a model that computes in integers, the other in a
+trainee.
 """
 
 from __future__ import annotations
@@ -99,12 +100,13 @@ def quantize(
     Args:
         model: any float nn.Module on the CPU. It is not changed unless ``inplace``.
         bits: 2..8 for the weights of every layer; a pair (weights, activations); a mapping of
-            names, globs, classes, "@first", "@last" to either, later entries winning; a float, the
-            average to be spent where it helps most; a `Plan`, or the Path of its JSON file.
+            names, globs, classes, "@first", "@last" to either, of which later entries replace
+            earlier ones; a float, the average to be spent where it helps most; a `Plan`, or the
+            Path of its JSON file.
         data: batches to calibrate with: a tensor, an iterable of tensors, tuples or mappings, or a
             callable that is given the model and runs it. With data activations are static and
-            stretches of the network run in integers from end to end; without, each row (each image)
-            is quantized as it comes.
+            stretches of the network run in integers from end to end; without data, each row (each
+            image) gets a range of its own in every call.
         grid: levels that codes stand for, one of `octavo.grids()`.
         activations: "dynamic", "float" (only weights are quantized), or the bits 2..8 of static
           ones (needs data). Default: 8 with data, else "dynamic".
@@ -116,7 +118,7 @@ def quantize(
             not lie around 0: layers without a kernel, 2 to 7 bits, linear grid; such layers run
             outside of regions. Others stay symmetric.
         rounding: "nearest", "squant" or "hqq" (no data needed), "gptq", "adaround" or "qdrop" (need
-            data). Default: by bits, data and effort, said in the report.
+            data). Default: chosen by bits, data and effort; the report names it.
         ranges: "huber" (default: squared error that giant values count in linearly), "mse",
             "minmax" or "percentile".
         effort: "fast" rounds plainly and takes ranges as they are. "balanced" searches codes of few
@@ -127,18 +129,18 @@ def quantize(
             takes longer.
         exclude: names, globs or classes of layers to leave out.
         include: names, globs or classes of the only layers to quantize. Default: all.
-        inplace: change and return ``model`` itself. If anything fails it is as it was.
+        inplace: change and return ``model`` itself. If anything fails, it is restored.
         strict: whether a pattern that matches nothing, or nothing to quantize, is an error.
-        progress: tell on stderr what is going on.
+        progress: whether to show progress on stderr.
         evaluate: with max_drop, a function from a model to its score; higher is better.
         max_drop: how much of the float model's score may be lost. The smallest average of widths
-            that keeps to it is searched, up to ``bits``; if there is none, the best model found is
+            within this limit is searched, up to ``bits``; if there is none, the best model found is
             returned, and the report says so.
-        qat: return a trainee instead: a copy with the very Parameters of ``model`` and
+        qat: return a trainee instead: a copy that has the same Parameters as ``model`` and
             fake-quantizers exactly where the integer model stores values, for your own training
             loop and then `octavo.freeze`. Static ranges start from data; without data, activations
             are dynamic, or "float".
-        qat_method: with qat, how ranges come about: "ste" (moving averages; adds no Parameters),
+        qat_method: with qat, how ranges are found: "ste" (moving averages; adds no Parameters),
             "lsq", "lsq+", "pact" (trained steps, zero points, clips: `octavo.range_parameters`) or
             "dorefa". Default: "ste" for values and weights of 8 to 5 bits, "lsq" below.
 
@@ -184,7 +186,7 @@ def quantize(
 @held_back()
 @known_arguments
 def dequantize(model: Model, inplace: bool = False) -> Model:
-    """A float model again, whose weights are what the integers stand for.
+    """The quantized model in float again, with the weights that its integers stand for.
 
     Example:
         >>> import torch, octavo
@@ -222,7 +224,7 @@ class _Job:
         activation_bits: widths of static activations.
         exclude: patterns, checked.
         include: patterns, checked; None for all layers.
-        notes: what is said on the way.
+        notes: messages for the user and for the report.
     """
 
     model: nn.Module
@@ -383,7 +385,7 @@ def _corrected(
 
 
 class _Notes:
-    """What is worth saying: said once on stderr, kept for the report."""
+    """Messages for the user: printed once on stderr, kept for the report."""
 
     def __init__(self, aloud: bool) -> None:
         self._aloud = aloud

@@ -60,8 +60,8 @@ def isa() -> str:
 def set_isa(name: str | None = None) -> None:
     """Forces an instruction set for the process, or with None goes back to the best one.
 
-    Results do not depend on it, time does. Weights are packed anew at each layer's next call. The
-    environment variable OCTAVO_ISA does the same at import.
+    It changes the time that calls take, not their results. Weights are packed again at each layer's
+    next call. The environment variable OCTAVO_ISA does the same at import.
 
     Args:
         name: one of `isas()`.

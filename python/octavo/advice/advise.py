@@ -1,4 +1,4 @@
-"""What to call: a look at model, machine and target, and rules that stand in one table."""
+"""What to call: a table of rules over the model, the machine and the target."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class Target:
 
     Attributes:
         short_of: "time", "file" (the size of what is downloaded) or "memory".
-        here: whether that is a machine like the one that asks; others' caches are not known.
-        at_once: texts that a language model writes at a time, where no data tells.
+        here: whether the target is a machine like this one; the caches of other machines are not
+            known.
+        at_once: how many texts a language model writes at a time; used where there is no data.
     """
 
     name: str
@@ -66,7 +67,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Situation:
-    """All that rules look at."""
+    """All that the rules depend on."""
 
     traits: Traits
     machine: Machine
@@ -75,9 +76,9 @@ class Situation:
 
     @property
     def uses(self) -> float | None:
-        """Uses of a weight in a product, as data tells, or as many as texts are written at once.
+        """Uses of a weight in one product: from data, else the number of texts written at once.
 
-        A recurrent network has a product for every time, over the samples of a call.
+        A recurrent network has one product for each time step, over the samples of a call.
         """
         if self.traits.family == "recurrent":
             return None if self.traits.samples is None else float(self.traits.samples)
@@ -119,10 +120,10 @@ class Situation:
 
 @dataclass(frozen=True)
 class Rule:
-    """One row: if ``when``, then these arguments, which win over those of earlier rules.
+    """One row: where ``when`` holds, these arguments replace those of earlier rules.
 
     Attributes:
-        gives: arguments of `octavo.quantize`; "data" is True where it is to be passed on.
+        gives: arguments of `octavo.quantize`; "data" is True where data is passed on.
         why: one sentence.
         source: where that was measured.
     """
@@ -324,8 +325,9 @@ class Advice:
     Attributes:
         arguments: of the call, without model and data; {} if there is nothing to quantize.
         uses_data: whether the call takes data too.
-        size: exact, of that call; None if there is nothing to quantize.
-        hints: what else could be done.
+        size: exact sizes of the model before and after that call; None if there is nothing to
+            quantize.
+        hints: other things that could be done.
     """
 
     target: str
@@ -350,15 +352,15 @@ class Advice:
     def apply(
         self, model: Model, data: Data | None = None, **others: Unpack[QuantizeOptions]
     ) -> Model:
-        """The quantized model: the call is made.
+        """Makes the call and returns the quantized model.
 
         Args:
             model: the model that was advised on, or one like it.
-            data: batches; needed where ``uses_data``, else not looked at.
-            **others: more arguments of `octavo.quantize`; they win.
+            data: batches; needed where ``uses_data``, else ignored.
+            **others: more arguments of `octavo.quantize`; they replace those of the advice.
 
         Raises:
-            NothingQuantizedError: there is no call.
+            NothingQuantizedError: nothing can be quantized, so there is no call.
             ValueError: data is missing. Others as `octavo.quantize` has them.
         """
         known = ["model", "data", *QuantizeOptions.__annotations__]

@@ -22,7 +22,7 @@ class Machine:
     Attributes:
         isa: instruction set in use.
         caches: level to bytes of the data cache that one core reaches; {} where unknown.
-        threads: of torch.
+        threads: number of threads that torch uses.
     """
 
     isa: str

@@ -26,7 +26,7 @@ def tables() -> dict[str, dict[str, Any]]:
 def figure(table: str, row: tuple[str, ...], column: str, place: int = 0) -> str:
     """One figure as it is printed: of the row whose first cells begin with the words of ``row``.
 
-    place: which one, where the cell holds several, in the order of the widths asked for.
+    place: which figure of a cell that holds several, in the order of the widths.
     """
     content = tables()[table]
     (cells,) = (

@@ -59,7 +59,7 @@ def footprint(
     """What `octavo.quantize` would make of ``model`` with these arguments, in bytes.
 
     The arguments are those of `octavo.quantize`. Layers of zeros take the places of the quantized
-    ones, so that a copy of the model is made and a quarter of it.
+    ones. This needs memory for a copy of the model and for a quarter of it.
     """
     float_bytes = tensor_bytes(model)
     work = copy_model(model).eval()

@@ -46,10 +46,11 @@ class Point:
     Attributes:
         name: its bits and grid, "float" for the model itself.
         score: what ``evaluate`` returned.
-        bytes: resident.
-        file_bytes: tensors of the file.
-        seconds: fastest call.
-        best: no other point is as good in score, bytes, file and time, and better in one of them.
+        bytes: bytes that it takes in memory.
+        file_bytes: bytes of the tensors in its file.
+        seconds: time of the fastest call.
+        best: whether no other point is as good in score, bytes, file and time, and better in one of
+            them.
     """
 
     name: str
@@ -65,7 +66,7 @@ class ParetoFront:
     """All points, the float model first. `str` gives the table, `plot` a picture.
 
     Attributes:
-        samples: in the timed call.
+        samples: number of samples in the timed call.
     """
 
     points: tuple[Point, ...]
@@ -147,8 +148,8 @@ def pareto_front(
 ) -> ParetoFront:
     """Accuracy, size and time of the float model and of it quantized at every setting.
 
-    Scores on the data that ``evaluate`` holds choose nothing here; take held-out training data if
-    you choose a setting by them.
+    Nothing is chosen here by the scores. If you choose a setting by them, let ``evaluate`` use
+    held-out training data.
 
     Example:
         >>> import torch, octavo
@@ -237,7 +238,7 @@ def pareto_front(
 
 
 def _names(settings: Sequence[tuple[Any, str]]) -> list[str]:
-    """What a row is called; told apart by numbers where two are called the same."""
+    """The name of a row; numbers distinguish rows that would have the same name."""
     several = len({grid for _, grid in settings}) > 1 or settings[0][1] != "linear"
     names: list[str] = []
     for width, grid in settings:
@@ -269,7 +270,7 @@ def _call(model: nn.Module, data: object) -> Call:
 
 
 def _fastest(models: Mapping[str, nn.Module], call: Call, rounds: int) -> dict[str, float]:
-    """Seconds of the fastest call of each model; they take turns to meet the same machine."""
+    """Seconds of the fastest call of each model; they take turns, so that load hits all alike."""
     best = dict.fromkeys(models, float("inf"))
     with torch.inference_mode():
         for _ in range(rounds + 1):  # The first warms up.

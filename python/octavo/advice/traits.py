@@ -37,14 +37,14 @@ class Traits:
     """A model in figures.
 
     Attributes:
-        family: what most of its weights or of its work belong to.
+        family: kind of network that most of its weights or of its work belong to.
         weights: numbers in the weights of each kind of layer (`KINDS`).
         eligible: numbers in the weights of layers that octavo can quantize.
         float_bytes: parameters and buffers.
         depthwise: patterns of names that match the depthwise convolutions and no other layer.
         attention: modules that look like attention.
-        generates: whether it ends in scores of a vocabulary, as models do that write text.
-        left: what stays float whatever is asked, the largest first.
+        generates: whether its output is scores of a vocabulary, as in models that write text.
+        left: layers that cannot be quantized, the largest first.
         samples: in a batch of data; None without data.
         multiplies: multiply-adds of that batch; None without data.
     """
@@ -88,14 +88,14 @@ def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
 
     batches: one call of the first of them is run; where a callable runs the model, all of it.
     """
-    if is_decomposable(model):  # As `quantize` sees it, but with the very tensors.
+    if is_decomposable(model):  # As `quantize` sees it, but with the same tensors.
         model = decompose(copy_model(model, shared=(*model.parameters(), *model.buffers())))
     weights = dict.fromkeys(KINDS, 0)
     reasons = float_reasons(model)
     left: dict[tuple[str, str], list[int]] = {}
     depthwise: list[str] = []
     eligible = 0
-    # A table that is the weight of a linear layer too counts as that.
+    # A table that is also the weight of a linear layer counts as that layer.
     heads = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     seen: set[int] = set()
     recurrent = {id(layer) for m in model.modules() if _is_recurrent(m) for layer in m.children()}

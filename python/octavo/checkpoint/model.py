@@ -52,7 +52,7 @@ _BAD_DATA = (
     RecursionError,
 )
 
-# What the description of a quantized model holds; more is looked at where it is used.
+# What the description of a quantized model holds; more is checked where it is used.
 _CONTENT: dict[str, Any] = {
     "modules": dict[str, str],
     "layers": dict[str, dict[str, Any]],
@@ -242,7 +242,7 @@ def _file_name(name: str) -> str:
 @held_back()
 @known_arguments
 def load(path: FilePath, model: Model) -> Model:
-    """The quantized model that ``save`` has written, in eval mode. ``model`` gives its code.
+    """The quantized model that ``save`` has written, in eval mode. ``model`` provides its code.
 
     A trainee comes back as it was, in the mode it was in, with Parameters of its own.
 
@@ -592,7 +592,7 @@ class _Loader:
     # ---- everything else that has a value
 
     def fill(self, result: nn.Module) -> None:
-        """Gives the tensors that are no layers' to the copy."""
+        """Gives the copy the tensors that belong to no layer."""
         tied = self.content["tied"]
         given: dict[str, nn.Parameter | Tensor] = {}
         for path, module in result.named_modules():

@@ -25,7 +25,7 @@ from octavo.training.trainee import Training, make_trainee
 
 __all__ = ["load_trainee", "save_trainee"]
 
-# What the description of a trainee holds; more is looked at where it is used.
+# What the description of a trainee holds; more is checked where it is used.
 _CONTENT: dict[str, Any] = {
     "modules": dict[str, str],
     "plan": dict[str, Any],

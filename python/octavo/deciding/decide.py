@@ -1,4 +1,4 @@
-"""From what was asked to a plan: the scheme of every layer, averages spent, groups chosen."""
+"""From the arguments to a plan: the scheme of every layer, averages spent, groups chosen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Decision", "decide"]
 
 @dataclass(frozen=True)
 class Decision:
-    """The plan, and what was worth saying about how it came about."""
+    """The plan, and messages on how it was chosen."""
 
     plan: Plan
     notes: tuple[str, ...] = ()
@@ -137,7 +137,7 @@ def _spent(
     batches: Batches | None,
     progress: bool,
 ) -> tuple[dict[str, Scheme | None], str]:
-    """The schemes with widths that together are ``average`` bits a weight, and that in words."""
+    """The schemes with widths that together are ``average`` bits a weight, and a note."""
     chosen = {name: scheme for name, scheme in schemes.items() if scheme is not None}
     grid = next(iter(chosen.values()), Scheme()).grid
     found = measure_sensitivity(model, list(chosen), batches, grid, progress)
@@ -164,7 +164,7 @@ def _default_groups(
 def _with_groups(
     found: Capture, schemes: Mapping[str, Scheme | None], size: int, normed: frozenset[str]
 ) -> tuple[dict[str, Scheme | None], list[str]]:
-    """The schemes with groups as asked, and a note on layers that cannot have them."""
+    """The schemes with groups as requested, and a note on layers that cannot have them."""
     grouped, without, behind = dict(schemes), list[str](), list[str]()
     for site in found.sites:
         scheme = schemes.get(site.name)

@@ -66,9 +66,9 @@ def resolve(
     sites: Sequence[Site],
     model: nn.Module,
 ) -> tuple[dict[str, int], dict[str, str], Unmatched]:
-    """Bits of every site asked for, the reason for each that is not, and what matched nothing.
+    """Bits of every site to quantize, the reason for each other, and what matched nothing.
 
-    Later entries of ``bits`` win over earlier ones.
+    Later entries of ``bits`` replace earlier ones.
     """
     widths: dict[str, int] = {}
     unmatched: Unmatched = []
@@ -99,7 +99,7 @@ def resolve(
 def activation_widths(
     bits: Mapping[Any, int], sites: Sequence[Site], model: nn.Module
 ) -> dict[str, int]:
-    """Bits of every site's input, later entries winning; 8 where no entry matches."""
+    """Bits of every site's input, later entries replacing earlier ones; 8 without a match."""
     widths = {site.name: 8 for site in sites}
     for pattern, width in bits.items():
         widths |= {site.name: width for site in matching(pattern, sites, model, "bits")[0]}

@@ -1,4 +1,4 @@
-"""The narrowest average of widths at which a model scores as is asked."""
+"""The narrowest average of widths at which a model reaches the required score."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AVERAGES = (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0)
 
 
 class Search:
-    """Tries averages of bits by halves, each spent where it helps most.
+    """Searches the average of bits by bisection; each average is spent where it helps most.
 
     Args:
         model: the float model.

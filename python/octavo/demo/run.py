@@ -20,8 +20,8 @@ class Row:
     """One line of the demo's table.
 
     Attributes:
-        accuracy: percent.
-        bytes: resident parameters and buffers.
+        accuracy: in percent.
+        bytes: of parameters and buffers in memory.
         seconds_one: for one image alone.
         seconds_many: for one image in a batch of 64.
         integer_share: of all multiply-adds.
@@ -71,7 +71,7 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def _fastest(models: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, float]:
-    """Seconds of the fastest call of each model; they take turns to meet the same machine."""
+    """Seconds of the fastest call of each model; they take turns, so that load hits all alike."""
     best = dict.fromkeys(models, float("inf"))
     with torch.inference_mode():
         for _ in range(rounds):

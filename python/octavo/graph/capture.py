@@ -46,9 +46,8 @@ class Capture:
     """What was captured of a model.
 
     Attributes:
-        sites: in call order where an example tells it, else (and then) in the order of
-            registration.
-        flows: none lies inside another.
+        sites: in call order as far as an example shows it, then in the order of registration.
+        flows: captured modules; none lies inside another.
         untraced: module path to the reason why its forward is no flow.
     """
 
@@ -76,7 +75,7 @@ def capture(model: nn.Module, example: Example = None, training: bool = False) -
     """The sites and flows of ``model``, which must be in eval mode and stays as it was.
 
     Each submodule is traced, the root first, its children only if that fails; layers of torch.nn
-    are single steps. With an example a flow is kept only if, run on the very inputs that its module
+    are single steps. With an example a flow is kept only if, run on the same inputs that its module
     gets, it returns what the module returns, bit for bit.
 
     Args:

@@ -1,7 +1,7 @@
 """What a module's forward does, as data: the steps that capture finds and plan turns into regions.
 
 A flow is a straight line of steps over named values. Every step can be evaluated in float (it
-remembers the very call it came from), and the steps whose ``kind`` is a row of the region program
+remembers the call it came from), and the steps whose ``kind`` is a row of the region program
 (csrc/README.md) can run in integers.
 """
 

@@ -48,7 +48,7 @@ def _stand_in(
         tensors = flow_arguments(flow, signature, args, kwargs)
         return original(*args, **kwargs) if tensors is None else handle(flow, tensors)
 
-    # Whoever asks what the model takes gets the module's own answer.
+    # Code that inspects the signature finds that of the module's own forward.
     forward.__signature__ = signature  # type: ignore[attr-defined]
     return forward
 

@@ -34,7 +34,7 @@ def rewrite(
 
     Args:
         model: the float model that the plan was made for, folded, in eval mode.
-        plan: what becomes of each site and flow.
+        plan: how each site and flow is stored and run.
         params: ranges of values and of layers' inputs (`octavo.prepare.calibrate`).
         integers: name of each site with a scheme to its integers.
         inplace: change ``model`` itself instead of a copy.

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 METHODS = ("ste", "lsq", "lsq+", "pact", "dorefa")
-"""How ranges come about while training.
+"""How ranges are found in training.
 
 ste: activations by a moving average of their range, weights by their largest magnitude.
 lsq: steps are trained (LSQ, arXiv 1902.08153). lsq+: zero points of activations too (2004.09576).
@@ -43,12 +43,12 @@ _MOMENTUM = 0.05
 
 
 def default_method(bits: int) -> str:
-    """The method where none is asked for: "ste" for 8 to 5 bits, "lsq" below."""
+    """The default method: "ste" for 8 to 5 bits, "lsq" below."""
     return "ste" if bits >= 5 else "lsq"
 
 
 class Monitor:
-    """Says where values stop being finite: once a step, at the first layer. One for a trainee."""
+    """Warns where values stop being finite: once a step, at the first layer. One a trainee."""
 
     def __init__(self) -> None:
         self.reported = 0
@@ -93,7 +93,7 @@ class FakeQuantize(nn.Module):
         bits: width of its codes.
         method: a row of `METHODS`.
         relu: whether max(x, 0) is part of it.
-        is_frozen: whether its range keeps still in training too.
+        is_frozen: whether its range is frozen in training too.
     """
 
     scale: Tensor
@@ -189,7 +189,7 @@ class FakeQuantize(nn.Module):
             update = False
         watch = self.method == "dorefa" and self.training and not is_recomputing()
         if watch and not torch.compiler.is_compiling():
-            # A calibrated range keeps still: with momentum 0 values are looked at and move nothing.
+            # A calibrated range is frozen: with momentum 0 values are observed and change nothing.
             rule = {**self._rule(), "momentum": 0.0, "rule": "minmax"}
             update = True
         else:
@@ -272,12 +272,12 @@ class FakeQuantizeWeight(nn.Module):
         method: a row of `METHODS`.
         axis: dimension of the output channels.
         scale: float32 [O], or [O, groups], of which bfloat16 numbers are used; a Parameter where
-            steps are trained, else a buffer that each training step forms anew: ratio * largest
+            steps are trained, else a buffer that each training step computes again: ratio * largest
             magnitude / largest level, or ratio * range / (2^bits - 1) with zero points.
         zero_point: float32 of the same shape, None where the scheme is symmetric; a Parameter with
-            "lsq+", kept still with "lsq", else formed anew like the scale.
+            "lsq+", frozen with "lsq", else computed again like the scale.
         ratio: float32 of the same shape, where the clip that was best at the start lies.
-        levels: int8 [tables, 2^bits] of a grid that is no line; they keep still.
+        levels: int8 [tables, 2^bits] of a grid other than "linear"; they never change.
     """
 
     scale: Tensor

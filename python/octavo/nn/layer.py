@@ -45,9 +45,10 @@ class QLayer(nn.Module):
             levels.
         group_size: inputs that share a scale; 0: all of an output channel.
         weight_zero_point: uint8 [O, groups], read from the panel each time, or None: levels are
-            codes less it.
+            codes minus it.
         symmetric: whether there are no zero points.
-        activations: "static", "dynamic" (each row or sample gets a range as it comes) or "float".
+        activations: "static", "dynamic" (each row or sample gets a range of its own in every call)
+            or "float".
         packed: whether weights stay in ``bits`` bits in memory, else they are int8.
         input_params: range of the input where activations are static.
         path: name of the layer in the model it was made for; used in messages only.
@@ -102,7 +103,7 @@ class QLayer(nn.Module):
             bits: width of the codes, 2..8.
             grid: name of the levels that the codes stand for.
             levels: tables of the grid, None for "linear".
-            zero_point: uint8 [O, groups], what ``codes`` are less; only with ``packed``.
+            zero_point: uint8 [O, groups], already subtracted from ``codes``; only with ``packed``.
             group_size: inputs that share a scale; 0: all of an output channel.
             activations: None: static with ``input_params``, else dynamic.
             packed: whether weights stay in ``bits`` bits in memory, where the class can do that.
@@ -237,7 +238,7 @@ class QLayer(nn.Module):
         self.prepare()
 
     def current_panel(self) -> Tensor:
-        """The panel for the active instruction set; made anew if another one was chosen since.
+        """The panel for the active instruction set; packed again if another one was chosen since.
 
         Where another thread chooses meanwhile it may be for either: operators compute with the
         kernels of the panel that they are given, and all kernels give the same bits.

@@ -1,7 +1,7 @@
 """The forward of a layer whose weight is fake-quantized while the layer is trained.
 
 It is a callable in ``module.__dict__["forward"]``, so that the module keeps its class, its name and
-its very Parameters.
+its Parameters.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class TrainedLayer(OwnedForward):
 
     def _call(self, input: Tensor, weight: Tensor, shared: bool) -> Tensor:
         owner = self.owner()
-        # A weight that many calls share is there once: as codes it would be made anew for each.
+        # A weight that many calls share is held once: as codes it would be computed again for each.
         with ops.saved_as_codes(input) if shared else ops.saved_as_codes(input, weight):
             return self.quantized.call_float(owner, input, weight)
 

@@ -24,7 +24,8 @@ class Codes:
             where the scheme has groups of inputs.
         bias: float32 [O], bias correction included, or None.
         levels: int8 [tables, 2^bits], one table for 64 output channels; None for the linear grid.
-        zero_point: uint8 [O, groups]; None where the scheme is symmetric. ``codes`` are less it.
+        zero_point: uint8 [O, groups]; None where the scheme is symmetric. It is already subtracted
+            from ``codes``.
     """
 
     codes: Tensor

@@ -77,7 +77,7 @@ class Scheme:
 
 
 def default_group_size(bits: int, features: int) -> int:
-    """Inputs that share a scale where nothing else is asked: of a layer without a kernel.
+    """The default number of inputs that share a scale, in a layer without a kernel.
 
     0 (one scale a row) for 5..8 bits; else the largest of 128, 64, 32 that divides ``features``,
     else 32, and 0 where that is the whole row.

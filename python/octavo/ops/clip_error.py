@@ -1,4 +1,4 @@
-"""What rounding costs with each of several scales: the search for clip ranges asks."""
+"""The error of rounding with each of several scales, for the search for clip ranges."""
 
 from __future__ import annotations
 

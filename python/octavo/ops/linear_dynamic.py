@@ -1,4 +1,4 @@
-"""Linear layers whose input is quantized row by row as it comes."""
+"""Linear layers whose input is quantized in every call, with a range for each row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from octavo.ops import checks
 
 __all__ = ["linear_dynamic"]
 
-# Bound once: looked up anew in every call, it took part of a microsecond.
+# Bound once: a look-up in every call took a fraction of a microsecond.
 _operator = torch.ops.octavo.linear_dynamic.default
 
 

@@ -12,7 +12,7 @@ from octavo.ops import checks
 
 __all__ = ["linear_lowbit", "linear_lowbit_static"]
 
-# Bound once: looked up anew in every call, it took part of a microsecond.
+# Bound once: a look-up in every call took a fraction of a microsecond.
 _operator = torch.ops.octavo.linear_lowbit.default
 
 

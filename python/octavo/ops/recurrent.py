@@ -12,7 +12,7 @@ from octavo.ops import checks
 
 __all__ = ["recurrent", "recurrent_cell"]
 
-# Bound once: looked up anew in every call, it took part of a microsecond.
+# Bound once: a look-up in every call took a fraction of a microsecond.
 _operator = torch.ops.octavo.recurrent.default
 _cell_operator = torch.ops.octavo.recurrent_cell.default
 
@@ -31,23 +31,24 @@ def recurrent(  # noqa: PLR0917 (the operator's own order)
     max_code: int = 255,
     packed: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states of all times, and the last h and c of every sequence.
+    """Hidden states of all time steps, and the last h and c of every sequence.
 
-    Each step multiplies h with the weight as `linear_dynamic`, `linear_lowbit` or their kin with
-    static activations do, and is a `recurrent_cell`. Results have the same bits for every
-    instruction set, number of threads and batch.
+    Each step multiplies h with the weight as `linear_dynamic`, `linear_lowbit` or their variants
+    with static activations do, and then computes `recurrent_cell`. Results have the same bits for
+    every instruction set, number of threads and batch.
 
     Args:
-        gates: float32 [rows, G * width], the input's part with its bias, time after time.
+        gates: float32 [rows, G * width], the input's part with its bias, one time step after the
+            other.
         weight: uint8, what ``pack_weight`` or ``pack_lowbit`` made of weight_hh and its bias.
         h: float32 [sequences, width], the first state.
         c: float32 [sequences, width] for "LSTM", else None.
-        batch_sizes: sequences at each time, as in a PackedSequence: never growing, the first has
-            all; their sum is ``rows``.
+        batch_sizes: sequences at each time step, as in a PackedSequence: never growing, the first
+            has all; their sum is ``rows``.
         reverse: from the last time to the first; a sequence begins where it ends.
         mode: "LSTM" (G = 4), "GRU" (3), "RNN_TANH" or "RNN_RELU" (1).
-        activations: of h, "dynamic": each row gets a range as it comes; "static": the next three;
-            "float": only where weights are packed.
+        activations: of h, "dynamic": each row gets a range of its own; "static": the next three
+            arguments give it; "float": only where weights are packed.
         scale: of h, a normal float32.
         zero_point: 0..max_code.
         max_code: 2 ** bits - 1, at most 255.

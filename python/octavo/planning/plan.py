@@ -118,7 +118,7 @@ def plan(
     Args:
         capture: of the (folded) model; regions need one made with an example.
         schemes: of each site, None for those that stay float; or one for all sites. Sites without
-            an integer class stay float whatever is asked.
+            an integer class stay float in any case.
         activations: of all sites.
         activation_bits: 2..8, of the inputs of layers, or of each by its name; every other value
             in a region has 8 bits.

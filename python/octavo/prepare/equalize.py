@@ -85,7 +85,7 @@ def equalize(model: nn.Module, plan: Plan, data: object) -> Equalized:
     s_c = (r_c / max r)^p, r_c the channel's largest magnitude on the first samples, with the power
     p out of 0, 0.25, ... 1 that minimises the noise expected in the results of the layers that
     read: step_x^2 sum_c s_c^2 |w_c|^2 + sum_o step_o^2 sum_c E[x_c^2] / s_c^2. p = 0 changes
-    nothing. Layers with hooks are left alone.
+    nothing. Layers with hooks are not changed.
 
     Args:
         model: the float model of the plan, folded; its parameters are replaced.
@@ -181,7 +181,7 @@ def _groups(flow: Flow, region: RegionPlan) -> Iterator[_Group]:
 
 
 def _free_layers(model: nn.Module, plan: Plan) -> set[str]:
-    """Plain layers of one use and one owner, whose results nobody looks at."""
+    """Plain layers of one use and one owner, whose results no hook sees."""
     used: dict[str, int] = {}
     for plan_of in plan.flows:
         for item in plan_of.items:
@@ -223,7 +223,7 @@ def _grouped(layer: nn.Module) -> Tensor:
 
 
 def _divisor(readers: list[nn.Module], seen: _Channels) -> Tensor | None:
-    """float64 [C], or None where leaving things alone is best."""
+    """float64 [C], or None where it is best not to rescale."""
     if seen.count == 0 or not bool(seen.largest.isfinite().all()) or not bool(seen.largest.any()):
         return None
     largest = seen.largest.double()

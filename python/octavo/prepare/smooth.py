@@ -24,7 +24,7 @@ __all__ = ["Smoothed", "smooth"]
 
 _SAMPLES = 128  # Typical magnitudes are wanted, not those of the rarest sample.
 _POWERS = (0.25, 0.5, 0.75)
-_GAIN = 0.9  # Of the noise without: what is not clearly better is left alone.
+_GAIN = 0.9  # Share of the noise without rescaling that must not be exceeded.
 _NORMS: tuple[type[nn.Module], ...] = (nn.LayerNorm, nn.RMSNorm)
 
 
@@ -78,7 +78,7 @@ def smooth(model: nn.Module, plan: Plan, flows: Iterable[Flow], data: object) ->
 
     Of the powers a in 0.25, 0.5, 0.75 the one that minimises the noise expected in the results,
     step_x^2 |W|^2 + sum_o step_o^2 E[x^2]; nothing changes where none is a tenth better than doing
-    nothing. Layers with hooks are left alone.
+    nothing. Layers with hooks are not changed.
 
     Args:
         model: the float model of the plan, folded; its parameters are replaced.
@@ -155,7 +155,7 @@ def _pairs(
 
 
 def _is_norm(module: nn.Module, owners: dict[int, int]) -> bool:
-    """A plain normalisation of the last dimension with a gain of its own, that nobody looks at."""
+    """A plain normalisation of the last dimension with a gain of its own, that no hook sees."""
     scripted = isinstance(module, torch.jit.ScriptModule)
     if scripted or not any(type(module).forward is kind.forward for kind in _NORMS):
         return False
@@ -181,7 +181,7 @@ def _is_linear(module: nn.Module, owners: dict[int, int]) -> bool:
 
 
 def _divisor(readers: list[tuple[nn.Module, SitePlan]], seen: _Seen) -> Tensor | None:
-    """float64 [C], or None where leaving things alone is as good."""
+    """float64 [C], or None where not rescaling is as good."""
     if seen.largest is None or seen.strangers or not bool(seen.largest.isfinite().all()):
         return None
     x = seen.largest.double().clamp(min=1e-5 * max(float(seen.largest.max()), 1e-30))

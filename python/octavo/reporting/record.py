@@ -1,4 +1,4 @@
-"""What `quantize` decided and found, kept on the model so that `report` can tell it later."""
+"""What `quantize` decided and found, kept on the model so that `report` can show it later."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LayerRecord:
         region: name of the region that runs it, "" when it runs alone.
         reason: why it stays float.
         activations: "static", "dynamic" or "float".
-        float_bytes: of its float parameters.
+        float_bytes: bytes of its float parameters.
         weight_sqnr, output_sqnr: decibels against the float layer, None where not measured. The
             output's includes the error of all layers before it, on the calibration data.
     """
@@ -49,11 +49,11 @@ class LayerRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """All of it.
+    """What `quantize` decided and found for a whole model.
 
     Attributes:
         float_bytes: parameters and buffers of the float model.
-        notes: whatever else was worth saying.
+        notes: messages for the user.
     """
 
     layers: tuple[LayerRecord, ...]

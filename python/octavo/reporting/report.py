@@ -1,4 +1,4 @@
-"""What a quantized model is made of: every layer, what became of it and why, what it costs."""
+"""What a quantized model is made of: every layer, how it runs and why, and what it costs."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Report:
     Attributes:
         float_bytes: parameters and buffers of the float model.
         bytes: everything the quantized model keeps in memory.
-        multiplies: None without data.
-        output_sqnr: of the model's output against the reference, None without one.
+        multiplies: multiply-adds of one call; None without data.
+        output_sqnr: SQNR of the model's output against the reference in dB; None without one.
     """
 
     model: str

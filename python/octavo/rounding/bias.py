@@ -1,8 +1,8 @@
 """Bias correction: each output channel's mean quantization error, taken back into the bias.
 
 Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction" (2019),
-section 4.2, the
-empirical form: b <- b - (mean(y_quantized) - mean(y_float)), means over batch and space.
+section 4.2, the empirical form: b <- b - (mean(y_quantized) - mean(y_float)), means over batch and
+space.
 
 The mean error is the right answer only where most positions share it. In transformers a few tokens
 hold giant values; a range that clips these gives a few giant errors, whose mean would move the bias

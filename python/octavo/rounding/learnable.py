@@ -20,7 +20,7 @@ class Learnable:
     """A layer while something of it is learned; its bias always is.
 
     Attributes:
-        steps: of learning.
+        steps: number of steps of learning.
         way: half of the steps times the rate: how far a variable can go.
     """
 

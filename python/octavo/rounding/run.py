@@ -37,7 +37,7 @@ class Rounded:
     Attributes:
         codes: of every layer with a scheme.
         qparams: ranges, where the method learned better ones than those given.
-        notes: what was worth saying.
+        notes: messages for the user.
     """
 
     codes: dict[str, Codes]
@@ -142,7 +142,7 @@ def round_model(
             else:
                 runs.codes |= method.from_data(runs, pause)
             bar.update(len(pause.layers))
-        # Layers that no batch reached have nothing to go by but their weights.
+        # Layers that no batch reached have nothing to learn from but their weights.
         missing = [site for site in sites if site.name not in runs.codes]
         for site in missing:
             assert site.scheme is not None

@@ -40,7 +40,7 @@ class SampleBudget:
     """Calls in the order in which runs start, and how many there may be.
 
     Attributes:
-        calls: as many as will ever be wanted.
+        calls: all that can be needed.
         given: samples in the data.
         held: layer to the bytes that the runs of one sample hold from there on.
         memory: bytes for all of them; one call is made in any case.

@@ -28,13 +28,13 @@ __all__ = ["tune"]
 
 _STEPS = 300  # At most,
 _EPOCHS = 10  # and no more than so many passes over the data.
-_HELD_OUT = 8  # One call of so many only judges.
+_HELD_OUT = 8  # One call in this many is held out.
 
 
 def tune(
     model: nn.Module, codes: Mapping[str, Codes], batches: Batches, progress: bool = True
 ) -> tuple[dict[str, Codes], str | None]:
-    """Codes with other scales and biases, and what is to be said where nothing could be learned.
+    """Codes with other scales and biases, and a message where nothing could be learned.
 
     What does not lower the error on calls held out is not kept. Activations are floats meanwhile.
 

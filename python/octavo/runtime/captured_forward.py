@@ -298,7 +298,7 @@ class _BoundRegion:
         return self._parsed
 
     def _panels(self) -> tuple[list[Tensor], Tensor]:
-        """The panels of now, and the constants that belong to them."""
+        """The panels in use, and the constants that belong to them."""
         ready = self.ready
         if torch.compiler.is_compiling() and ready is not None:
             return ready[1], ready[2]

@@ -38,11 +38,11 @@ class DistillationLoss(nn.Module):
             a trainee shares its Parameters.
         temperature: T. Values above 2 hurt at few bits (ResNet-20 with 3-bit weights: 91.64 at T =
             1, 90.92 at 2, 80.0 at 5).
-        label_weight: of the labels, where there are any.
-        teacher_weight: of the teacher's outputs.
+        label_weight: factor of the cross entropy with labels, where there are any.
+        teacher_weight: factor of the difference from the teacher's outputs.
         features: names of modules whose outputs are compared too. Needs ``student``.
         student: the trainee, for features.
-        feature_weight: of the features.
+        feature_weight: factor of the difference of the features.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015).
     """

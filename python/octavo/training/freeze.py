@@ -48,7 +48,7 @@ def freeze(trainee: Model, *, progress: bool = True) -> Model:
 
     Args:
         trainee: result of ``octavo.quantize(..., qat=True)``, trained. It stays as it is.
-        progress: tell on stderr what is worth saying.
+        progress: whether to print messages on stderr.
 
     Raises:
         TypeError: trainee is no nn.Module, or wrapped (pass ``.module``).
@@ -180,14 +180,14 @@ def _codes(plain: nn.Module, site: SitePlan, trained: Codes, factor: Tensor | No
 
 
 def _notes(trainee: nn.Module) -> tuple[str, ...]:
-    """What is worth saying of how it was trained."""
+    """Messages on how it was trained."""
     trained = {
         name: module
         for name, module in trainee.named_modules()
         if isinstance(module, (FakeQuantize, FakeQuantizeWeight)) and module.has_moved() is not None
     }
     still = [name for name, module in trained.items() if not module.has_moved()]
-    # A clip of PACT keeps still where no value reaches it.
+    # A clip of PACT does not move where no value reaches it.
     if len(still) < len(trained) and all(trained[name].method == "pact" for name in still):
         return ()
     if not still:

@@ -25,8 +25,8 @@ class TrainingSchedule:
     Moving ranges follow the values until ``freeze_ranges``, BatchNorm statistics until
     ``freeze_statistics``; from there on BatchNorm computes with what it has gathered, in training
     mode too, so that the last part of the training sees the very network that will be executed.
-    Steps that are trained ("lsq") and all weights go on to the end. Without a schedule nothing
-    ever freezes, and `octavo.freeze` takes things as they stand.
+    Steps that are trained ("lsq") and all weights are trained to the end. Without a schedule
+    nothing ever freezes, and `octavo.freeze` uses the ranges and statistics of that moment.
 
     Example:
         >>> import torch, octavo
@@ -41,8 +41,9 @@ class TrainingSchedule:
     Args:
         trainee: what is trained; the bare one where it is wrapped.
         steps: how often the optimizer will step in all.
-        freeze_ranges: fraction of the steps after which moving ranges keep still; 1.0: never.
-        freeze_statistics: fraction after which BatchNorm statistics do; 1.0: never.
+        freeze_ranges: fraction of the steps after which moving ranges are frozen; 1.0: never.
+        freeze_statistics: fraction of the steps after which BatchNorm statistics are frozen; 1.0:
+            never.
     """
 
     @known_arguments
@@ -79,12 +80,12 @@ class TrainingSchedule:
 
     @property
     def ranges_frozen(self) -> bool:
-        """Whether moving ranges keep still from now on."""
+        """Whether moving ranges are frozen from now on."""
         return self._is_past(self.freeze_ranges)
 
     @property
     def statistics_frozen(self) -> bool:
-        """Whether BatchNorm statistics keep still from now on."""
+        """Whether BatchNorm statistics are frozen from now on."""
         return self._is_past(self.freeze_statistics)
 
     def _is_past(self, fraction: float) -> bool:
@@ -102,11 +103,11 @@ class TrainingSchedule:
                 _keep_still(module, state[1])
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is, to go on with another time."""
+        """The state of the schedule, to resume from later."""
         return {"step_count": self.step_count, "steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state_dict`."""
+        """Resumes from a `state_dict`."""
         self.step_count, self.steps = int(state["step_count"]), int(state["steps"])
         self._apply()
 
@@ -136,12 +137,11 @@ def _stay(norm: nn.Module, mode: bool = True) -> nn.Module:
 @held_back()
 @known_arguments
 def reestimate_batch_norm(trainee: Model, data: Data) -> Model:
-    """``trainee`` with BatchNorm statistics measured anew, on the network as it is now.
+    """``trainee`` with BatchNorm statistics measured again, on the network as it is now.
 
     Running statistics are averages over weights that have changed since, which matters at few bits.
     mean = the mean of batch means, var = the mean of batch variances + the variance of batch means.
-    Everything else keeps still. Call it before `octavo.freeze`, with a few dozen batches of
-    training data.
+    Nothing else changes. Call it before `octavo.freeze`, with a few dozen batches of training data.
 
     Args:
         trainee: changed in place.

@@ -40,7 +40,7 @@ class Training:
         batch_norms: (BatchNorm, layer it will be folded into).
         float_bytes: of the float model.
         params: ranges it started from.
-        method: as asked for.
+        method: the argument ``qat_method``.
     """
 
     plan: Plan

@@ -41,7 +41,7 @@ class SiteCheck:
 
     Attributes:
         site: "<region>:<value>", or the name of a layer that runs alone.
-        kind: of the step.
+        kind: kind of the step.
         steps: largest difference of codes where the frozen model is fed the trainee's own codes;
             None for float results.
         equal: share of equal codes there.
@@ -115,9 +115,10 @@ def verify(
 ) -> Verification:
     """Compares a trainee, run by the training operators, with its frozen model, run by regions.
 
-    Each site of the frozen model gets the trainee's own codes; there the promise is one step. End
-    to end both run from the input, and the table tells the share of equal codes at each site.
-    Float32 and evaluation mode; under autocast a trainee sees values rounded to bfloat16.
+    Each site of the frozen model gets the trainee's own codes; there codes may differ by at most
+    one step. End to end both run from the input, and the table tells the share of equal codes at
+    each site. Float32 and evaluation mode; under autocast a trainee sees values rounded to
+    bfloat16.
 
     Example:
         >>> import torch, octavo

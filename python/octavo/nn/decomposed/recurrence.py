@@ -44,11 +44,11 @@ def over_time(
     """[rows of all times, width] the hidden states, and the last state of every sequence.
 
     Args:
-        gates: [rows of all times, gates], the input's part, time after time.
+        gates: [rows of all times, gates], the input's part, one time step after the other.
         state: the first state, [sequences, ...].
-        batch_sizes: how many sequences each time has; they never grow, the first has all.
+        batch_sizes: how many sequences each time step has; they never grow, the first has all.
         reverse: from the last time to the first; a sequence begins where it ends.
-        step: from one time to the next.
+        step: from one time step to the next.
     """
     times = torch.split(gates, batch_sizes)
     outputs: list[Tensor] = []

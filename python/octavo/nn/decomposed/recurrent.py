@@ -152,7 +152,7 @@ class DecomposedRecurrent(_Products):
         return y.transpose(0, 1) if self.batch_first else y, self._as_given(ends)
 
     def _rows(self, input: Any) -> tuple[Tensor, list[int]]:
-        """The input time after time, [rows of all times, width], and the rows of each."""
+        """The input by time steps, [rows of all times, width], and the rows of each."""
         if isinstance(input, PackedSequence):
             self._check_width(input.data, 2)
             return input.data, input.batch_sizes.tolist()
@@ -245,7 +245,7 @@ class DecomposedRecurrent(_Products):
         """Nothing: there are no flat weights."""
 
     def _update_flat_weights(self) -> None:
-        """Nothing: they are collected anew in every call."""
+        """Nothing: they are collected again in every call."""
 
     @property
     def _flat_weights(self) -> list[Tensor]:
@@ -354,7 +354,7 @@ def _all_steps(  # noqa: PLR0917
 
 
 def _as(dtype: torch.dtype, x: Tensor) -> Tensor:
-    """Of this dtype; a call that changes nothing would take part of a microsecond."""
+    """Of this dtype; a call that changes nothing would take a fraction of a microsecond."""
     return x if x.dtype is dtype else x.to(dtype)
 
 

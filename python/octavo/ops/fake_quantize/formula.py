@@ -32,16 +32,16 @@ __all__ = [
 
 
 class Options(NamedTuple):
-    """What a fake-quantizer is told beside its tensors.
+    """The options of a fake-quantizer.
 
     Attributes:
-        qmin, qmax: the codes.
+        qmin, qmax: the smallest and the largest code.
         axis: dimension of the channels, or None for one step in all.
         group_size: 0, or inputs that share a step.
-        relu: max(x, 0) before.
-        learned: parameters are trained.
+        relu: whether max(x, 0) is taken first.
+        learned: whether parameters are trained.
         grad_scale: factor of their gradients.
-        clip: no gradient outside a table's range.
+        clip: whether the gradient is 0 outside a table's range.
     """
 
     qmin: int

@@ -58,7 +58,7 @@ def fake_quantize_learned(
 
     Sources: LSQ (arXiv 1902.08153, equations 3 and 5), LSQ+ (arXiv 2004.09576, equations 4 to 6).
     """
-    # As in `fake_quantize`, worded checks come when the kernels refuse.
+    # As in `fake_quantize`, checks with full messages run once the kernels refuse.
     error: Exception | None = None
     try:
         if x.is_cpu and x.dtype is not torch.float64 and 0.0 <= grad_scale <= 1e30:

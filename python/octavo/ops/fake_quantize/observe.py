@@ -79,7 +79,7 @@ def observe_fake_quantize(
         update: whether this batch is observed.
         relu: max(x, 0) before.
     """
-    # As in `fake_quantize`, worded checks come when the kernels refuse.
+    # As in `fake_quantize`, checks with full messages run once the kernels refuse.
     error: Exception | None = None
     try:
         plain = x.is_cpu and x.dtype is not torch.float64 and not state.requires_grad

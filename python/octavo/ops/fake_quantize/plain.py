@@ -54,7 +54,8 @@ def fake_quantize(
     Raises:
         TypeError, ValueError: as the text says. Values of parameters are checked on the CPU.
     """
-    # Kernels check all that they are given, in fewer words and no time: ours come when they refuse.
+    # Kernels check all that they are given, in no time but with short messages: checks with full
+    # messages run once the kernels refuse.
     error: Exception | None = None
     try:
         if x.is_cpu and x.dtype is not torch.float64:

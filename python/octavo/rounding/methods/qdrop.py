@@ -1,8 +1,8 @@
 """Rounding learned block by block: AdaRound's variables, the block's output error, dropped noise.
 
 Each code is the level below or above (see soft.py). Li et al., "BRECQ" (2021): the loss is that of
-the output of a block. Wei et al., "QDrop" (2022): half of the elements of stored values, drawn anew
-in each step, stay unquantized meanwhile, and steps of values of fewer than 8 bits are learned too.
+the output of a block. Wei et al., "QDrop" (2022): half of the elements of stored values, drawn
+again in each step, stay unquantized, and steps of values of fewer than 8 bits are learned too.
 AdaRound's codes of single layers are where it starts, and what does not lower the error on samples
 held out is not kept.
 
@@ -36,7 +36,7 @@ from octavo.rounding.methods.adaround import solution
 __all__ = ["qdrop"]
 
 _SAMPLES = 32  # In each step.
-_HELD_OUT = 8  # One sample of so many only judges.
+_HELD_OUT = 8  # One sample in this many is held out.
 _STEP_WAY = 1.0  # `Learnable.way` of the logarithm of a step of values.
 _PENALTY = 1.0  # Of the mean over a block's weights, where the error at the start is 1.
 _DROP = 0.5
@@ -141,7 +141,7 @@ class _Samples:
     """Inputs and outputs of a block, all batches joined.
 
     Attributes:
-        held: samples that only judge.
+        held: samples held out, by which the result is judged.
     """
 
     inputs: dict[str, Tensor]
