@@ -194,8 +194,8 @@ RULES = (
         "ranges of each row",
         lambda s: s.traits.family in ("transformer", "embedding", "recurrent"),
         _nothing,
-        lambda s: "rows get their ranges as they come: outliers of one do not spoil another, and "
-        "data is not needed at 8 bits",
+        lambda s: "each row gets a range of its own in every call: "
+        "outliers of one row do not spoil another, and data is not needed at 8 bits",
         "MiniLM: cosine to float at least 0.998 (tests/models/test_minilm.py); "
         "sentence-transformers: dynamic keeps 99.68 %, static 99.64 %",
     ),

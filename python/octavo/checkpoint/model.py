@@ -267,7 +267,7 @@ def load(path: FilePath, model: Model) -> Model:
         )
     if any(isinstance(module, QLayer) for module in model.modules()):
         raise ValueError(
-            "load: expected a float model, got one with quantized layers. Build it anew."
+            "load: expected a float model, got one with quantized layers. Build it again."
         )
     where = f"load: {describe(os.fspath(path))}"
     tensors, metadata = safetensors_file.read(path)
