@@ -265,3 +265,12 @@ def test_tensors_state_their_type() -> None:
                 found += 1
                 assert any(k.arg == "dtype" for k in node.keywords), f"{path}:{node.lineno}"
     assert found > 20
+
+
+def test_one_module_replaces_forwards() -> None:
+    """A forward on an instance is written and taken away by nn/forwards.py alone."""
+    writes = re.compile(
+        r'__dict__\["forward"\] =|__dict__\.pop\("forward"|del .*__dict__\["forward"\]|\.forward = '
+    )
+    found = [path.name for path in sorted(PYTHON.rglob("*.py")) if writes.search(path.read_text())]
+    assert found == ["forwards.py"]

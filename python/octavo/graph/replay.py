@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.graph.flow import Flow
+from octavo.nn.forwards import replaced_forwards
 
 __all__ = ["call_tensors", "flow_arguments", "replayed"]
 
@@ -24,17 +25,10 @@ def replayed(
     forward.
     """
     owners = [(flow, model.get_submodule(flow.path)) for flow in flows]
-    saved = [(module, module.__dict__.get("forward")) for _, module in owners]
-    try:
+    with replaced_forwards() as replace:
         for flow, module in owners:
-            module.__dict__["forward"] = _stand_in(flow, module.forward, handle)
+            replace(module, _stand_in(flow, module.forward, handle))
         yield
-    finally:
-        for module, forward in saved:
-            if forward is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = forward
 
 
 def _stand_in(

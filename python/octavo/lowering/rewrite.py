@@ -11,6 +11,7 @@ from octavo.graph.flow import Flow, Step
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.lowering.lower import lower
 from octavo.nn.decomposed.decompose import recompose
+from octavo.nn.forwards import replace_forward, replacement, restore_forward
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model, replace_modules
@@ -171,13 +172,13 @@ def _input_params(plan: Plan, params: Mapping[RangeKey, QParams]) -> dict[str, Q
 def install(root: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> None:
     """Makes ``items`` the forward of the module at the flow's path."""
     module = root.get_submodule(flow.path)
-    if "forward" in module.__dict__ and captured_forward(module) is None:
+    if replacement(module) is not None and captured_forward(module) is None:
         raise ValueError(
             f"module {flow.path!r}: expected its class's forward, "
             "got one replaced on the instance. Restore it, or leave the module out."
         )
     runtime = CapturedForward(module, flow, items)
-    module.__dict__["forward"] = runtime
+    replace_forward(module, runtime)
     runtime.prepare()
 
 
@@ -192,5 +193,5 @@ def dequantize(model: nn.Module, inplace: bool = False) -> nn.Module:
     result = replace_modules(model, layers) if inplace else copy_model(model, layers)
     for module in result.modules():
         if captured_forward(module) is not None:
-            del module.__dict__["forward"]
+            restore_forward(module)
     return recompose(result)

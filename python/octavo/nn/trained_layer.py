@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from octavo import ops
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
+from octavo.nn.forwards import replacement
 from octavo.nn.layer import QLayer
 
 __all__ = ["GONE", "OwnedForward", "TrainedLayer", "trained_layer"]
@@ -27,7 +28,7 @@ GONE = (
 
 def trained_layer(module: nn.Module) -> TrainedLayer | None:
     """What stands for the forward of a trainee's layer, None for any other module."""
-    forward = module.__dict__.get("forward")
+    forward = replacement(module)
     return forward if isinstance(forward, TrainedLayer) else None
 
 

@@ -29,6 +29,7 @@ from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.graph.replay import replayed
 from octavo.interrupts import let_through
 from octavo.nn.decomposed.experts import DecomposedExperts
+from octavo.nn.forwards import replaced_forwards
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
@@ -139,10 +140,9 @@ class Lockstep:
     # ---- runs
 
     def _install(self) -> None:
+        replace = self._stack.enter_context(replaced_forwards())
         for name in self.sites:
-            module = self.model.get_submodule(name)
-            module.__dict__["forward"] = self._stand_in(name)
-            self._stack.callback(module.__dict__.pop, "forward")
+            replace(self.model.get_submodule(name), self._stand_in(name))
         flows = [plan.flow for plan in self.plans.values()]
         self._stack.enter_context(replayed(self.model, flows, self._flow))
 

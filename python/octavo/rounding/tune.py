@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from octavo.data import Batches, Call, float_tensors
 from octavo.interrupts import let_through
+from octavo.nn.forwards import replaced_forwards
 from octavo.nn.registry import canonical_weight
 from octavo.numerics.codes import Codes
 from octavo.rounding.blocks import apply_layer
@@ -156,10 +157,7 @@ def _installed(
 
         return forward
 
-    try:
+    with replaced_forwards() as replace:
         for name, module in modules.items():
-            module.__dict__["forward"] = stand_in(name, module)
+            replace(module, stand_in(name, module))
         yield
-    finally:
-        for module in modules.values():
-            module.__dict__.pop("forward", None)

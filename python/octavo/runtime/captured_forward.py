@@ -24,6 +24,7 @@ from octavo import ops
 from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
 from octavo.graph.keys import wide
 from octavo.graph.replay import call_tensors
+from octavo.nn.forwards import replacement
 from octavo.nn.layer import QLayer
 from octavo.ops.region_program import Program, parse
 
@@ -60,7 +61,7 @@ class Region:
 
 def captured_forward(module: nn.Module) -> CapturedForward | None:
     """The runtime that stands for the forward of ``module``, None if there is none."""
-    forward = module.__dict__.get("forward")
+    forward = replacement(module)
     return forward if isinstance(forward, CapturedForward) else None
 
 

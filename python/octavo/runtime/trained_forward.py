@@ -17,6 +17,7 @@ from torch import nn
 
 from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
 from octavo.graph.replay import call_tensors
+from octavo.nn.forwards import replacement
 from octavo.nn.hooks import is_watched
 from octavo.nn.trained_layer import GONE, OwnedForward
 
@@ -60,7 +61,7 @@ class Store:
 
 def trained_forward(module: nn.Module) -> TrainedForward | None:
     """The captured forward of a trainee's module, None if there is none."""
-    forward = module.__dict__.get("forward")
+    forward = replacement(module)
     return forward if isinstance(forward, TrainedForward) else None
 
 

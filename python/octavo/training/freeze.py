@@ -14,6 +14,7 @@ from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.interrupts import held_back
 from octavo.lowering.rewrite import rewrite
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight
+from octavo.nn.forwards import restore_forward
 from octavo.nn.registry import layer_bias
 from octavo.nn.surgery import copy_model, tensors_on_cpu
 from octavo.nn.trained_layer import trained_layer
@@ -162,7 +163,7 @@ def _plain(trainee: nn.Module) -> nn.Module:
             for name in ("weight_quantizer", "value_quantizers"):
                 module._modules.pop(name, None)
         if trained_forward(module) is not None or trained_layer(module) is not None:
-            del module.__dict__["forward"]
+            restore_forward(module)
     forget(plain)
     return plain.eval()
 

@@ -15,6 +15,7 @@ from octavo.graph.kinds import clamp_of
 from octavo.nn.decomposed.decompose import decompose
 from octavo.nn.fake_quantize import FakeQuantize, FakeQuantizeWeight, Monitor, default_method
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
+from octavo.nn.forwards import replace_forward
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
@@ -186,7 +187,7 @@ class _Builder:
             key = self.quantizer(site.name, "input", seen, what, False)
             source = self.found(site.name, key)
         module.register_module("weight_quantizer", quantizer.train(module.training))
-        module.__dict__["forward"] = TrainedLayer(module, quantized, source)
+        replace_forward(module, TrainedLayer(module, quantized, source))
 
     def capture(self, flow_plan: FlowPlan) -> None:
         """Makes the actions of a flow the forward of its module."""
@@ -201,7 +202,7 @@ class _Builder:
                 ]
         module = self.model.get_submodule(flow_plan.flow.path)
         runtime = TrainedForward(module, flow_plan.flow, tuple(actions))
-        module.__dict__["forward"] = runtime
+        replace_forward(module, runtime)
         runtime.prepare()
 
     def compute(self, flow: Flow, part: Step, names: Callable[[str], str] | None) -> Compute:

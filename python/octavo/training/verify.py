@@ -17,6 +17,7 @@ from octavo.graph.flow import Step, evaluate, substitute
 from octavo.graph.keys import Entry, wide
 from octavo.graph.replay import flow_arguments
 from octavo.interrupts import held_back, let_through
+from octavo.nn.forwards import replaced_forwards
 from octavo.nn.layer import QLayer
 from octavo.nn.trained_layer import trained_layer
 from octavo.numerics.scheme import QParams
@@ -226,28 +227,21 @@ class _Comparison:
     def watched(self) -> Iterator[None]:
         """While it lasts, calls of captured modules and of layers that run alone are compared."""
         self.pending.clear()
-        saved: list[tuple[nn.Module, Any]] = []
-        handles = []
-        try:
+        with contextlib.ExitStack() as stack:
+            replace = stack.enter_context(replaced_forwards())
             for path, module in self.trainee.named_modules():
                 trained = trained_forward(module)
                 if trained is not None:
-                    saved.append((module, trained))
-                    module.__dict__["forward"] = self._watch_trainee(path, trained)
+                    replace(module, self._watch_trainee(path, trained))
                 if trained_layer(module) is not None and path in self.alone:
                     twin = self.frozen.get_submodule(path)
-                    handles.append(module.register_forward_hook(self._watch_layer(path, twin)))
+                    handle = module.register_forward_hook(self._watch_layer(path, twin))
+                    stack.callback(handle.remove)
             for path, module in self.frozen.named_modules():
                 forward = captured_forward(module)
                 if forward is not None:
-                    saved.append((module, forward))
-                    module.__dict__["forward"] = self._watch_frozen(path, forward)
+                    replace(module, self._watch_frozen(path, forward))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module, forward in saved:
-                module.__dict__["forward"] = forward
 
     def _watch_layer(self, path: str, twin: nn.Module) -> Callable[..., None]:
         def compare(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
