@@ -23,12 +23,12 @@ from octavo.deciding.search import Search
 from octavo.errors import describe
 from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey
-from octavo.interrupts import held_back, undo_with
+from octavo.interrupts import held_back
 from octavo.lowering.rewrite import dequantize as _dequantize
 from octavo.lowering.rewrite import rewrite
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import is_depthwise
-from octavo.nn.surgery import copy_model, tensors_on_cpu
+from octavo.nn.surgery import copy_model, tensors_on_cpu, unharmed
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import Activations, QParams
 from octavo.numerics.sqnr import tensor_bytes
@@ -58,8 +58,6 @@ from octavo.types import (
 )
 
 __all__ = ["dequantize", "quantize"]
-
-_TABLES = frozenset(nn.Module().__dict__)
 
 
 @held_back()
@@ -179,7 +177,7 @@ def quantize(
         ranges=ranges or "huber", effort=effort, qat_method=qat_method, progress=progress,
         notes=_Notes(progress),
     )  # fmt: skip
-    with tensors_on_cpu(), _unharmed(model) if inplace else contextlib.nullcontext():
+    with tensors_on_cpu(), unharmed(model) if inplace else contextlib.nullcontext():
         return cast(Model, _trainee(job) if qat else _integers(job))
 
 
@@ -415,34 +413,3 @@ def _zero_channels(codes: Mapping[str, Codes]) -> Iterator[str]:
     if zero:
         more = ", ..." if len(zero) > 5 else ""
         yield f"output channels whose weights are all zero: {', '.join(zero[:5])}{more}"
-
-
-@contextlib.contextmanager
-def _unharmed(model: nn.Module) -> Iterator[None]:
-    """Puts every module back as it was if anything goes wrong.
-
-    Stages replace tensors, they never write into them.
-    """
-    saved = []
-    for module in model.modules():
-        state = dict(module.__dict__)
-        # Of containers, stages write into torch's own tables alone: the user's may refuse it.
-        tables = [
-            (table, table.copy())
-            for name, table in state.items()
-            if name in _TABLES and isinstance(table, (dict, set))
-        ]
-        saved.append((module, type(module), state, tables))
-
-    def put_back() -> None:
-        for module, cls, state, tables in saved:
-            if type(module) is not cls:
-                module.__class__ = cls
-            module.__dict__.clear()
-            module.__dict__.update(state)
-            for table, content in tables:
-                table.clear()
-                table.update(content)
-
-    undo_with(put_back)  # Not here: Ctrl-C may come behind the last step.
-    yield

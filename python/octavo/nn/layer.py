@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from octavo import ops
+from octavo.nn.surgery import MODULE_STATE
 from octavo.numerics.grids import codes_of, spread_zero_point, values_of
 from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
 
 __all__ = ["QLayer"]
 
-_MODULE_STATE = frozenset(nn.Module().__dict__)
 # What a quantized layer takes over from its float layer: the very hook tables, so that handles keep
 # working.
-_KEPT_STATE = frozenset({"training", *(name for name in _MODULE_STATE if "hooks" in name)})
+_KEPT_STATE = frozenset({"training", *(name for name in MODULE_STATE if "hooks" in name)})
 _COMPUTED = frozenset({"weight", "bias", "forward"})
 
 
@@ -113,7 +113,7 @@ class QLayer(nn.Module):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         for name, value in module.__dict__.items():
-            if (name not in _MODULE_STATE or name in _KEPT_STATE) and name not in _COMPUTED:
+            if (name not in MODULE_STATE or name in _KEPT_STATE) and name not in _COMPUTED:
                 layer.__dict__[name] = value
         for name, buffer in module._buffers.items():
             if name not in _COMPUTED:
@@ -333,7 +333,7 @@ class QLayer(nn.Module):
         module = self.float_class.__new__(self.float_class)
         nn.Module.__init__(module)
         for name, value in self.__dict__.items():
-            if name in _KEPT_STATE or (name not in _MODULE_STATE and name not in _OWN_ATTRIBUTES):
+            if name in _KEPT_STATE or (name not in MODULE_STATE and name not in _OWN_ATTRIBUTES):
                 module.__dict__[name] = value
         module._buffers.update(self._buffers)
         with torch.inference_mode(False), torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,11 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["copy_model", "own_class", "replace_modules", "tensors_on_cpu"]
+from octavo.interrupts import undo_with
+
+__all__ = [
+    "MODULE_STATE",
+    "copy_model",
+    "own_class",
+    "replace_modules",
+    "tensors_on_cpu",
+    "unharmed",
+]
 
 # What a layer that replaces another has to itself: the rest it shares with the model it came from.
 _OWN = frozenset({"_parameters", "panel", "_prepared", "input_params", "float_class"})
-_TABLES = frozenset(nn.Module().__dict__)
+
+#: What every module has in its ``__dict__``, whatever its class: torch's own tables and flags.
+MODULE_STATE = frozenset(nn.Module().__dict__)
 
 
 def copy_model(
@@ -44,7 +55,7 @@ def copy_model(
             if "hooks" in name and isinstance(table, dict):
                 for hook in table.values():
                     memo[id(hook)] = hook
-            elif name not in _TABLES and _is_frozen(table, memo):
+            elif name not in MODULE_STATE and _is_frozen(table, memo):
                 memo[id(table)] = table
             elif not name.startswith("_"):
                 _clone_non_leaves(table, memo, kept)
@@ -106,7 +117,7 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     except Exception as error:  # Any code may run here, so any error may come out.
         for path, module in model.named_modules():
             for name, value in module.__dict__.items():
-                reason = None if name in _TABLES else _refusal(value, before)
+                reason = None if name in MODULE_STATE else _refusal(value, before)
                 if reason is not None:
                     raise TypeError(
                         "model: expected modules that can be copied, got attribute "
@@ -144,3 +155,34 @@ def replace_modules(model: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.M
         model.__class__ = type(layer)
         model.__dict__.update(layer.__dict__)
     return model
+
+
+@contextlib.contextmanager
+def unharmed(model: nn.Module) -> Iterator[None]:
+    """Puts every module back as it was if anything goes wrong.
+
+    Stages replace tensors, they never write into them.
+    """
+    saved = []
+    for module in model.modules():
+        state = dict(module.__dict__)
+        # Of containers, stages write into torch's own tables alone: the user's may refuse it.
+        tables = [
+            (table, table.copy())
+            for name, table in state.items()
+            if name in MODULE_STATE and isinstance(table, (dict, set))
+        ]
+        saved.append((module, type(module), state, tables))
+
+    def put_back() -> None:
+        for module, cls, state, tables in saved:
+            if type(module) is not cls:
+                module.__class__ = cls
+            module.__dict__.clear()
+            module.__dict__.update(state)
+            for table, content in tables:
+                table.clear()
+                table.update(content)
+
+    undo_with(put_back)  # Not here: Ctrl-C may come behind the last step.
+    yield
