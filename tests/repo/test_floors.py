@@ -199,9 +199,12 @@ def test_each_module_can_be_the_first() -> None:
     """In a fresh process, with an empty octavo/__init__: no module relies on what others imported."""
     names = [f"octavo.{name}" for name in MODULES if name not in ("", "__main__")]  # The last runs.
     assert len(names) > 40
+    import octavo  # Here, since the other rules are checked without a build.
+
+    package = Path(octavo.__file__).parent  # Installed or in the tree: where the library stands.
     done = subprocess.run(
-        [sys.executable, "-c", _EACH_FIRST, str(PYTHON / "octavo"), *names],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(PYTHON), *filter(None, sys.path)])},
+        [sys.executable, "-c", _EACH_FIRST, str(package), *names],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
     )
