@@ -15,7 +15,7 @@ from octavo.deciding.decide import decide
 from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey, SiteKey
 from octavo.lowering.rewrite import rewrite
-from octavo.nn.registry import canonical_weight, layer_bias
+from octavo.nn.registry import canonical_weight, layer_bias, looks_up
 from octavo.nn.surgery import copy_model
 from octavo.numerics.codes import Codes
 from octavo.numerics.grids import GRIDS, TABLE_CHANNELS
@@ -115,7 +115,7 @@ def _zeros(module: nn.Module, site: SitePlan, fitted: bool) -> Codes:
         else torch.ones(rows, dtype=torch.float32)
     )
     own = layer_bias(module)
-    has_bias = own is not None or (fitted and not isinstance(module, nn.Embedding))
+    has_bias = own is not None or (fitted and not looks_up(module))
     levels: Tensor | None = None
     if GRIDS[site.scheme.grid] is not None:
         tables = -(-rows // TABLE_CHANNELS)

@@ -13,7 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from octavo.data import Batches, Call
 from octavo.nn.decomposed.decompose import decompose, is_decomposable
-from octavo.nn.registry import float_reasons, is_depthwise
+from octavo.nn.registry import (
+    facts_of,
+    float_reasons,
+    is_depthwise,
+    kind_of,
+    looks_up,
+    registered_class,
+)
 from octavo.nn.surgery import copy_model
 
 __all__ = ["Left", "Traits", "traits"]
@@ -96,9 +103,11 @@ def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
     depthwise: list[str] = []
     eligible = 0
     # A table that is also the weight of a linear layer counts as that layer.
-    heads = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    heads = {id(m.weight) for m in model.modules() if _is_linear_layer(m)}
     seen: set[int] = set()
-    recurrent = {id(layer) for m in model.modules() if _is_recurrent(m) for layer in m.children()}
+    recurrent = {
+        id(layer) for m in model.modules() if _kind(m) == "recurrent" for layer in m.children()
+    }
     for name, module in model.named_modules():
         kind = "recurrent" if id(module) in recurrent else _kind(module)
         skipped = seen | heads if kind == "embedding" else seen
@@ -135,21 +144,14 @@ def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
 
 
 def _kind(module: nn.Module) -> str:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "depthwise" if is_depthwise(module) else "convolution"
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        return "embedding"
-    if _is_recurrent(module):
-        return "recurrent"
-    # By their interface: transformers' Conv1D is one too, and so is a subclass with a forward.
-    parameter = module._parameters.get("weight")
-    if isinstance(module, nn.Linear) or (hasattr(module, "nf") and parameter is not None):
-        return "linear"
-    return "linear" if "in_proj_weight" in module._parameters else ""
+    """One of `KINDS`, or ""."""
+    kind = "depthwise" if is_depthwise(module) else kind_of(module)
+    return kind if kind in KINDS else ""
 
 
-def _is_recurrent(module: nn.Module) -> bool:
-    return isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+def _is_linear_layer(module: nn.Module) -> bool:
+    facts = registered_class(module)
+    return facts is not None and facts.kind == "linear"
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -179,9 +181,14 @@ def _generates(model: nn.Module, attention: int) -> bool:
     can: Any = getattr(model, "can_generate", None)
     if callable(can):
         return bool(can())
-    tables = {m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)}
-    heads = {m.out_features for m in model.modules() if isinstance(m, nn.Linear)}
+    tables = {_rows_of(m) for m in model.modules() if looks_up(m)}
+    heads = {_rows_of(m) for m in model.modules() if _is_linear_layer(m)}
     return bool(attention and tables & heads)
+
+
+def _rows_of(layer: nn.Module) -> int:
+    """Rows of the canonical weight: entries of a table, output features of a linear layer."""
+    return facts_of(layer).canonical_weight(layer).shape[0]
 
 
 def _patterns(names: list[str], others: list[str]) -> tuple[str, ...]:

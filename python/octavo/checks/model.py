@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import describe
-from octavo.nn.registry import layer_bias
+from octavo.nn.registry import holds_layer_weight, is_convolution, layer_bias
 from octavo.numerics.scheme import MIN_SCALE
 
 __all__ = ["check_model"]
@@ -111,7 +111,7 @@ def _check_module(name: str, module: nn.Module) -> None:
             f"quantize: layer {name!r} must be initialised, got an uninitialised {cls.__name__}. "
             "Run one forward of the model first."
         )
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if is_convolution(module):
         _check_convolution(name, module)
 
 
@@ -156,8 +156,7 @@ def _check_weights(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             continue  # Stays float; its parameter table is not a dictionary.
         weight = module._parameters.get("weight")
-        layer = isinstance(module, (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd))
-        if weight is None or not (layer or hasattr(module, "in_features")):
+        if weight is None or not holds_layer_weight(module):
             continue
         for kind, tensor in {**module._parameters, "bias": layer_bias(module)}.items():
             if tensor is None:

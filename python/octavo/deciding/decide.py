@@ -13,6 +13,7 @@ from octavo.deciding import patterns
 from octavo.deciding.sensitivity import measure_sensitivity
 from octavo.errors import NothingQuantizedError
 from octavo.graph.capture import Capture
+from octavo.nn.registry import registered_class
 from octavo.numerics.scheme import Activations, Scheme, default_group_size
 from octavo.planning.plan import Plan, plan
 
@@ -80,9 +81,11 @@ def decide(
     if training:
         for site in found.sites:
             module = model.get_submodule(site.name)
-            if isinstance(module, nn.Embedding) and (module.sparse or module.max_norm):
+            facts = registered_class(module)
+            reason = facts.reason_in_training(module) if facts else ""
+            if reason:
                 schemes[site.name] = None
-                reasons[site.name] = "training: sparse gradients and max_norm change few rows only"
+                reasons[site.name] = reason
     groups = {} if group_size else _default_groups(found, schemes, normed)
     if group_size == "tensor":
         schemes = {name: s and replace(s, per_tensor=True) for name, s in schemes.items()}

@@ -145,10 +145,7 @@ def measure_sensitivity(
         quantized, _ = quantized_class(module)
         assert quantized is not None
         weight = quantized.canonical_weight(module).float()
-        own = module._parameters["weight"]
-        transposed = (
-            own is not None and weight.stride() != own.stride()
-        )  # transformers' Conv1D: [in, out].
+        axis = quantized.channel_axis(module)
         sizes[name] = weight.numel()
         costs[name] = {}
         check()
@@ -156,7 +153,7 @@ def measure_sensitivity(
             size = default_group_size(bits, weight.shape[1]) if weight.dim() == 2 else 0
             real = nearest(weight, None, Scheme(bits, grid, size)).dequantize()
             if calls:
-                with _Replaced(module, real.t() if transposed else real):
+                with _Replaced(module, real.movedim(0, axis) if axis else real):
                     noise = sum(
                         float((y - z).square().sum(dtype=torch.float64))
                         for ys, call in zip(wanted, calls, strict=True)

@@ -15,7 +15,7 @@ from octavo.graph.flow import Flow, walk
 from octavo.graph.kinds import recognise
 from octavo.graph.trace import Untraceable, bind, is_leaf, trace, training_steps
 from octavo.interrupts import check, let_through
-from octavo.nn.registry import float_reasons, quantized_class
+from octavo.nn.registry import float_reasons, looks_up, quantized_class
 
 __all__ = ["Capture", "Site", "capture"]
 
@@ -28,6 +28,7 @@ class Site:
         reason: "" if an integer class exists for it, else why it stays float.
         calls: how often the example called it; None without an example.
         features: inputs of a row of its weight, for layers without a kernel; they can have groups.
+        looks_up: whether it reads rows of its weight by their numbers: it has no activations.
         aliases: other names of the same module.
         tied: other sites whose weight is the same Parameter.
     """
@@ -39,6 +40,7 @@ class Site:
     aliases: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
     features: int = 0
+    looks_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,7 @@ def _sites(model: nn.Module, calls: Mapping[str, int] | None) -> tuple[Site, ...
                 tuple(alias for alias in aliases[id(module)] if alias != name),
                 tuple(tied),
                 _features(module),
+                looks_up(module),
             )
         )
     if calls is not None:

@@ -30,6 +30,8 @@ class _QConv(QLayer):
     groups: int
     padding_mode: str
 
+    kind = "convolution"
+
     def forward(self, input: Tensor) -> Tensor:
         """[N, in_channels, ...] to [N, out_channels, ...]; N may be left out."""
         x = self._float32(input)
@@ -64,10 +66,39 @@ class _QConv(QLayer):
         return y if input.dtype is torch.float32 else y.to(input.dtype)
 
     @staticmethod
-    def call_float(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    def window(module: nn.Module) -> tuple[int, ...]:
+        """The kernel's sizes."""
+        size = module.kernel_size
+        assert isinstance(size, tuple)
+        return size
+
+    @staticmethod
+    def channel_groups(module: nn.Module) -> int:
+        """The convolution's groups."""
+        groups = module.groups
+        assert isinstance(groups, int)
+        return groups
+
+    @staticmethod
+    def call_canonical(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Torch's convolution, padding mode included."""
         assert isinstance(module, nn.modules.conv._ConvNd)
-        return module._conv_forward(x, weight, module.bias)
+        return module._conv_forward(x, weight, bias)
+
+    @staticmethod
+    def input_rows(module: nn.Module, x: Tensor) -> Tensor:
+        """Patches of the padded images [N, C, ...], group by group."""
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+        kernel, dilation, stride = module.kernel_size, module.dilation, module.stride
+        if x.dim() == 3:
+            x = x.unsqueeze(2)
+            kernel, dilation, stride = (1, *kernel), (1, *dilation), (1, *stride)
+        columns = F.unfold(x, kernel, dilation, 0, stride)
+        n, _, length = columns.shape
+        columns = columns.view(n, module.groups, -1, length)
+        return columns.permute(1, 0, 3, 2).reshape(module.groups, n * length, -1)
 
     def _in_float(self, x: Tensor) -> Tensor:
         """Like torch's convolution, with a weight that lives for this call only."""
@@ -112,11 +143,6 @@ class _QConv(QLayer):
     def weight_shape(self) -> tuple[int, ...]:
         """(O, I / groups, kernel ...)."""
         return self.out_channels, self.in_channels // self.groups, *self.kernel_size
-
-    @property
-    def layer_groups(self) -> int:
-        """Groups of the float layer."""
-        return self.groups
 
     def _program(self) -> str:
         if self.activations == "float":

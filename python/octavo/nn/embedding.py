@@ -25,7 +25,8 @@ class QEmbedding(QLayer):
     embedding_dim: int
     padding_idx: int | None
 
-    _rows = True
+    kind = "embedding"
+    looks_up = True
 
     def forward(self, input: Tensor) -> Tensor:
         """[...] to [..., embedding_dim]."""
@@ -42,11 +43,18 @@ class QEmbedding(QLayer):
         return ops.embedding_lowbit(input.long(), self.current_panel(), self.embedding_dim)
 
     @staticmethod
-    def call_float(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    def call_canonical(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Rows of ``weight``."""
         padding = module.padding_idx
         assert padding is None or isinstance(padding, int)
         return F.embedding(x, weight, padding)
+
+    @staticmethod
+    def reason_in_training(module: nn.Module) -> str:
+        """Not a whole table is trained where gradients are sparse or max_norm changes rows."""
+        if module.sparse or module.max_norm:
+            return "training: sparse gradients and max_norm change few rows only"
+        return ""
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

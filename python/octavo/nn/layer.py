@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import ops
+from octavo.nn.facts import LayerFacts
 from octavo.nn.surgery import MODULE_STATE
 from octavo.numerics.grids import codes_of, spread_zero_point, values_of
 from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
@@ -27,8 +28,10 @@ _KEPT_STATE = frozenset({"training", *(name for name in MODULE_STATE if "hooks" 
 _COMPUTED = frozenset({"weight", "bias", "forward"})
 
 
-class QLayer(nn.Module):
+class QLayer(LayerFacts, nn.Module):
     """A layer with integer weights that takes and returns floats.
+
+    What it tells of the float layer that it stands for is in `octavo.nn.facts`.
 
     Attributes:
         weight_scale: float32 [O], real size of one step of a level in each output channel, negative
@@ -134,23 +137,6 @@ class QLayer(nn.Module):
 
     # ---- what a subclass tells -------------------------------------------------------------------
 
-    @staticmethod
-    def canonical_weight(module: nn.Module) -> Tensor:
-        """The weight of a float layer in torch's order, detached."""
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()
-
-    @staticmethod
-    def call_float(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-        """The float layer's own result for ``x`` with another weight, which is in its order."""
-        raise NotImplementedError
-
-    @staticmethod
-    def channel_axis(module: nn.Module) -> int:
-        """The dimension of the float layer's weight that holds output channels."""
-        return 0
-
     def _float_weight(self, weight: Tensor) -> Tensor:
         """Turns a canonical weight into the order of the float class."""
         return weight
@@ -166,7 +152,7 @@ class QLayer(nn.Module):
     @property
     def layer_groups(self) -> int:
         """Groups of the float layer."""
-        return 1
+        return type(self).channel_groups(self)
 
     # ---- the weight ------------------------------------------------------------------------------
 
@@ -205,7 +191,7 @@ class QLayer(nn.Module):
                 zero_point=zero_point,
                 levels=self.levels,
                 bias=bias,
-                rows=self._rows,
+                rows=type(self).looks_up,  # Panels of look-ups have an order of their own.
             )
         bits = self.bits if self.levels is None else 8
         return ops.pack_weight(values.detach(), scale, bias, self.layer_groups, bits)
@@ -224,9 +210,6 @@ class QLayer(nn.Module):
     def _signed(self, codes: Tensor) -> Tensor:
         """int8 of a packed panel's codes: less 2^(bits - 1)."""
         return (codes.to(torch.int16) - (1 << self.bits - 1)).to(torch.int8)
-
-    _rows = False
-    """Whether packed panels are in the order of look-ups."""
 
     def _set_values(self, values: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> None:
         """Packs levels with scale and bias; the new panel appears in one assignment."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo import ops
@@ -64,13 +63,6 @@ class QLinear(QLayer):
         """The weight of a float layer as [out, in], detached."""
         weight = QLayer.canonical_weight(module)
         return weight.t() if _is_transposed(type(module)) else weight
-
-    @staticmethod
-    def call_float(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-        """X W^T + b, or x W + b where the weight is [in, out]."""
-        bias = module.bias
-        assert bias is None or isinstance(bias, Tensor)
-        return F.linear(x, weight.t() if _is_transposed(type(module)) else weight, bias)
 
     @staticmethod
     def channel_axis(module: nn.Module) -> int:

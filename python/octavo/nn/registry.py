@@ -1,4 +1,7 @@
-"""Which float class becomes which quantized class, and why a layer stays float.
+"""Which float class becomes which quantized class, why a layer stays float, what is known of it.
+
+Facts about a layer are told by the class that is registered for its class or for the nearest base
+(`octavo.nn.facts.LayerFacts`), whether or not this very layer can be replaced.
 
 Rows are qualified type names, so that classes of other packages (transformers' Conv1D) need no
 import.
@@ -7,24 +10,46 @@ import.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from octavo.nn.facts import LayerFacts
     from octavo.nn.layer import QLayer
 
 __all__ = [
+    "FLOAT_KINDS",
+    "KINDS",
     "WEIGHT_READERS",
     "canonical_weight",
+    "facts_of",
     "float_reasons",
+    "holds_layer_weight",
+    "is_batch_norm",
+    "is_convolution",
     "is_depthwise",
+    "kind_of",
+    "looks_up",
     "quantized_class",
     "register",
+    "registered_class",
 ]
 
 #: Qualified name of a float class to its quantized class.
 _ROWS: dict[str, type[QLayer]] = {}
+
+#: What weights can count as.
+KINDS = ("linear", "convolution", "embedding", "recurrent", "batch norm")
+
+#: Qualified name of a float class to its kind, for classes that have no integer form.
+FLOAT_KINDS: dict[str, str] = {
+    "torch.nn.modules.conv._ConvNd": "convolution",
+    "torch.nn.modules.sparse.EmbeddingBag": "embedding",
+    "torch.nn.modules.rnn.RNNBase": "recurrent",
+    "torch.nn.modules.rnn.RNNCellBase": "recurrent",
+    "torch.nn.modules.batchnorm._BatchNorm": "batch norm",
+}
 
 #: Modules that read the weights of these children instead of calling them. The children stay float.
 WEIGHT_READERS: dict[str, tuple[str, ...]] = {
@@ -41,9 +66,18 @@ _Class = TypeVar("_Class", bound="type[QLayer]")
 
 
 def register(*float_types: str) -> Callable[[_Class], _Class]:
-    """Returns a decorator that makes a quantized class the row of these qualified float types."""
+    """Returns a decorator that makes a quantized class the row of these qualified float types.
+
+    What the class does not say of the float layer (`octavo.nn.facts.LayerFacts`) is as for
+    nn.Linear.
+    """
 
     def add(quantized: _Class) -> _Class:
+        if quantized.kind not in KINDS:
+            raise ValueError(
+                f"register: {quantized.__name__}.kind must be one of {', '.join(KINDS)}, "
+                f"got {quantized.kind!r}. Name the kind that its weights count as."
+            )
         for name in float_types:
             _ROWS[name] = quantized
         return quantized
@@ -122,6 +156,71 @@ def canonical_weight(module: nn.Module) -> Tensor:
     return quantized.canonical_weight(module)
 
 
+# ---- facts -------------------------------------------------------------------------------------
+
+
+def registered_class(module: nn.Module) -> type[QLayer] | None:
+    """The class that is registered for a float layer's class or its nearest base, None without.
+
+    Even where `quantized_class` has a reason not to replace this layer.
+    """
+    base = _registered_base(type(module))
+    return None if base is None else _ROWS[qualified_name(base)]
+
+
+def facts_of(module: nn.Module) -> type[LayerFacts]:
+    """The class that tells the facts about a layer."""
+    found = registered_class(module)
+    if found is None:
+        raise ValueError(
+            f"facts_of: expected a layer of a registered class, got a {type(module).__name__}. "
+            "Register a quantized class for it."
+        )
+    return found
+
+
+def looks_up(module: nn.Module) -> bool:
+    """Whether it is a registered layer that reads rows of its weight by their numbers."""
+    found = registered_class(module)
+    return found is not None and found.looks_up
+
+
+def kind_of(module: nn.Module) -> str:
+    """What the weights of any module itself count as: one of `KINDS`, or ""."""
+    kind = _kind_of_class(type(module))
+    if kind:
+        return kind
+    # By their interface: layers like transformers' Conv1D, and attention with its projections.
+    own = module._parameters
+    is_linear = hasattr(module, "nf") and own.get("weight") is not None
+    return "linear" if is_linear or "in_proj_weight" in own else ""
+
+
+def _kind_of_class(cls: type) -> str:
+    for name in map(qualified_name, cls.__mro__):
+        if name in _ROWS:
+            return _ROWS[name].kind
+        if name in FLOAT_KINDS:
+            return FLOAT_KINDS[name]
+    return ""
+
+
+def is_convolution(module: nn.Module) -> TypeGuard[nn.modules.conv._ConvNd]:
+    """Whether it has what torch's convolutions of any number of dimensions have."""
+    return _kind_of_class(type(module)) == "convolution"
+
+
 def is_depthwise(module: nn.Module) -> bool:
     """Whether it is a convolution that reads each channel alone."""
-    return isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels
+    return is_convolution(module) and 1 < module.groups == module.in_channels
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
+    """Whether it has what torch's BatchNorms of any number of dimensions have."""
+    return _kind_of_class(type(module)) == "batch norm"
+
+
+def holds_layer_weight(module: nn.Module) -> bool:
+    """Whether its "weight" is a layer's, by its class or because it has features like nn.Linear."""
+    known = registered_class(module) is not None or is_convolution(module)
+    return known or hasattr(module, "in_features")

@@ -134,7 +134,7 @@ def plan(
             why = site.reason or reasons.get(site.name, "excluded")
             sites[site.name] = SitePlan(site.name, site.type, None, "float", 8, "", why)
         else:
-            how: Activations = "float" if site.type == "Embedding" else activations
+            how: Activations = "float" if site.looks_up else activations
             bits = 8
             if how == "static":
                 bits = (

@@ -25,6 +25,7 @@ from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.graph.replay import replayed
 from octavo.nn.hooks import is_watched
+from octavo.nn.registry import looks_up
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
 from octavo.numerics.sqnr import decibels
@@ -213,7 +214,7 @@ class _Walk:
         codes: Mapping[str, Codes],
     ) -> None:
         self.model, self.qparams, self.codes = model, qparams, codes
-        self.look_ups = {n for n in codes if isinstance(model.get_submodule(n), nn.Embedding)}
+        self.look_ups = {n for n in codes if looks_up(model.get_submodule(n))}
         watched = {name for name, module in model.named_modules() if is_watched(module)}
         self.flows: list[FlowPlan] = []
         self.flow_of: dict[str, FlowPlan] = {}

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
 from octavo.graph.keys import ValueKey, wide
+from octavo.nn.registry import facts_of
 from octavo.numerics.codes import Codes
 from octavo.planning.plan import FlowPlan, RegionPlan
 
@@ -220,10 +220,7 @@ def apply_layer(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | Non
 
     In the type of the weight.
     """
-    if not isinstance(module, nn.Embedding):
+    facts = facts_of(module)
+    if not facts.looks_up:
         x = x.to(weight.dtype)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return module._conv_forward(x, weight, bias)
-    if isinstance(module, nn.Embedding):
-        return F.embedding(x, weight)
-    return F.linear(x, weight, bias)
+    return facts.call_canonical(module, x, weight, bias)

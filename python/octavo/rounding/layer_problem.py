@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from octavo.nn.registry import layer_bias
+from octavo.nn.registry import facts_of, layer_bias
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import Scheme
 from octavo.rounding.lockstep import Lockstep, Pause
@@ -59,7 +59,7 @@ class LayerProblem:
         """
         if weight.numel() == 0 or moments.count == 0:
             return None
-        groups = int(getattr(module, "groups", 1))
+        groups = facts_of(module).channel_groups(module)
         unit = _unit(weight)
         grouped = weight.float().reshape(groups, weight.shape[0] // groups, -1) / unit
         xx, xy = moments.centered()

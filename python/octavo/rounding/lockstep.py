@@ -30,7 +30,7 @@ from octavo.graph.replay import replayed
 from octavo.interrupts import let_through
 from octavo.nn.decomposed.experts import DecomposedExperts
 from octavo.nn.forwards import replaced_forwards
-from octavo.nn.registry import canonical_weight
+from octavo.nn.registry import canonical_weight, facts_of
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.planning.plan import FlowPlan, Plan, SitePlan
@@ -330,7 +330,7 @@ class Lockstep:
             return fake_quantize(x, p)
         if site.activations == "dynamic":
             module = self.model.get_submodule(name)
-            return fake_quantize_rows(x, len(getattr(module, "kernel_size", ())))
+            return fake_quantize_rows(x, len(facts_of(module).window(module)))
         return x
 
     def layer(self, name: str, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from octavo.data import Batches
 from octavo.graph.keys import RangeKey
 from octavo.interrupts import check
-from octavo.nn.registry import canonical_weight
+from octavo.nn.registry import canonical_weight, looks_up
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
 from octavo.planning.plan import FlowPlan, Plan
@@ -132,7 +132,7 @@ def round_model(
         )
         for site in sites:  # A look-up table has no inputs to learn from.
             module = model.get_submodule(site.name)
-            if site.scheme is not None and isinstance(module, nn.Embedding):
+            if site.scheme is not None and looks_up(module):
                 weight = runs.weights[site.name]
                 runs.codes[site.name] = nearest_of_layer(module, weight, site.scheme)
                 bar.update()

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from octavo.data import Batches, Call, float_tensors
 from octavo.interrupts import let_through
 from octavo.nn.forwards import replaced_forwards
-from octavo.nn.registry import canonical_weight
+from octavo.nn.registry import canonical_weight, looks_up
 from octavo.numerics.codes import Codes
 from octavo.rounding.blocks import apply_layer
 from octavo.rounding.learnable import LearnableScales, descend
@@ -55,7 +55,7 @@ def tune(
     layers = {
         name: LearnableScales(canonical_weight(model.get_submodule(name)), code)
         for name, code in codes.items()
-        if not isinstance(model.get_submodule(name), nn.Embedding)
+        if not looks_up(model.get_submodule(name))
     }
     if not layers:
         return unchanged, None

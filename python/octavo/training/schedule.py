@@ -12,6 +12,7 @@ from octavo.data import Batches
 from octavo.errors import describe
 from octavo.interrupts import held_back
 from octavo.nn.fake_quantize import FakeQuantize
+from octavo.nn.registry import is_batch_norm
 from octavo.signature import known_arguments
 from octavo.training.freeze import check_trainee
 from octavo.types import Data, Model
@@ -99,7 +100,7 @@ class TrainingSchedule:
         for module in self.trainee.modules():
             if isinstance(module, FakeQuantize) and "range" in module._buffers:
                 module.is_frozen = state[0]
-            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            elif is_batch_norm(module):
                 _keep_still(module, state[1])
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def reestimate_batch_norm(trainee: Model, data: Data) -> Model:
     norms = [
         module
         for module in trainee.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        if is_batch_norm(module) and module.running_mean is not None
     ]
     sums = {norm: _Moments() for norm in norms}
     modes = {module: module.training for module in trainee.modules()}

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from octavo.nn.registry import layer_bias
+from octavo.nn.registry import facts_of, layer_bias
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import Scheme
 from octavo.rounding.methods.nearest import nearest
@@ -45,7 +45,7 @@ def squant(module: nn.Module, weight: Tensor, scheme: Scheme) -> Codes:
     plain = nearest(weight, layer_bias(module), scheme)
     if weight.numel() == 0 or weight.dim() == 2:
         return plain
-    groups = int(getattr(module, "groups", 1))
+    groups = facts_of(module).channel_groups(module)
     taps = math.prod(weight.shape[2:])
     channels = max(1, _INPUTS // taps)
     scale = plain.spread()
