@@ -274,3 +274,124 @@ def test_one_module_replaces_forwards() -> None:
     )
     found = [path.name for path in sorted(PYTHON.rglob("*.py")) if writes.search(path.read_text())]
     assert found == ["forwards.py"]
+
+
+#: Files that still ask for the type of a layer, and why.
+ASK_FOR_TYPES = {
+    "graph/kinds.py": "it gives each call its kind of region step; no row of a module's class does that yet",
+    "lowering/lower.py": "it reads the slopes of nn.PReLU; as above",
+    "prepare/equalize.py": "it writes weights in the order of three classes",
+    "prepare/fold.py": "it writes weights in the order of three classes, and reads BatchNorms",
+    "prepare/smooth.py": "it writes the gains of two kinds of norms",
+    "training/freeze.py": "it reads BatchNorms of two classes",
+    "training/trainee.py": "it keeps the modes of BatchNorms",
+}
+
+#: Names of torch.nn that are no layers.
+NOT_LAYERS = {
+    "DataParallel",
+    "Module",
+    "ModuleDict",
+    "ModuleList",
+    "Parameter",
+    "ParameterDict",
+    "ParameterList",
+    "Sequential",
+    "LazyModuleMixin",
+    "DistributedDataParallel",
+}
+
+#: Attributes that only layers have: asking whether a module has one is asking for its type.
+OF_LAYERS = {
+    "embedding_dim",
+    "groups",
+    "in_channels",
+    "in_features",
+    "in_proj_weight",
+    "kernel_size",
+    "nf",
+    "num_embeddings",
+    "num_features",
+    "out_channels",
+    "out_features",
+    "padding_idx",
+    "running_mean",
+}
+
+
+def types_asked(source: str) -> list[int]:
+    """Lines that name a layer class of torch, but to make a layer or to annotate, or ask for an attribute of one.
+
+    So isinstance, issubclass, ``type(x) is nn.Linear`` and tuples of classes under a name of their own all count.
+    """
+    tree, allowed = ast.parse(source), set[int]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            allowed.add(id(node.func))
+        for field in ("annotation", "returns"):
+            annotation = getattr(node, field, None)
+            if isinstance(annotation, ast.AST):
+                allowed |= {id(part) for part in ast.walk(annotation)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in allowed:
+            whole = re.fullmatch(r"(?:torch\.)?nn\.(?:\w+\.)*_?[A-Z]\w*", ast.unparse(node))
+            if whole and node.attr not in NOT_LAYERS:
+                found.append(node.lineno)
+        elif isinstance(node, ast.ImportFrom) and re.match(
+            r"torch\.nn\.modules\b", node.module or ""
+        ):
+            found += [node.lineno for alias in node.names if alias.name.strip("_")[0].isupper()]
+        elif isinstance(node, ast.ImportFrom) and node.module == "torch.nn":
+            names = {alias.name for alias in node.names} - NOT_LAYERS
+            found += [node.lineno for name in names if name[0].isupper()]
+        elif isinstance(node, ast.Call) and len(node.args) > 1:
+            called, name = ast.unparse(node.func), node.args[1]
+            if called in ("hasattr", "getattr") and isinstance(name, ast.Constant):
+                found += [node.lineno] if name.value in OF_LAYERS else []
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "isinstance(x, nn.Linear)",
+        "isinstance(x, (nn.Module, torch.nn.modules.conv._ConvNd))",
+        "issubclass(cls, nn.RNNBase)",
+        "type(x) in {nn.PReLU}",
+        "_CLASSES = (nn.Conv1d, nn.Conv2d)",
+        "from torch.nn import Embedding",
+        "from torch.nn.modules.batchnorm import _BatchNorm",
+        'hasattr(x, "num_embeddings")',
+        'int(getattr(x, "groups", 1))',
+    ],
+)
+def test_questions_for_the_type_of_a_layer_are_found(question: str) -> None:
+    assert types_asked(question) == [1]
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        "isinstance(x, nn.Module)",
+        "isinstance(x, (nn.DataParallel, nn.parallel.DistributedDataParallel))",
+        "model = nn.Linear(2, 3)",
+        "def f(x: nn.Linear) -> nn.Conv2d: ...",
+        "from torch.nn.modules import module",
+        "nn.functional.relu(x)",
+    ],
+)
+def test_making_layers_is_no_question(fine: str) -> None:
+    assert types_asked(fine) == []
+
+
+def test_only_nn_asks_for_the_type_of_a_layer() -> None:
+    """Elsewhere facts about a layer come from the class registered for it (nn/facts.py, nn/registry.py)."""
+    asking = {}
+    for path in sorted(PYTHON.rglob("*.py")):
+        name = path.relative_to(PYTHON).as_posix()
+        lines = types_asked(path.read_text())
+        if lines and not name.startswith("nn/"):
+            asking[name] = lines
+    assert {name: lines for name, lines in asking.items() if name not in ASK_FOR_TYPES} == {}
+    assert sorted(asking) == sorted(ASK_FOR_TYPES), "A file that asks no longer is listed no longer"

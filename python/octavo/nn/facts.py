@@ -9,9 +9,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.nn.registry import layer_bias
+__all__ = ["LayerFacts", "layer_bias"]
 
-__all__ = ["LayerFacts"]
+
+def layer_bias(module: nn.Module) -> Tensor | None:
+    """What a float layer adds: a Parameter, a buffer or a plain tensor; None without."""
+    bias = getattr(module, "bias", None)
+    return bias if isinstance(bias, Tensor) else None
 
 
 class LayerFacts:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 
+from octavo.nn.facts import LayerFacts, layer_bias
+
 if TYPE_CHECKING:
-    from octavo.nn.facts import LayerFacts
     from octavo.nn.layer import QLayer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "is_convolution",
     "is_depthwise",
     "kind_of",
+    "layer_bias",
     "looks_up",
     "quantized_class",
     "register",
@@ -140,12 +142,6 @@ def float_reasons(model: nn.Module) -> dict[str, str]:
             reason = read_by_parent.get(id(module), "")
             reasons[name] = reason or quantized_class(module)[1]
     return reasons
-
-
-def layer_bias(module: nn.Module) -> Tensor | None:
-    """What a float layer adds: a Parameter, a buffer or a plain tensor; None without."""
-    bias = getattr(module, "bias", None)
-    return bias if isinstance(bias, Tensor) else None
 
 
 def canonical_weight(module: nn.Module) -> Tensor:

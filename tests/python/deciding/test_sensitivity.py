@@ -52,6 +52,16 @@ def test_costs_fall_with_bits_and_name_the_layers_that_matter():
     assert "first" in str(found) and "average" in found.front()
 
 
+@pytest.mark.filterwarnings("ignore:quantize. float64 parameters are computed in float32")
+def test_a_weight_of_any_strides_keeps_its_order():
+    model, wide = uneven().double(), uneven().double()
+    for name in ("first", "side", "last"):
+        weight = wide.get_submodule(name).weight
+        weight.data = torch.cat([weight.data, weight.data], 1)[:, : weight.shape[1]]
+    found = [octavo.sensitivity(m, X.double(), progress=False) for m in (model, wide)]
+    assert found[0].costs == found[1].costs
+
+
 def test_without_data_the_weights_errors_count():
     found = octavo.sensitivity(uneven(), progress=False)
     assert found.costs["side"][2] > 0.5 * found.costs["first"][2]
