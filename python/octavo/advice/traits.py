@@ -15,9 +15,9 @@ from octavo.data import Batches, Call
 from octavo.nn.decomposed.decompose import decompose, is_decomposable
 from octavo.nn.registry import (
     facts_of,
+    family_of,
     float_reasons,
     is_depthwise,
-    kind_of,
     looks_up,
     registered_class,
 )
@@ -145,13 +145,13 @@ def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
 
 def _kind(module: nn.Module) -> str:
     """One of `KINDS`, or ""."""
-    kind = "depthwise" if is_depthwise(module) else kind_of(module)
+    kind = "depthwise" if is_depthwise(module) else family_of(module)
     return kind if kind in KINDS else ""
 
 
 def _is_linear_layer(module: nn.Module) -> bool:
     facts = registered_class(module)
-    return facts is not None and facts.kind == "linear"
+    return facts is not None and facts.family == "linear"
 
 
 def _is_attention(module: nn.Module) -> bool:

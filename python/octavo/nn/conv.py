@@ -30,7 +30,7 @@ class _QConv(QLayer):
     groups: int
     padding_mode: str
 
-    kind = "convolution"
+    family = "convolution"
 
     def forward(self, input: Tensor) -> Tensor:
         """[N, in_channels, ...] to [N, out_channels, ...]; N may be left out."""

@@ -25,7 +25,7 @@ class QEmbedding(QLayer):
     embedding_dim: int
     padding_idx: int | None
 
-    kind = "embedding"
+    family = "embedding"
     looks_up = True
 
     def forward(self, input: Tensor) -> Tensor:

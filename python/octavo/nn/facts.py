@@ -25,13 +25,13 @@ class LayerFacts:
     the float class keeps it in.
 
     Attributes:
-        kind: what its weights count as: one of `octavo.nn.registry.KINDS`. A "convolution" has the
-            attributes of torch's convolutions.
+        family: what its weights count as: one of `octavo.nn.registry.FAMILIES`. A "convolution" has
+            the attributes of torch's convolutions.
         looks_up: whether it reads rows of its weight by their numbers. It then has no activations
             to quantize and no bias, and its rows are rounded without data.
     """
 
-    kind = "linear"
+    family = "linear"
     looks_up = False
 
     @staticmethod

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from octavo.nn.layer import QLayer
 
 __all__ = [
-    "FLOAT_KINDS",
-    "KINDS",
+    "FAMILIES",
+    "FLOAT_FAMILIES",
     "WEIGHT_READERS",
     "canonical_weight",
     "facts_of",
+    "family_of",
     "float_reasons",
     "holds_layer_weight",
     "is_batch_norm",
     "is_convolution",
     "is_depthwise",
-    "kind_of",
     "layer_bias",
     "looks_up",
     "quantized_class",
@@ -42,10 +42,10 @@ __all__ = [
 _ROWS: dict[str, type[QLayer]] = {}
 
 #: What weights can count as.
-KINDS = ("linear", "convolution", "embedding", "recurrent", "batch norm")
+FAMILIES = ("linear", "convolution", "embedding", "recurrent", "batch norm")
 
-#: Qualified name of a float class to its kind, for classes that have no integer form.
-FLOAT_KINDS: dict[str, str] = {
+#: Qualified name of a float class to its family, for classes that have no integer form.
+FLOAT_FAMILIES: dict[str, str] = {
     "torch.nn.modules.conv._ConvNd": "convolution",
     "torch.nn.modules.sparse.EmbeddingBag": "embedding",
     "torch.nn.modules.rnn.RNNBase": "recurrent",
@@ -75,10 +75,10 @@ def register(*float_types: str) -> Callable[[_Class], _Class]:
     """
 
     def add(quantized: _Class) -> _Class:
-        if quantized.kind not in KINDS:
+        if quantized.family not in FAMILIES:
             raise ValueError(
-                f"register: {quantized.__name__}.kind must be one of {', '.join(KINDS)}, "
-                f"got {quantized.kind!r}. Name the kind that its weights count as."
+                f"register: {quantized.__name__}.family must be one of {', '.join(FAMILIES)}, "
+                f"got {quantized.family!r}. Name the one that its weights count as."
             )
         for name in float_types:
             _ROWS[name] = quantized
@@ -181,29 +181,29 @@ def looks_up(module: nn.Module) -> bool:
     return found is not None and found.looks_up
 
 
-def kind_of(module: nn.Module) -> str:
-    """What the weights of any module itself count as: one of `KINDS`, or ""."""
-    kind = _kind_of_class(type(module))
-    if kind:
-        return kind
+def family_of(module: nn.Module) -> str:
+    """What the weights of any module itself count as: one of `FAMILIES`, or ""."""
+    family = _family_of_class(type(module))
+    if family:
+        return family
     # By their interface: layers like transformers' Conv1D, and attention with its projections.
     own = module._parameters
     is_linear = hasattr(module, "nf") and own.get("weight") is not None
     return "linear" if is_linear or "in_proj_weight" in own else ""
 
 
-def _kind_of_class(cls: type) -> str:
+def _family_of_class(cls: type) -> str:
     for name in map(qualified_name, cls.__mro__):
         if name in _ROWS:
-            return _ROWS[name].kind
-        if name in FLOAT_KINDS:
-            return FLOAT_KINDS[name]
+            return _ROWS[name].family
+        if name in FLOAT_FAMILIES:
+            return FLOAT_FAMILIES[name]
     return ""
 
 
 def is_convolution(module: nn.Module) -> TypeGuard[nn.modules.conv._ConvNd]:
     """Whether it has what torch's convolutions of any number of dimensions have."""
-    return _kind_of_class(type(module)) == "convolution"
+    return _family_of_class(type(module)) == "convolution"
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -213,7 +213,7 @@ def is_depthwise(module: nn.Module) -> bool:
 
 def is_batch_norm(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
     """Whether it has what torch's BatchNorms of any number of dimensions have."""
-    return _kind_of_class(type(module)) == "batch norm"
+    return _family_of_class(type(module)) == "batch norm"
 
 
 def holds_layer_weight(module: nn.Module) -> bool:

@@ -163,7 +163,7 @@ class Conv1D(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "module, kind",
+    "module, family",
     [
         (nn.Linear(2, 3), "linear"),
         (OwnForward(2, 3), "linear"),
@@ -186,10 +186,10 @@ class Conv1D(nn.Module):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else value or "none",
 )
-def test_kinds(module: nn.Module, kind: str) -> None:
-    assert registry.kind_of(module) == kind
-    assert registry.is_convolution(module) == (kind == "convolution")
-    assert registry.is_batch_norm(module) == (kind == "batch norm")
+def test_families(module: nn.Module, family: str) -> None:
+    assert registry.family_of(module) == family
+    assert registry.is_convolution(module) == (family == "convolution")
+    assert registry.is_batch_norm(module) == (family == "batch norm")
 
 
 def test_only_registered_classes_look_up() -> None:
@@ -232,7 +232,7 @@ def test_facts_of_an_unknown_class_are_refused() -> None:
 
 def test_a_kind_must_be_known() -> None:
     class QOdd(QLinear):
-        kind = "lineal"
+        family = "lineal"
 
-    with pytest.raises(ValueError, match=r"QOdd.kind must be one of linear, .*, got 'lineal'"):
+    with pytest.raises(ValueError, match=r"QOdd.family must be one of linear, .*, got 'lineal'"):
         registry.register("somewhere.Odd")(QOdd)
