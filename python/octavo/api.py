@@ -104,7 +104,8 @@ def quantize(
         data: batches to calibrate with: a tensor, an iterable of tensors, tuples or mappings, or a
             callable that is given the model and runs it. With data activations are static and
             stretches of the network run in integers from end to end; without data, each row (each
-            image) gets a range of its own in every call.
+            image) gets a range of its own in every call. What can be read only once (a generator)
+            is kept in memory and must end within 20,000 batches and 4 GiB.
         grid: levels that codes stand for, one of `octavo.grids()`.
         activations: "dynamic", "float" (only weights are quantized), or the bits 2..8 of static
           ones (needs data). Default: 8 with data, else "dynamic".
@@ -147,7 +148,7 @@ def quantize(
         ValueError: an argument out of range, a weight or an activation that is not finite, a model
           that is quantized.
         NothingQuantizedError: no layer was left to quantize.
-        CalibrationError: no batches, or no layer was reached by them.
+        CalibrationError: no batches, no end of them, or no layer was reached by them.
     """
     arguments.check_choices(
         grid=grid, group_size=group_size, symmetric=symmetric, rounding=rounding, ranges=ranges,

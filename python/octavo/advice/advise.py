@@ -18,6 +18,7 @@ from octavo.advice.traits import Traits, traits
 from octavo.api import quantize
 from octavo.checks.model import check_model
 from octavo.data import Batches
+from octavo.deciding.sensitivity import SAMPLES
 from octavo.errors import NothingQuantizedError, describe
 from octavo.interrupts import held_back
 from octavo.reporting.html import page, rows
@@ -457,7 +458,7 @@ def advise(model: nn.Module, target: TargetName = "notebook", data: Data | None 
             'Use for example "server".'
         )
     check_model(model)
-    batches = None if data is None else Batches(data)
+    batches = None if data is None else Batches(data, SAMPLES)  # All that an average of bits needs.
     situation = Situation(_traits(model, batches), machine(), TARGETS[target], data is not None)
     arguments: dict[str, Any] = {}
     reasons = []

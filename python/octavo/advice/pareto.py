@@ -266,7 +266,7 @@ def _call(model: nn.Module, data: object) -> Call:
             "pareto_front: inputs must be a batch to time calls with where there is no data, got "
             "None. Pass inputs=batch."
         )
-    return Batches(data).recorded(model)[0]
+    return Batches(data, samples=1).recorded(model)[0]
 
 
 def _fastest(models: Mapping[str, nn.Module], call: Call, rounds: int) -> dict[str, float]:

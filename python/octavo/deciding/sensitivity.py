@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Sensitivity", "allocate", "measure_sensitivity", "sensitivity"]
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
-_SAMPLES = 32
+SAMPLES = 32  # Of the data, all that is run.
 _BUCKETS = 20_000
 
 
@@ -121,7 +121,7 @@ def sensitivity(
         progress: whether to show a bar on stderr.
     """
     check_model(model)
-    batches = None if data is None else Batches(data)
+    batches = None if data is None else Batches(data, SAMPLES)
     work = copy_model(model).eval()
     example = None if batches is None else batches.example(work)
     fold(work, example)
@@ -236,9 +236,9 @@ def _few(calls: list[Call]) -> list[Call]:
     kept: list[Call] = []
     seen = 0
     for call in calls:
-        left = _SAMPLES - seen
+        left = SAMPLES - seen
         kept.append(call.shortened(left) or call)
         seen += kept[-1].samples
-        if seen >= _SAMPLES:
+        if seen >= SAMPLES:
             break
     return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from html import escape
@@ -160,7 +161,7 @@ def report(
     measured: dict[str, float] = {}
     multiplies, output = None, None
     if data is not None:
-        batches = Batches(data)
+        batches = Batches(data, samples=1 if reference is None else math.inf)
         multiplies = count_multiplies(model, batches)
         if reference is not None:
             measured, output = _compare(model, reference, batches, record)
