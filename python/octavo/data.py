@@ -70,15 +70,19 @@ class Call:
 class Batches:
     """Calibration data of any accepted form, as often as needed.
 
-    data: a tensor (one batch), a mapping (one batch, passed by keyword), an iterable of batches, or
-      a callable that is given the model and runs it. A batch is a tensor, a tuple or list of
-      positional arguments, a mapping of keyword arguments, or any other object, which is passed as
-      it is. What may give its batches only once (an iterator, a progress bar around one, a stream)
-      is read into a list here, of at most 20,000 batches and 4 GiB; sequences and a DataLoader of
-      one are read each time, as far as their length says. Items at the end of a tuple, and keys,
-      that the model's forward cannot take (labels) are dropped.
-    samples: how many the caller needs. Of what gives its batches only once, no more are read than
-      the batches that hold so many.
+    A batch is a tensor, a tuple or list of positional arguments, a mapping of keyword arguments, or
+    any other object, which is passed as it is. Items at the end of a tuple, and keys, that the
+    model's forward cannot take (labels) are dropped.
+
+    What may give its batches only once (an iterator, a progress bar around one, a stream) is read
+    into a list of at most 20,000 batches and 4 GiB. Sequences, and DataLoaders of sequences, are
+    read each time, as far as their length.
+
+    Args:
+        data: a tensor (one batch), a mapping (one batch, passed by keyword), an iterable of
+            batches, or a callable that is given the model and runs it.
+        samples: how many the caller needs: where batches are given only once, no more are read than
+            hold so many.
 
     Raises:
         TypeError: data is none of these.
@@ -167,8 +171,17 @@ class Batches:
     ) -> None:
         """Run the model on the data without gradients.
 
-        ``before(batch number, call)`` is called ahead of each batch. samples: stop after the batch
-        that reaches so many; a callable that runs the model itself is not stopped.
+        Args:
+            model: what the batches are passed to.
+            before: called as ``before(number, call)`` ahead of each batch; once, as
+                ``before(0, None)``, where a callable runs the model.
+            samples: stop after the batch that reaches so many; a callable that runs the model is
+                not stopped.
+
+        Raises:
+            TypeError: a batch does not fit the model's forward.
+            CalibrationError: there is no batch.
+            Exception: whatever the model itself raises.
         """
         with torch.no_grad():
             if self.runs_model:

@@ -24,9 +24,17 @@ def tables() -> dict[str, dict[str, Any]]:
 
 
 def figure(table: str, row: tuple[str, ...], column: str, place: int = 0) -> str:
-    """One figure as it is printed: of the row whose first cells begin with the words of ``row``.
+    """One figure as the tables print it, without a percent sign.
 
-    place: which figure of a cell that holds several, in the order of the widths.
+    Args:
+        table: name of a table in figures.json.
+        row: beginnings of the row's first cells; exactly one row must match them.
+        column: head of the column.
+        place: which figure of a cell that holds several, in the order of the widths.
+
+    Raises:
+        KeyError, ValueError, IndexError: there is no such table, row or column, or no such figure
+            in the cell.
     """
     content = tables()[table]
     (cells,) = (

@@ -58,8 +58,17 @@ def footprint(
 ) -> Footprint:
     """What `octavo.quantize` would make of ``model`` with these arguments, in bytes.
 
-    The arguments are those of `octavo.quantize`. Layers of zeros take the places of the quantized
-    ones. This needs memory for a copy of the model and for a quarter of it.
+    Layers of zeros take the places of the quantized ones. This needs memory for a copy of the model
+    and for a quarter of it.
+
+    Args:
+        model: the float model; it stays as it is.
+        batches: the data, None where the model is to be quantized without.
+        bits: as for `octavo.quantize`, as are all that follow.
+        activations: "dynamic", "float", or the bits of static ones.
+        grid: levels that codes stand for.
+        group_size: inputs that share a weight scale; None: the default.
+        symmetric: False where weight scales have zero points.
     """
     float_bytes = tensor_bytes(model)
     work = copy_model(model).eval()

@@ -91,9 +91,12 @@ class Traits:
 
 @torch.no_grad()
 def traits(model: nn.Module, batches: Batches | None = None) -> Traits:
-    """The traits of a float model in eval mode, which stays as it is.
+    """The traits of a float model.
 
-    batches: one call of the first of them is run; where a callable runs the model, all of it.
+    Args:
+        model: in evaluation mode; it stays as it is.
+        batches: the first of them is run, to count multiplies; where a callable runs the model, it
+            is called once.
     """
     if is_decomposable(model):  # As `quantize` sees it, but with the same tensors.
         model = decompose(copy_model(model, shared=(*model.parameters(), *model.buffers())))

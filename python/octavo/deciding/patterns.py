@@ -68,7 +68,17 @@ def resolve(
 ) -> tuple[dict[str, int], dict[str, str], Unmatched]:
     """Bits of every site to quantize, the reason for each other, and what matched nothing.
 
-    Later entries of ``bits`` replace earlier ones.
+    Args:
+        bits: pattern (name, glob, class, "@first", "@last") to width; later entries replace earlier
+            ones.
+        exclude: patterns of sites to leave float.
+        include: patterns of the only sites to quantize; None: all.
+        sites: what could be quantized.
+        model: the model of the sites.
+
+    Returns:
+        Site name to bits 2..8; name to reason, for all other sites; a line for each pattern that
+        matched nothing.
     """
     widths: dict[str, int] = {}
     unmatched: Unmatched = []

@@ -46,7 +46,12 @@ class Search:
     ) -> nn.Module:
         """The model of the smallest average whose score is high enough, else the best one.
 
-        bits: the largest average. max_drop: how far below the float model's score is enough.
+        Args:
+            bits: the largest average to try, in bits a weight.
+            max_drop: how far below the float model's score is enough.
+            grid: levels, one of `octavo.grids()`.
+            inplace: whether the result replaces the given model.
+            progress: whether to show progress on stderr.
         """
         wanted = float(let_through(self.evaluate, copy_model(self.model).eval()))
         floor = wanted - max_drop

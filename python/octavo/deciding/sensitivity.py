@@ -177,9 +177,19 @@ def _tied(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 def allocate(
     costs: Mapping[str, Mapping[int, float]], sizes: Mapping[str, int], average: float
 ) -> dict[str, int]:
-    """Multiple-choice knapsack: a width for each layer, together at most ``average`` bits a weight.
+    """A width for each layer, with the smallest sum of costs within a budget.
 
-    Dynamic programming over the budget in 20,000 parts, sizes rounded up.
+    This is the multiple-choice knapsack problem, solved by dynamic programming over the budget in
+    20,000 parts; sizes are rounded up to whole parts. Where not even the smallest widths fit, they
+    are the result.
+
+    Args:
+        costs: layer to width to the error that this width alone causes.
+        sizes: layer to its number of weights.
+        average: most bits a weight, over all layers together.
+
+    Returns:
+        Layer to width.
     """
     total = sum(sizes.values())
     part = max(total * average / _BUCKETS, 1e-9)

@@ -81,8 +81,10 @@ class TrainedLayer(OwnedForward):
     ) -> Tensor:
         """The layer's result.
 
-        quantized: whether ``input`` is what a fake-quantizer gave.
-        weight: what `weight` gave, where several calls share it.
+        Args:
+            input: any shape that the float layer takes.
+            quantized: whether ``input`` is what a fake-quantizer gave.
+            weight: the result of `weight`, where several calls share it; None: computed here.
         """
         shared = weight is not None
         weight = self.weight() if weight is None else weight

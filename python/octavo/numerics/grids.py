@@ -64,7 +64,12 @@ def apot(bits: int) -> list[int]:
 
 
 def log(bits: int, ratio: float = 2**-0.5) -> list[int]:
-    """Zero and powers of ``ratio``: as `pot`, with finer steps."""
+    """Zero and powers of a ratio: as `pot`, with finer steps.
+
+    Args:
+        bits: width, 2..8: there are 2^bits - 1 levels.
+        ratio: quotient of neighbouring levels, between 0 and 1.
+    """
     found = [round(_LARGEST * ratio**i) for i in range(2 ** (bits - 1) - 1)]
     return sorted([0, *found, *(-value for value in found)])
 
@@ -253,10 +258,14 @@ class Snap:
     def __call__(
         self, u: Tensor, rows: int = 1, first: int = 0, column: int | None = None
     ) -> Tensor:
-        """float32 of the shape of ``u`` [n * rows, K].
+        """The nearest level of each weight, float32 of the shape of ``u``.
 
-        rows: rows of ``u`` that belong to one output channel, a group of inputs each. first: the
-        channel of the first row. column: the input that ``u`` [n, 1] is of; None: of all.
+        Args:
+            u: float32 [n * rows, K], weights in units of their scale.
+            rows: rows of ``u`` that belong to one output channel, a group of inputs each.
+            first: the output channel of the first row.
+            column: which input the only column of ``u`` [n, 1] belongs to; None: ``u`` has all
+                inputs of its rows.
         """
         if self._low is not None:
             low = self._lowest(self._low[first : first + len(u) // rows], u.shape[1], rows, column)
@@ -299,14 +308,29 @@ class Snap:
 
 
 def snap(u: Tensor, scheme: Scheme, levels: Tensor | None = None) -> Tensor:
-    """The level nearest to each element of ``u`` [O, K]; see `Snap`."""
+    """The level nearest to each weight, float32 [O, K].
+
+    Args:
+        u: float32 [O, K], weights in units of their scale.
+        scheme: bounds the codes of the linear grid.
+        levels: as for `Snap`.
+    """
     return Snap(scheme, levels)(u)
 
 
 def neighbours(
     u: Tensor, scheme: Scheme, levels: Tensor | None = None, zero_point: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The levels below and above each element of ``u`` [O, K]; both ends lie inside the grid."""
+    """The two levels between which each weight lies: the lower and the higher one, [O, K] each.
+
+    Weights outside of the grid get its two first or its two last levels.
+
+    Args:
+        u: float32 [O, K], weights in units of their scale.
+        scheme: bounds the codes of the linear grid.
+        levels: int8 [tables, 2^bits], ascending; None for the linear grid.
+        zero_point: [O, groups], None where the scheme is symmetric.
+    """
     if levels is None:
         smallest, largest = Snap(scheme, None, zero_point).ends(*u.shape)
         low = u.floor().maximum(smallest).minimum(largest - 1)
@@ -319,9 +343,16 @@ def neighbours(
 def codes_of(
     values: Tensor, bits: int, levels: Tensor | None, zero_point: Tensor | None = None
 ) -> Tensor:
-    """int8 of the shape of ``values``: index of each level in its table, less 2^(bits - 1).
+    """The codes of levels, int8 of the shape of ``values``.
 
-    Levels of the linear grid are their own codes, but for the ``zero_point`` [O, K or 1] of each.
+    A code is the index of the level in its table, less 2^(bits - 1). Levels of the linear grid are
+    their own codes, shifted by the zero point where there is one.
+
+    Args:
+        values: int8 [O, ...], levels.
+        bits: width of the codes, 2..8.
+        levels: int8 [tables, 2^bits], ascending; None for the linear grid.
+        zero_point: [O, K] or [O, 1], of each level; None where the scheme is symmetric.
     """
     if levels is None:
         return values if zero_point is None else (values + (zero_point - 2 ** (bits - 1))).char()
@@ -334,7 +365,14 @@ def codes_of(
 def values_of(
     codes: Tensor, bits: int, levels: Tensor | None, zero_point: Tensor | None = None
 ) -> Tensor:
-    """The inverse of `codes_of`: int8 levels."""
+    """The levels of codes, int8 of the shape of ``codes``: the inverse of `codes_of`.
+
+    Args:
+        codes: int8 [O, ...].
+        bits: width of the codes, 2..8.
+        levels: as for `codes_of`.
+        zero_point: as for `codes_of`.
+    """
     if levels is None:
         return codes if zero_point is None else (codes - (zero_point - 2 ** (bits - 1))).char()
     flat = codes.reshape(codes.shape[0], math.prod(codes.shape[1:])).long() + 2 ** (bits - 1)

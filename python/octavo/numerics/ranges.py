@@ -64,10 +64,15 @@ class Histogram:
     def update(
         self, low: float, high: float, count: int, count_bins: Callable[[int, int, int], Tensor]
     ) -> None:
-        """Add ``count`` values with extremes ``low`` and ``high``.
+        """Add values to the histogram; where they need it, bins are joined to wider ones.
 
-        ``count_bins(exponent, first, bins)`` returns their int64 counts in the bins ``first ..
-        first + bins - 1``.
+        Args:
+            low: the smallest of the values, finite.
+            high: the largest of the values, finite.
+            count: how many there are.
+            count_bins: called as ``count_bins(exponent, first, bins)``, returns an int64 tensor
+                [bins]: how many of the values lie in each of the bins ``first`` to
+                ``first + bins - 1``, of width 2^exponent.
         """
         if count == 0:
             return
@@ -211,7 +216,12 @@ RULES: dict[str, Callable[[Histogram, int], QParams]] = {
 
 
 def clipped(histogram: Histogram, qparams: QParams) -> int:
-    """How many of the values lie in bins beyond the codes of ``qparams``."""
+    """How many values lie in bins whose centre is more than half a step beyond all codes.
+
+    Args:
+        histogram: the values.
+        qparams: scale, zero point and largest code.
+    """
     low = (-qparams.zero_point - 0.5) * qparams.scale
     high = (qparams.qmax - qparams.zero_point + 0.5) * qparams.scale
     centers = histogram.centers()

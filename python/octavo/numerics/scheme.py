@@ -79,8 +79,12 @@ class Scheme:
 def default_group_size(bits: int, features: int) -> int:
     """The default number of inputs that share a scale, in a layer without a kernel.
 
-    0 (one scale a row) for 5..8 bits; else the largest of 128, 64, 32 that divides ``features``,
-    else 32, and 0 where that is the whole row.
+    0 (one scale a row) for 5..8 bits; else the largest of 128, 64, 32 that divides the number of
+    inputs, else 32, and 0 where that is the whole row.
+
+    Args:
+        bits: width of the codes, 2..8.
+        features: inputs of the layer.
     """
     if bits > 4:
         return 0

@@ -26,7 +26,15 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def minmax_per_channel(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The same for each entry of dimension ``axis``: float32 [2, C] (min, max) and int64 [C]."""
+    """Range of each channel's finite values, and how many of its values are not finite.
+
+    Args:
+        x: floating-point tensor.
+        axis: dimension of the C channels, may be negative.
+
+    Returns:
+        float32 [2, C] (min, max), (+inf, -inf) where a channel has no finite values; int64 [C].
+    """
     x = checks.as_float32(x, "minmax_per_channel: x")
     axis = checks.check_axis(axis, x, "minmax_per_channel: axis")
     result: tuple[Tensor, Tensor] = torch.ops.octavo.minmax_per_channel(x.detach(), axis)

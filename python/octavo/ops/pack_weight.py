@@ -18,7 +18,11 @@ _HEADER = 128  # Bytes before a panel's weights (csrc/kernels/types.h).
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """The canonical form of int8 codes [O, ...]: uint8 [O, bytes], least significant bit first.
 
-    Each output channel starts at a byte. Codes are two's complement of ``bits`` bits.
+    Each output channel starts at a byte. Codes are two's complement.
+
+    Args:
+        codes: int8 [O, ...], within ``bits`` bits.
+        bits: width of the codes, 2..8.
     """
     checks.check_dtype(codes, torch.int8, "pack_bits: codes")
     _check_rank(codes, "pack_bits: codes")
@@ -36,7 +40,16 @@ def _(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, shape: Sequence[int], bits: int) -> Tensor:
-    """The int8 codes of ``shape`` ([O, ...]) that ``pack_bits`` has packed."""
+    """The int8 codes that `pack_bits` has packed.
+
+    Args:
+        packed: uint8 [O, bytes].
+        shape: of the codes, [O, ...].
+        bits: width of the codes, 2..8.
+
+    Raises:
+        ValueError: ``packed`` does not have the bytes of such codes.
+    """
     checks.check_dtype(packed, torch.uint8, "unpack_bits: packed")
     checks.check_bits(bits, "unpack_bits: bits")
     per_channel = 1
@@ -97,7 +110,12 @@ def _(codes: Tensor, scale: Tensor, bias: Tensor | None, groups: int, bits: int)
 
 
 def unpack_weight(panel: Tensor, shape: Sequence[int]) -> Tensor:
-    """The int8 codes of ``shape`` in torch's weight order, from a panel of any layout."""
+    """The int8 codes of a panel, in torch's weight order.
+
+    Args:
+        panel: uint8 [bytes], of any layout.
+        shape: of the codes, [O, I / groups(, kernel ...)].
+    """
     checks.check_dtype(panel, torch.uint8, "unpack_weight: panel")
     result: Tensor = torch.ops.octavo.unpack_weight(panel, list(shape))
     return result

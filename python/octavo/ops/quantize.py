@@ -66,7 +66,13 @@ def _(x: Tensor, scale: Tensor, axis: int, qmin: int, qmax: int) -> Tensor:
 
 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
-    """float32 ``scale * (q - zero_point)`` of uint8 codes. Contiguous."""
+    """float32 ``scale * (q - zero_point)``, what the codes stand for. Contiguous.
+
+    Args:
+        q: uint8 codes of any shape.
+        scale: real size of one step, a normal float32 > 0.
+        zero_point: the code of 0.0, 0..255.
+    """
     checks.check_dtype(q, torch.uint8, "dequantize: q")
     checks.check_scale(scale, "dequantize: scale")
     checks.check_range(zero_point, 0, 255, "dequantize: zero_point")

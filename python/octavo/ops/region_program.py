@@ -37,7 +37,15 @@ class Line:
 
 
 def line_of(kind: StepKind, values: Mapping[str, Any]) -> Line:
-    """A step with the keys of its kind out of ``values``: integers, floats, words or lists."""
+    """One line of a program.
+
+    Args:
+        kind: the kind of region step.
+        values: key to integer, float, word or list; keys that the kind does not have are ignored.
+
+    Raises:
+        ValueError: a key that the kind needs is missing.
+    """
     keys = {key: _written(values[key], key in kind.doubles) for key in kind.names if key in values}
     if not kind.accepts(keys):
         raise ValueError(f"{kind.name}: expected values of {kind.keys!r}, got {sorted(values)}.")

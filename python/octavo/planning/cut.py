@@ -100,7 +100,9 @@ class FlowPlan:
 def cut(flow: Flow, static: Mapping[str, int]) -> FlowPlan | None:
     """The flow's regions; None if nothing of it can run in integers.
 
-    static: layers with integer weights and static activations, to the bits of their inputs.
+    Args:
+        flow: the captured calls.
+        static: layers with integer weights and static activations, to the bits of their inputs.
     """
     if not flow.shapes:
         return None

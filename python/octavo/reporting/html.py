@@ -24,7 +24,10 @@ _STYLE = """
 class Bar:
     """A cell whose text stands on a bar.
 
-    share: of the cell's width, 0..1. colour: "blue" or "orange".
+    Args:
+        text: of the cell.
+        share: length of the bar as a share of the cell's width, 0..1.
+        colour: "blue" or "orange".
     """
 
     _COLOURS: Mapping[str, str] = {"blue": "#0072b2", "orange": "#e69f00"}
@@ -44,7 +47,13 @@ class Bar:
 def table(
     header: Sequence[str], lines: Iterable[Sequence[str | Bar]], right: Iterable[int] = ()
 ) -> str:
-    """A table; cells of the columns ``right`` are flushed right."""
+    """The HTML of a table.
+
+    Args:
+        header: the heads of the columns.
+        lines: the cells of each line.
+        right: numbers of the columns whose cells are aligned at the right.
+    """
     at_right = set(right)
 
     def cells(kind: str, line: Sequence[str | Bar]) -> str:

@@ -96,7 +96,15 @@ def layer_records(
     output_sqnr: Mapping[str, float],
     equalized: Container[str] = (),
 ) -> tuple[LayerRecord, ...]:
-    """One record a site of the plan. model: the float one, folded."""
+    """One record for each site of the plan.
+
+    Args:
+        model: the float model, folded.
+        plan: what becomes of each site.
+        codes: layer to its rounded weights, for sites that are quantized.
+        output_sqnr: layer to the SQNR of its output in dB, where it was measured.
+        equalized: layers whose channels were rescaled.
+    """
     records = []
     for site in plan.sites:
         module = model.get_submodule(site.name)

@@ -405,7 +405,12 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def align(lines: list[tuple[str, ...]], right: set[int]) -> str:
-    """Cells in columns of equal width, those in ``right`` flushed right; a rule below line 1."""
+    """A table as text: columns of equal width, with a rule below the first line.
+
+    Args:
+        lines: the cells of each line, the header first.
+        right: numbers of the columns whose cells are aligned at the right.
+    """
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join(

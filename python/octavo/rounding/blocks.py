@@ -153,10 +153,16 @@ def keys_of(block: Block) -> frozenset[ValueKey]:
 def walk_block(
     block: Block, model: nn.Module, values: dict[str, Any], layer: Layer, store: Store
 ) -> None:
-    """Computes the block's values into ``values``, which holds its inputs.
+    """Computes the values of a block.
 
-    Values in ``values`` are as their steps compute them; whoever reads one inside a region reads
-    what ``store`` leaves of it.
+    Args:
+        block: its layers and the steps of its flow.
+        model: the float model.
+        values: name to value; holds the block's inputs and gets its results, each as its step
+            computes it.
+        layer: called for each layer of the block in place of its float call.
+        store: called as ``store(key, value)`` where a value inside a region is read; what it
+            returns is read.
     """
     own = frozenset(block.layers)
     stored: dict[tuple[str, str], Any] = {}

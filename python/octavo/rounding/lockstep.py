@@ -67,7 +67,14 @@ def fake_quantize(x: Tensor, p: QParams) -> Tensor:
 
 
 def fake_quantize_rows(x: Tensor, spatial: int) -> Tensor:
-    """8-bit codes with a range of each row, of each sample where ``spatial`` dimensions follow."""
+    """What 8-bit codes with dynamic parameters stand for, of the shape of ``x``.
+
+    Each row has a range of its own; of convolutions, each sample.
+
+    Args:
+        x: float32 [..., K], or [N, C, spatial dimensions].
+        spatial: how many dimensions follow the channels, 0 for rows.
+    """
     over = tuple(range(x.dim() - 1 - spatial, x.dim()))
     low = x.amin(over, keepdim=True).clamp(max=0)
     high = x.amax(over, keepdim=True).clamp(min=0)

@@ -103,10 +103,16 @@ class Problem:
         return ((off @ self.h) * off).sum(2)
 
     def pass_errors_on(self, scale: Tensor) -> Tensor:
-        """GPTQ: column after column, the error of each spread over the columns behind it.
+        """Codes by GPTQ: column after column, the error of each spread over those that follow.
 
         Frantar et al., "GPTQ" (2022), algorithm 1. Columns by descending diagonal (act-order), but
         in their own order in grouped convolutions.
+
+        Args:
+            scale: float32 [G, R, 1] or [G, R, K].
+
+        Returns:
+            float32 integers [G, R, K].
         """
         groups, rows, columns = self.wanted.shape
         order = torch.arange(columns)
@@ -135,7 +141,12 @@ class Problem:
         return result
 
     def descend(self, codes: Tensor, scale: Tensor) -> Tensor:
-        """One sweep: every code in turn becomes the best one given all others of its row."""
+        """Codes after one sweep: each in turn becomes the best one given all others of its row.
+
+        Args:
+            codes: float32 integers [G, R, K].
+            scale: float32 [G, R, 1] or [G, R, K].
+        """
         groups, rows, columns = self.wanted.shape
         s = scale.expand(groups, rows, columns)
         codes = codes.clone()
@@ -158,9 +169,15 @@ class Problem:
         return codes
 
     def fitted_scale(self, codes: Tensor, scale: Tensor, size: int = 0) -> Tensor:
-        """The scale that suits a row's codes best; kept where that is not positive.
+        """The scale with the smallest error for given codes, of the shape of ``scale``.
 
-        size: inputs that share a scale (0: a row); their scales are fitted one after the other.
+        Least squares; a scale that would not be positive stays as it is. Scales of groups are
+        fitted one after the other and rounded to bfloat16.
+
+        Args:
+            codes: float32 integers [G, R, K].
+            scale: float32 [G, R, 1], or [G, R, K] where groups of inputs share one.
+            size: inputs that share a scale; 0: all of a row.
         """
         if not size:
             moved = codes @ self.h
@@ -180,9 +197,14 @@ class Problem:
         return scale
 
     def solve(self, scale: Tensor, size: int = 0, fits: bool = True) -> tuple[Tensor, Tensor]:
-        """Codes [G, R, K] and their scale, from the scale [G, R, 1] or [G, R, K].
+        """Codes, float32 integers [G, R, K], and their scale, of the shape of ``scale``.
 
-        size: inputs that share a scale, 0 where a row has one. fits: whether scales may move.
+        GPTQ's pass, then four times: fit the scale, and descend.
+
+        Args:
+            scale: float32 [G, R, 1], or [G, R, K] where groups of inputs share one.
+            size: inputs that share a scale; 0: all of a row.
+            fits: whether scales may change.
         """
         codes = self.pass_errors_on(scale)
         for _ in range(_SWEEPS):

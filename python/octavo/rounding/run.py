@@ -48,12 +48,18 @@ class Rounded:
 def choose(
     widths: Iterable[int], has_data: bool, effort: str, depthwise: bool = False
 ) -> tuple[str, str]:
-    """Name of the method for weights of these widths, and the reason in words.
+    """Name of the rounding method, and the reason in words.
 
-    From 6 bits on plain rounding loses next to nothing, except where depthwise convolutions are
-    (``depthwise``): MobileNetV2 probe without data at 6 bits, held-out training images 77.8 % by
-    "squant", 58.9 % plainly, at 8 bits 87.3 % and 86.3 %. Below it does, and what helps depends on
-    whether there is data, and time.
+    From 6 bits on plain rounding loses next to nothing, except in networks with depthwise
+    convolutions: held-out training images, MobileNetV2 probe without data, 77.8 % by "squant" and
+    58.9 % plainly at 6 bits, 87.3 % and 86.3 % at 8 bits. At fewer bits plain rounding loses
+    accuracy, and what helps depends on whether there is data, and on the effort.
+
+    Args:
+        widths: bits of the layers; the smallest counts.
+        has_data: whether there is data.
+        effort: "fast", "balanced" or "best".
+        depthwise: whether the network has depthwise convolutions.
     """
     smallest = min(widths, default=8)
     if smallest >= 6 and depthwise and effort != "fast":

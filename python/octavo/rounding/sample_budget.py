@@ -59,7 +59,14 @@ class SampleBudget:
     def of(
         cls, model: nn.Module, batches: Batches, layers: Collection[str], few_bits: bool
     ) -> SampleBudget:
-        """What the data gives for a model whose ``layers`` get ``few_bits`` (below 6) or more."""
+        """What the data gives for a model; the model is run once, on the first call.
+
+        Args:
+            model: in evaluation mode.
+            batches: the data.
+            layers: the layers to be rounded.
+            few_bits: whether any of them gets fewer than 6 bits.
+        """
         source = _source(model, batches)
         first = next(source, None)
         if first is None:

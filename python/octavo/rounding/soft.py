@@ -34,9 +34,13 @@ def inverse(h: Tensor) -> Tensor:
 
 
 def penalty(v: Tensor, done: float) -> Tensor | None:
-    """The sum of 1 - (2 h - 1)^2, grown, ``done`` (0..1) being the share of steps taken.
+    """The sum of 1 - (2 h - 1)^2 over all shares h, times a factor that grows with the steps.
 
-    None in the first steps, which go without.
+    None in the first fifth of the steps, which have no penalty.
+
+    Args:
+        v: the variables of the shares, any shape.
+        done: share of the steps taken, 0..1.
     """
     grown = (done - _WARM_UP) / (1 - _WARM_UP)
     if grown <= 0:

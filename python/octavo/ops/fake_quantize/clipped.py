@@ -52,7 +52,13 @@ def fake_quantize_clipped(x: Tensor, alpha: Tensor, *, bits: int) -> Tensor:
 
 
 def fake_quantize_clipped_watched(x: Tensor, alpha: Tensor, *, bits: int) -> tuple[Tensor, bool]:
-    """`fake_quantize_clipped`, and whether every value of ``x`` is finite. Not to be compiled."""
+    """`fake_quantize_clipped`, and whether every value is finite. Not under torch.compile.
+
+    Args:
+        x: floating-point tensor of any shape.
+        alpha: float32, one number: the upper end of the range.
+        bits: width of the codes.
+    """
     if x.is_cpu and x.is_floating_point() and x.dtype is not torch.float64:
         seen: list[bool] = []
         with contextlib.suppress(AttributeError, RuntimeError, TypeError, ValueError):

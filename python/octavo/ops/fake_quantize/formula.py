@@ -72,7 +72,12 @@ class Steps(NamedTuple):
     group_size: int
 
     def spread(self, parameter: Tensor, x: Tensor) -> Tensor:
-        """``parameter`` so that it broadcasts against ``x``."""
+        """``parameter`` in a shape that broadcasts against ``x``.
+
+        Args:
+            parameter: [1] or [], [channels], or [channels, groups], as the steps are given.
+            x: the values.
+        """
         if self.group_size:
             per_channel = x.numel() // x.shape[0] if x.shape[0] else 0
             wide = parameter.repeat_interleave(self.group_size, 1)[:, :per_channel]
@@ -162,7 +167,13 @@ def learned_gradients(dy: Tensor, x: Tensor, s: Steps, relu: bool) -> tuple[Tens
 
 
 def clipped(x: Tensor, alpha: Tensor, bits: int) -> Tensor:
-    """Clips to 0 .. abs(alpha) and rounds to 2^bits - 1 steps. ``alpha`` is one number."""
+    """Clips to 0 .. abs(alpha) and rounds to 2^bits - 1 steps (PACT: Choi et al., 2018).
+
+    Args:
+        x: float tensor of any shape.
+        alpha: float32, one number.
+        bits: width of the codes.
+    """
     top = 2**bits - 1
     s = steps(alpha.detach() / top, None, Options(0, top, learned=True))
     return quantized(x, s, False)
@@ -204,10 +215,17 @@ def levels_of(x: Tensor, levels: Tensor, s: Steps) -> Tensor:
 def level_gradients(
     dy: Tensor, x: Tensor, levels: Tensor, s: Steps, clip: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to x and, float64, to the step.
+    """Gradients to x, of the type of ``dy``, and to the step, float64.
 
     With t = x / scale: to the step, dy * (level - t) inside the table's range and dy * level
-    outside; to x, dy, or with ``clip`` 0 outside the range.
+    outside; to x, dy.
+
+    Args:
+        dy: the gradient to the result.
+        x: [O, ...], the values that were rounded.
+        levels: int8, [L] or [blocks of 64 channels, L], ascending.
+        s: the steps that were used.
+        clip: whether the gradient to x is 0 outside the table's range.
     """
     scaled = x.detach().float() * s.spread(s.inverse, x)
     tables = _tables(x, levels)
@@ -255,7 +273,17 @@ _RATIOS = tuple(i / 20 for i in range(20, 3, -1))
 
 
 def shrunk(x: Tensor, now: Tensor, relu: bool, codes: tuple[int, int, bool]) -> Tensor:
-    """``now`` [2] times the ratio with the smallest squared error, the largest of equal ones."""
+    """The range ``now`` times the ratio with the smallest squared error, float32 [2].
+
+    The ratios are 1.00, 0.95 ... 0.20; of equal errors the largest ratio is taken. At most 4,096
+    values are looked at, those that are not finite as 0.
+
+    Args:
+        x: the values.
+        now: their smallest and largest, float32 [2].
+        relu: whether max(x, 0) is taken first.
+        codes: qmin, qmax, and whether the codes are symmetric.
+    """
     flat = x.reshape(-1)
     values = _values(flat[:: -(-flat.numel() // SAMPLE)], relu)
     values = torch.where(values.isfinite(), values, 0.0)

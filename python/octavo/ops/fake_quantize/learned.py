@@ -90,7 +90,9 @@ def fake_quantize_learned_watched(
     grad_scale: float = 1.0,
     relu: bool = False,
 ) -> tuple[Tensor, bool]:
-    """`fake_quantize_learned` with one step for all, and whether every value of ``x`` is finite.
+    """`fake_quantize_learned` with one step for all values, and whether all of these are finite.
+
+    The kernel finds out while it rounds, in the same pass. Not under torch.compile.
 
     >>> import torch
     >>> from octavo import ops
@@ -98,7 +100,14 @@ def fake_quantize_learned_watched(
     >>> ops.fake_quantize_learned_watched(x, scale, qmin=0, qmax=3)
     (tensor([1., 3.]), False)
 
-    The kernel looks while it rounds, in the same pass. Not under torch.compile.
+    Args:
+        x: floating-point tensor of any shape.
+        scale: float32 [1] or [], one step.
+        zero_point: of the shape of ``scale``; None: 0.
+        qmin: smallest code.
+        qmax: largest code.
+        grad_scale: factor of the gradients to scale and zero point.
+        relu: whether max(x, 0) is taken first.
     """
     if x.is_cpu and x.dtype is not torch.float64 and 0.0 <= grad_scale <= 1e30:
         seen: list[bool] = []

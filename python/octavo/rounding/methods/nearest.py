@@ -99,7 +99,12 @@ class _Pieces:
     first: int = 0  # The channel of the first row.
 
     def part(self, start: int, count: int) -> _Pieces:
-        """Some of the rows; ``start`` begins a channel."""
+        """Some of the rows.
+
+        Args:
+            start: the first of them, which begins a channel.
+            count: how many.
+        """
         stop = start + count
         return _Pieces(
             self.rows[start:stop],

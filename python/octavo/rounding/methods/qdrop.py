@@ -45,7 +45,15 @@ _LAST_RATE = 0.2  # Of the first: variables must still reach their ends.
 
 
 def qdrop(runs: Lockstep, pause: Pause) -> dict[str, Codes]:
-    """Codes of the layers of a pause; steps of its values are learned too, in ``runs.qparams``."""
+    """Codes of the layers of a pause; the steps of its values are learned too.
+
+    Args:
+        runs: the runs in lockstep; learned steps are put into their ``qparams``.
+        pause: the block that the runs have reached.
+
+    Returns:
+        Layer to codes.
+    """
     codes = _layer_by_layer(runs, pause)
     if pause.block is None or len(pause.layers) < 2:
         return codes  # For a layer alone AdaRound minimises the same error, and better.
