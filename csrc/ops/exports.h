@@ -20,7 +20,7 @@ OCTAVO_EXPORT int octavo_set_isa_from_environment();
 OCTAVO_EXPORT bool octavo_panel_is_current(const void* header);
 OCTAVO_EXPORT int64_t octavo_integer_macs();
 OCTAVO_EXPORT void octavo_reset_integer_macs();
-/// Threads that a kernel called from here would use.
+/// Threads that a kernel called from this thread would use.
 OCTAVO_EXPORT int octavo_max_threads();
 /// Shapes of a region's results. sizes: for each input its rank and its sizes, one after the other.
 /// Returns the results in the same form, *count of them, valid until this thread's next call;

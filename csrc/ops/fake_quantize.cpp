@@ -223,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor> fake_quantize_learned_backward_op(
   return {dx, to_scale, to_zero};
 }
 
-/// One byte holds every code. qmin and qmax are within the bounds that `prepare` checks.
+/// Codes must fit one byte. `prepare` has checked that qmin and qmax are within its bounds.
 void check_codes(const FakeSteps& s) {
   check_range("fake_quantize_codes: qmax", s.qmax, s.qmin, s.qmin + 255);
 }

@@ -9,7 +9,7 @@
 
 namespace octavo {
 
-/// Whether elements of these sizes and strides fill a stretch of memory without holes or overlaps;
+/// Whether elements of these sizes and strides fill one block of memory without holes or overlaps;
 /// `order` then lists the dimensions from the largest stride to the smallest.
 inline bool is_dense(const int64_t* sizes, const int64_t* strides, int64_t dim,
                      std::vector<int64_t>* order) {

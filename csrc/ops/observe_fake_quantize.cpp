@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> observed(const Tensor& x, Tensor& sta
   }
   if (mse && channels > 1)
     fail("observe_fake_quantize: mse: expected one channel, got ", channels, ".");
-  // Moved at the end, so that a call that fails for want of memory has not moved it.
+  // `state` is written last, so that a call that runs out of memory leaves it as it was.
   std::vector<float> moved(state.const_data_ptr<float>(),
                            state.const_data_ptr<float>() + state.numel());
   float* range = moved.data();

@@ -13,7 +13,7 @@
 namespace octavo {
 namespace {
 
-/// Sums of u8 x s8 products hold in int32 up to this many: 65,793 * 255 * 128 < 2^31.
+/// Most inputs whose sum of u8 x s8 products fits int32: 65,793 * 255 * 128 < 2^31.
 constexpr int64_t kLongestRow = 65793;
 
 void check_group_size(int64_t group_size, int64_t in_features, bool rows) {

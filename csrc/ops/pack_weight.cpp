@@ -22,7 +22,8 @@ int64_t per_channel_of(const char* where, const std::vector<int64_t>& shape) {
     }
   }
   int64_t total;
-  // Eight bits an element, and some room for rounding rows up, also where there are no rows.
+  // Eight bits for each element, and room for rounding rows up to bytes, also where there are no
+  // rows.
   if (!shape.empty() && (__builtin_mul_overflow(count, shape[0], &total) ||
                          total > INT64_MAX / 16 || count > INT64_MAX / 16)) {
     fail(where, ": expected a product of sizes below 2^59, got ",

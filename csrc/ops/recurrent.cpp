@@ -1,5 +1,5 @@
-// Operators recurrent (all steps of a level in one direction) and recurrent_cell (one step, given
-// its products). Check, allocate, call kernels/recurrent.cpp.
+// Operators recurrent (all time steps of one layer in one direction) and recurrent_cell (one time
+// step, given its products). Check, allocate, call kernels/recurrent.cpp.
 #include <algorithm>
 #include <optional>
 
@@ -9,7 +9,7 @@
 namespace octavo {
 namespace {
 
-/// So that the number of gates is a number.
+/// The largest width: sizes of all gates stay far below 2^63.
 constexpr int64_t kWidest = int64_t{1} << 40;
 
 RecurrentMode mode_of(const char* where, const std::string& mode) {

@@ -71,9 +71,9 @@ Tensor region_constants_op(std::vector<Tensor> panels, std::string program) {
   return constants;
 }
 
-/// `tensors` are the inputs, then the panels, in one list: a traced graph would make a constant of
-/// a list of panels alone, and torch takes tensors out of the list that it passes on, so that the
-/// next call would find a constant without them.
+/// Inputs and panels come in one list, `tensors`. A list of panels alone would become a constant in
+/// a traced graph, and torch empties the lists that it passes to an operator: the next call would
+/// find an empty constant.
 std::vector<Tensor> run_region_op(std::vector<Tensor> tensors, int64_t input_count,
                                   Tensor constants, std::string program) {
   check_range("run_region: input_count", input_count, 0, static_cast<int64_t>(tensors.size()));
@@ -88,9 +88,9 @@ std::vector<Tensor> run_region_op(std::vector<Tensor> tensors, int64_t input_cou
   input_views.reserve(inputs.size());
   for (const Tensor& x : inputs) {
     input_views.push_back(read_input(x));
-    // Rows need one pitch; images any strides. Which of them an input is only the program knows, so
-    // whatever could be rows is made so, except that images in channels_last order are read as they
-    // are.
+    // Rows need one pitch; images may have any strides. Only the program says which of the two an
+    // input is, so every input that could be rows is given one pitch, except that images in
+    // channels_last order are read as they are.
     const std::string as_rows = "in=" + std::to_string(input_views.size() - 1) + " layout=rows";
     if (!rows_have_one_pitch(input_views.back()) &&
         (!is_channels_last(input_views.back()) || program.find(as_rows) != std::string::npos)) {
