@@ -1,5 +1,6 @@
-// Makes the arena of a program and sizes: shapes, derived numbers, constants' offsets, places.
-// Called by cache.cpp, which keeps arenas; nothing here runs for a call with known sizes.
+// Makes the arena for a program and input sizes: shapes, derived numbers, offsets of constants,
+// places of values. Called by cache.cpp, which keeps arenas; nothing here runs for a call with
+// known sizes.
 #include "region/arena.h"
 
 #include "region/constants.h"

@@ -14,10 +14,10 @@
 
 namespace octavo {
 
-/// The one rounding of a factor that codes, or sums of their products, are multiplied by to get
-/// codes, and of an offset of such. Beyond these bounds, which a value with the smallest scale
-/// leads to, whatever is not 0 ends at an end of the codes; within them no sum is infinite, so that
-/// no NaN can arise.
+/// Round, once, a factor that codes or sums of their products are multiplied by to get codes, and
+/// an offset of such codes. Values with the smallest scale lead to numbers beyond these bounds;
+/// there, whatever is not 0 becomes the smallest or the largest code all the same. Within the
+/// bounds no sum is infinite, so that no NaN can arise.
 inline float code_factor(double m) { return static_cast<float>(std::clamp(m, -0x1p90, 0x1p90)); }
 inline float code_offset(double a) { return static_cast<float>(std::clamp(a, -0x1p120, 0x1p120)); }
 

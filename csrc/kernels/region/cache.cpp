@@ -1,6 +1,5 @@
-// Parsed programs, and for each the arenas of the last sizes: where chunks of a call end and how
-// they are shared out among threads. Called by call.cpp, calls program.h and
-// arena.h.
+// Parsed programs, and for each the arenas of the last sizes: how a call is cut into chunks, and
+// how these are distributed over threads. Called by call.cpp; calls program.h and arena.h.
 #include "region/cache.h"
 
 #include <algorithm>
@@ -32,7 +31,7 @@ uint64_t sample_of(std::string_view text) {
   return hash;
 }
 
-/// Units of work of a call and how they are shared out.
+/// Units of work of a call, and how they are distributed.
 class CallSizes {
  public:
   CallSizes(std::shared_ptr<const Program> program, const std::vector<RegionInput>& inputs,
@@ -54,18 +53,19 @@ class CallSizes {
       return call;
     }
     const int64_t unit_bytes = arena(sizes_for(1), 1, true)->largest_unit_bytes;
-    // Rows read their weights anew for every chunk, which asks for longer ones.
+    // Rows read all weights again for every chunk, so chunks of rows are longer.
     const int64_t target = unit_is_row_ ? std::max(chunk_bytes, int64_t{1} << 20) : chunk_bytes;
     int64_t chunk = std::clamp<int64_t>(target / unit_bytes, unit_is_row_ ? 64 : 1, INT64_MAX);
     chunk = std::min(chunk, units_);
     if (threads > 1) {
-      // Fewer units than pay for a thread each: threads work inside the drivers, on all units at
-      // once.
+      // There are fewer units than are worth a thread each: the drivers use the threads, on all
+      // units at once.
       const int64_t least = unit_is_row_ ? 64 : 1;
       if (units_ < threads * least) {
         chunk = units_;
       } else {
-        // A remainder would keep one thread busy while others wait: the drivers share it.
+        // A remainder would keep one thread busy while others wait: the drivers run it on all
+        // threads.
         call.parallel_units =
             unit_is_row_ || units_ >= 4 * threads ? units_ : units_ - units_ % threads;
         chunk = std::min(chunk, (call.parallel_units + threads - 1) / threads);
@@ -76,7 +76,7 @@ class CallSizes {
   }
 
  private:
-  /// A unit is an image, or a row where a region knows nothing but rows.
+  /// A unit is an image, or a row where a region has only rows.
   void find_units(const std::vector<Shape>& shapes) {
     bool only_rows = true, regular = true;
     const Shape* first = nullptr;

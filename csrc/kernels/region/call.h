@@ -57,7 +57,7 @@ class RegionCall {
   std::shared_ptr<const Arena> arena_;                // of one chunk
   int64_t units_ = 0;                                 // of the whole call
   int64_t parallel_units_ =
-      0;  // the first ones, spread over threads; the rest follows with threads inside drivers
+      0;  // the first ones are spread over threads; for the others drivers use the threads
 };
 
 }  // namespace octavo

@@ -1,5 +1,5 @@
-// Lays out and writes the constants of a region, a row's share at a time. Written when a region is
-// made (region_constants), never during a run.
+// Lays out the constants of a region and has each kind of step write its own. Written when a region
+// is made (region_constants), never during a run.
 #include "region/constants.h"
 
 #include <cmath>

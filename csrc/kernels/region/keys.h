@@ -11,8 +11,8 @@
 
 namespace octavo {
 
-/// Most steps, and the largest size, stride or index that a program may name. They keep derived
-/// numbers far from overflow; real networks stay far below.
+/// The largest number of steps, and the largest size, stride or index that a program may name. They
+/// keep derived numbers far from overflow; real networks stay far below.
 inline constexpr int64_t kMaxSteps = int64_t{1} << 16;
 inline constexpr int64_t kMaxNumber = int64_t{1} << 31;
 
@@ -20,7 +20,7 @@ inline constexpr int64_t kMaxNumber = int64_t{1} << 31;
 /// is left, rest->data() is null.
 std::string_view take(std::string_view* rest, char separator);
 
-/// One line of a program under the reader's eye: where errors point to.
+/// One line of a program while it is read. Errors name the line.
 class Line {
  public:
   /// steps: how many were read before this line.

@@ -35,8 +35,8 @@ class PanelStep : public ProgramStep {
 /// Refuses another number of panels than the program names.
 void check_panel_count(const Program& program, const std::vector<RegionPanel>& panels);
 
-/// Checks one call's panels against program and shapes; RegionErrors say what is wrong. headers: of
-/// each step, the last packed weight found sound, which is not checked again.
+/// Checks one call's panels against program and shapes; a RegionError says what is wrong. headers:
+/// for each step, the last packed weight found sound, which is not checked again.
 void check_panels(const Program& program, const std::vector<RegionPanel>& panels,
                   const std::vector<Shape>& shapes, std::vector<PanelHeader>* headers);
 

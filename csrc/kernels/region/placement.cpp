@@ -104,8 +104,8 @@ int64_t Placement::lay_out(int id, int64_t* lead) {
   v.pixel_pitch = s.c;
   v.row_pitch = product(id, s.w + v.halo, s.c);
   v.image_pitch = product(id, s.h + 2 * v.halo, v.row_pitch);
-  // The last halo pixels of an image are the first of the next, which with parameters of its own
-  // needs another code.
+  // The last halo pixels of an image are the first of the next image. Images with parameters of
+  // their own need different codes there, so each gets halo pixels of its own.
   if (steps_[at(id)].type == ValueType::kDynamicCodes) v.image_pitch += v.halo * s.c;
   *lead = product(id, v.halo, v.row_pitch) + v.halo * s.c;
   return product(id, s.n, v.image_pitch) + v.halo * s.c;
@@ -161,7 +161,7 @@ void Placement::assign_offsets(std::vector<Block>* blocks) {
   }
 }
 
-/// The view of value i inside its root's memory.
+/// Fills in the view of value i inside its root's memory.
 void Placement::finish_value(int i) {
   Placed& v = values_[at(i)];
   const Shape& s = v.shape;

@@ -23,10 +23,11 @@ class Placement {
   /// StepRow::panel_fact of step i.
   int64_t panel_fact(int i) const { return panel_facts_[at(i)]; }
 
-  /// Value i becomes a view of value x with another shape over the same bytes, if no halo stands
-  /// between them.
+  /// Value i becomes a view of value x with another shape over the same bytes, if there is no halo
+  /// between the pixels.
   void reshape_in_place(int i, int x);
-  /// Value i becomes channels first .. of value x, unless a reader wants pixels of its own.
+  /// Value i becomes the channels of value x from `first` on, unless a reader wants pixels of its
+  /// own.
   void view_channels(int i, int x, int64_t first);
   /// Value x is written into value i by its producer, from `channel` on, if only step i reads it.
   void put_inside(int x, int i, int64_t channel);
@@ -59,7 +60,7 @@ class Placement {
   std::vector<int64_t> halo_;
   std::vector<int> parent_;       // value whose memory this one is a view of; itself if none
   std::vector<int64_t> channel_;  // first channel within the parent
-  std::vector<bool> rigid_;       // root with views that a halo would break
+  std::vector<bool> rigid_;       // root with views that cannot have a halo
   std::vector<bool> is_output_;
 };
 

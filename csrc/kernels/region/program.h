@@ -1,6 +1,6 @@
-// The region program (csrc/README.md) as data: parsed, and validated as far as that goes without
-// sizes. Programs come from files of strangers: whatever the text, the result is a valid Program or
-// a RegionError.
+// The region program (csrc/README.md) as data: parsed, and validated as far as that is possible
+// without sizes. Programs may come from untrusted files: whatever the text, the result is a valid
+// Program or a RegionError.
 #pragma once
 
 #include <any>
@@ -72,7 +72,7 @@ struct Program {
   int input_count = 0, panel_count = 0;  // highest index + 1
 };
 
-/// One step within its program: what every function of a row is given, with more from each stage.
+/// One step within its program. The functions of a row get one; each stage adds what it knows.
 class ProgramStep {
  public:
   ProgramStep(const Program& program, size_t index) : program_(program), index_(index) {}

@@ -11,7 +11,7 @@
 
 namespace octavo {
 
-/// What one call is given.
+/// What the caller passes to one call.
 struct RunArguments {
   const std::vector<RegionInput>& inputs;
   const std::vector<RegionPanel>& panels;

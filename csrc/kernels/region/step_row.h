@@ -45,21 +45,22 @@ struct StepRow {
 
   /// Pixels beyond the image that are read of x, on its worst side.
   int64_t (*halo)(const Step& step, const Shape& x, const Shape& value) = nullptr;
-  /// Whether x had better not be a range of another value's channels.
+  /// Whether x should have memory of its own and not be a range of another value's channels.
   bool (*wants_own_pixels)(const Step& step) = nullptr;
-  /// Makes value i a view of what it reads, or what it reads views of it.
+  /// Makes value i a view of a value that it reads, or values that it reads views of value i.
   void (*place)(Placement* placement, int i) = nullptr;
 
   // ---- panels; every kind with the key `panel` has check_panel
 
-  /// One call's panel: dtype, size, content. channels: of x. known: the last sound header here.
+  /// Checks dtype, size and content of one call's panel. channels: of x. known: the last header
+  /// found sound.
   void (*check_panel)(const PanelStep& step, int64_t channels, PanelHeader* known) = nullptr;
-  /// The one number of the panel's content that `place` depends on.
+  /// The one number in the panel that `place` depends on.
   int64_t (*panel_fact)(const PanelStep& step) = nullptr;
 
   // ---- constants (constants.h)
 
-  /// Channels of the value as the panel tells, before any sizes are known.
+  /// Channels of the value as the panel gives them, before any sizes are known.
   int64_t (*constant_channels)(const PanelStep& step) = nullptr;
   int64_t (*constants_bytes)(const Step& step, int64_t channels) = nullptr;
   void (*write_constants)(const ConstantsStep& step, int64_t channels, char* at) = nullptr;

@@ -1,4 +1,4 @@
-// A factor and an offset a channel: normalization that could not be folded.
+// A factor and an offset for each channel: a normalization that could not be folded.
 #include "kernels.h"
 #include "region/steps.h"
 

@@ -1,4 +1,4 @@
-// Codes to codes by a table a channel.
+// Codes to codes by a table for each channel.
 #include "kernels.h"
 #include "region/steps.h"
 

@@ -1,5 +1,6 @@
-// Values side by side, along channels. A part in the parameters of the result is written into place
-// by its producer where nothing else reads it; parts in others go through a table.
+// Values joined along channels. A part that has the parameters of the result is written into the
+// result by its producer if nothing else reads it; a part with other parameters goes through a
+// table.
 #include <cmath>
 
 #include "kernels.h"
@@ -41,7 +42,7 @@ void place(Placement* p, int i) {
   }
 }
 
-/// A table a part, used or not.
+/// A table for each part, used or not.
 int64_t constants_bytes(const Step& step, int64_t) {
   return 256 * static_cast<int64_t>(step.x.size());
 }

@@ -19,8 +19,8 @@ inline int64_t conv_halo(const Step& step, const Shape& x, const Shape& value) {
   return std::max({g.pad_top, g.pad_left, below, right, int64_t{0}});
 }
 
-/// Every driver reads images of any pixel pitch; a convolution with a wide kernel would have to
-/// gather its input first, so that it gets a copy instead.
+/// A convolution with a wide kernel would have to gather an input whose pixels are not contiguous,
+/// so it gets a value with pixels of its own. All other drivers read images of any pixel pitch.
 inline bool has_wide_kernel(const Step& step) {
   return step.geometry.kernel_w > 1 || step.geometry.kernel_h > 1;
 }

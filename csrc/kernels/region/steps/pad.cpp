@@ -1,4 +1,4 @@
-// An image continued on its sides.
+// An image padded on its sides: with a constant, by reflection, replication or wrapping around.
 #include <algorithm>
 #include <cmath>
 
@@ -33,8 +33,8 @@ void check(const Line& line, const Step& step) {
   if (!std::isfinite(step.own_keys<Filling>().value)) line.fail("a finite value");
 }
 
-/// Whether an axis can be continued by `most` positions. One without padding is never looked at
-/// beyond its ends.
+/// Whether the mode can pad an axis of `size` by `most` positions. An axis without padding fits in
+/// any mode.
 bool fits(PadMode mode, int64_t most, int64_t size) {
   return mode == PadMode::kConstant || most == 0 || (mode == PadMode::kReflect && most < size) ||
          (mode == PadMode::kReplicate && size > 0) || (mode == PadMode::kCircular && most <= size);
@@ -56,7 +56,7 @@ Shape shape(const ShapeStep& s) {
   return shape;
 }
 
-/// The code of the constant.
+/// The code of the constant that is padded with.
 void derive(const ProgramStep& s, const Shape&, const Shape&, Derived* d) {
   uint8_t code = 0;
   quantize(&s.step().own_keys<Filling>().value, 1, s.step().params, &code);

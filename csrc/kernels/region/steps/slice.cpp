@@ -1,4 +1,4 @@
-// Every so many rows and columns of an image, between two ends.
+// Every `step`-th row and column of an image, from `start` to `stop`.
 #include <algorithm>
 
 #include "kernels.h"

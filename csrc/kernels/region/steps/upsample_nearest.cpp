@@ -48,9 +48,10 @@ Shape shape(const ShapeStep& s) {
   return shape;
 }
 
-/// torch takes small images through a kernel that, whatever the factor, repeats every pixel once
-/// or twice where the sizes say so. One-dimensional values and larger images follow the factor.
-/// (torch's channels_last images are all small in this sense; here memory order changes no bits.)
+/// For small images torch uses a kernel that repeats every pixel once or twice where the sizes are
+/// equal or double, whatever the factor. One-dimensional values and larger images follow the
+/// factor. (In torch all channels_last images count as small; here the memory order does not change
+/// results.)
 constexpr int64_t kSmall = 128;  // height and width of the result together
 
 bool is_small(const Shape& value) {

@@ -5,13 +5,13 @@
 
 namespace octavo {
 
-/// Size after a window along one axis, `after` being the padding behind it.
+/// Number of windows along one axis; `after` is the padding at its end.
 inline int64_t window_size(const ShapeStep& s, int64_t size, int64_t kernel, int64_t stride,
                            int64_t before, int64_t after, int64_t dilation) {
   const bool ceil_mode = s.step().ceil_mode;
   const int64_t reach = dilation * (kernel - 1) + 1;
   // In ceil mode the last window may reach beyond the padded input, but must start inside the input
-  // or its padding before it, as in torch. The only window may be such a one.
+  // or the padding before it, as in torch. It may be the only window.
   const int64_t room = size + before + after - reach + (ceil_mode ? stride - 1 : 0);
   int64_t out = room < 0 ? 0 : room / stride + 1;
   if (ceil_mode && (out - 1) * stride >= size + before) --out;
