@@ -66,7 +66,7 @@ bool has_leaf7_b(int bit) { return cpuid(7, 0).b >> bit & 1; }
 bool has_leaf7_c(int bit) { return cpuid(7, 0).c >> bit & 1; }
 bool has_leaf7_d(int bit) { return cpuid(7, 0).d >> bit & 1; }
 
-/// Linux hands out AMX tile registers on request only, once for the process.
+/// Linux grants AMX tile registers only on request, once for the process.
 bool amx_permitted() {
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM

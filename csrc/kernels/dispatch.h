@@ -31,12 +31,13 @@ SetIsa set_isa_from_environment();
 
 /// Table of the active ISA. Its functions are never null: a missing kernel is inherited from the
 /// parent row.
+///
 /// Another thread may choose another ISA at any time: a driver asks once a call, passes the table
 /// on, and sizes its scratch by it.
 const KernelTable& active_table();
 
-/// Table for products with panels of a layout: the active ISA's where that has tiles for them, else
-/// the best one of this machine that has; nullptr where none does.
+/// Table for products with panels of a layout: the active ISA's if it has tiles for that layout,
+/// else that of the best ISA of this machine that has; nullptr if none does.
 const KernelTable* table_for(PanelLayout layout);
 
 /// Table of a named ISA for tests, or nullptr where it is not available. In test builds amx_int8's

@@ -76,7 +76,7 @@ struct ClipErrorJob {
 };
 inline constexpr int64_t kClipErrorBlock = 512;
 
-/// One step of one sequence. Gates stand one after another, `width` values each: x from the input,
+/// One time step of one sequence. Gates follow one another, `width` values each: x from the input,
 /// h from the hidden state, biases included. LSTM (i, f, g, o): c' = sigmoid(f) c + sigmoid(i)
 /// tanh(g), h' = sigmoid(o) tanh(c'); GRU (r, z, n): n' = tanh(x_n + sigmoid(r) h_n), h' = n' +
 /// sigmoid(z) (state - n'); else h' = tanh or max(., 0) of x + h.
@@ -147,8 +147,9 @@ struct ElementTable {
   void (*gather_pixels_u8)(const uint8_t* x, const PixelRun& run, const GatherBlock* blocks,
                            int64_t block_count, uint8_t* out);
 
-  // ---- pool: window i of the run starts at x + i * in_step; no tap gives code 0 (max) or sum 0
-  // ----
+  // ---- pool
+  // Window i of the run starts at x + i * in_step; a window without taps gives code 0 (max) or sum
+  // 0.
   void (*max_windows_u8)(const uint8_t* x, const Window& window, const PixelRun& run, uint8_t* out);
   void (*average_windows_u8)(const uint8_t* x, const Window& window, const PixelRun& run,
                              const AverageRule& rule, uint8_t* out);

@@ -1,4 +1,4 @@
-// Drivers of code-by-code work: add, multiply, affine, tables. Called by the region; calls the
+// Drivers of work on single codes: add, multiply, affine, tables. Called by the region; calls the
 // elementwise micro-kernels on the longest runs that all images share.
 #include <algorithm>
 

@@ -88,8 +88,8 @@ class Rules {
   FakeRule rule_{};
 };
 
-/// `count` zeros from a cache line's beginning on: vectors that cross two lines cost twice (columns
-/// took 0.29 ns a value instead of 0.24).
+/// `count` zeros, aligned to a cache line: a vector that crosses two lines takes twice as long.
+/// Kernels of columns: 0.29 ns a value, aligned 0.24 ns.
 template <class T>
 class Aligned {
  public:
@@ -261,7 +261,7 @@ bool fake_quantize_codes(const float* y, const FakeSteps& s, uint8_t* codes) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   // Up to here 1 / scale is normal, and scale times its rounded inverse near enough to 1.
   constexpr float kLargestScale = 0x1p120f;
-  constexpr int64_t kPart = 4096;  // is read twice, the second time from the first-level cache
+  constexpr int64_t kPart = 4096;  // is read twice, the second time from L1
   std::atomic<bool> exact{true};
   if (as_columns(s)) {
     const ColumnRules rules(s);

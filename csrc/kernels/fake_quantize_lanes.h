@@ -3,15 +3,14 @@
 // internal linkage. isa/scalar/fake_quantize.cpp says what every result is.
 //
 // L gives: F (sixteen floats), M (sixteen truth values), D (sixteen doubles), and
-//   set(v), load(const T* [, count]), store(T*, F [, count]), stream(T*, F) for T = float, Bf16,
-//   F16
-//     (count < 16: the lanes beyond are 0, respectively not written)
+//   set(v), load(const T* [, count]), store(T*, F [, count]), stream(T*, F): T = float, Bf16, F16;
+//     with count < 16, lanes beyond it are loaded as 0 and not stored
 //   add, sub, mul; above(bound, v) and below(bound, v): maximum and minimum, v where it is NaN
 //   ge, le, gt, lt: false for NaN; both(m, m), either(m, m); keep(m, v): v or +0;
-//   choose(m, a, b): a or b; bits(m) and truth(bits): bit i for lane i
+//     choose(m, a, b): a or b; bits(m) and truth(bits): bit i for lane i
 //   zeros(), gather(D, F): adds; sums(const double*, count) and spill(D, double*, count): the first
-//     of sixteen doubles; Nearest(table): a callable that gives each t its level, NaN where t is
-//     NaN
+//     of sixteen doubles
+//   Nearest(table): a callable that gives each t its level, NaN where t is NaN
 #pragma once
 
 #include <cstddef>
@@ -175,11 +174,14 @@ bool watched(const void* from, int64_t count, const FakeRule& rule, void* to, bo
                 : watched_as<L, T, false>(x, count, rule, y);
 }
 
-/// Rows that one set of sixteen rules serves before the next. With 64 columns or more, of values
-/// that come from memory, the rules are loaded anew for every row: hardware does not foresee
-/// strides of more than two cache lines (64 columns of 6.4 M values: 0.29 to 0.40 ns a value in
-/// tiles, with or without prefetching, 0.24 without; 0.2 M values: 32 columns 0.098 in tiles, 0.137
-/// without, 64 columns 0.100 and 0.120).
+/// Rows that are computed with one set of sixteen rules in registers before the next set is loaded.
+/// One row where 64 or more columns come from memory: hardware prefetchers do not follow strides of
+/// more than two cache lines. Measured, ns a value:
+///
+///   values    columns  several rows  one row
+///   6.4 M     64       0.29 to 0.40  0.24       (prefetch instructions do not help)
+///   0.2 M     32       0.098         0.137
+///   0.2 M     64       0.100         0.120
 inline int64_t rows_of_tile(int64_t rows, int64_t columns) {
   constexpr int64_t kTile = 4096, kCached = int64_t{1} << 18;
   const bool from_memory = columns >= 64 && rows * columns > kCached;

@@ -11,11 +11,11 @@ namespace octavo {
 /// One panel, or several where joins_panels, times a grid of h x w output pixels ("rows" of the
 /// product).
 ///
-/// Output pixel (y, x) takes, for run r, `run_bytes` activations from a + y * a_row_pitch + x *
+/// For run r, output pixel (y, x) takes `run_bytes` activations from a + y * a_row_pitch + x *
 /// a_pixel_pitch + run_offset[r]; run r of the panel begins at panel_offset(r * run_bytes, 0) from
-/// b. run_bytes is padded to the layout's k_unit; weights there are zero, activations are whatever
-/// memory holds. runs may be 0 (everything in the halo). Arrays of channel parameters have n
-/// entries and no padding.
+/// b. run_bytes is padded to the layout's k_unit; the padding of weights is zero, that of
+/// activations is whatever follows in memory. runs may be 0 (everything in the halo). Arrays of
+/// channel parameters have n entries and no padding.
 struct GemmJob {
   const uint8_t* a;
   int64_t a_row_pitch, a_pixel_pitch;  // bytes
@@ -23,8 +23,8 @@ struct GemmJob {
 
   const int64_t* run_offset;
   int64_t runs, run_bytes;
-  // Not 0, in kAmx only: see PanelGeometry. `runs` are those of the activations, kernel rows whose
-  // run_bytes have no padding; the kernel joins them as the panel has.
+  // Only in kAmx, else 0: see PanelGeometry. `runs` are then kernel rows of activations, whose
+  // run_bytes have no padding; the kernel joins them as the panel does.
   int64_t joined_rows;
 
   const int8_t* b;
@@ -50,9 +50,9 @@ struct GemmJob {
   const uint8_t* residual;
   int64_t residual_row_pitch, residual_pixel_pitch;
   float residual_scale;
-  // Pixels between the end of a row and the next row (the halo column): -1 if they are not to be
-  // touched; else a kernel that runs over the row's end may write them in its n columns, if it
-  // leaves this code there.
+  // The code of the pixels between the end of a row and the beginning of the next (the halo
+  // column): a kernel that writes beyond the end of a row may write n columns there if it leaves
+  // this code in them. -1: it must not write there.
   int32_t gap_code;
 
   // gemm_u8s8_f32, gemm_u8s8_rows: pitches in elements, channels contiguous.
@@ -114,12 +114,13 @@ inline constexpr int64_t kDepthwiseColumns = 64;
 struct GemmTable {
   PanelLayout layout;
   bool joins_panels;  // consecutive panels of a block are as one wider panel, and a job takes it
-  // Of the largest value of a region that is computed in one go, images after images: small ones
-  // stay in cache, large ones read weights less often.
+  // The number of images of a region that run together is chosen so that the largest value has
+  // about this size: small values stay in cache, large ones read weights less often.
   int64_t chunk_bytes;
 
-  // Null, or writes a second form of a panel of k codes a column, split_bytes() bytes, which jobs
-  // of many pixels and wide weights are faster with. One thread's: jobs write there too.
+  // Null, or writes a second form of a panel of k codes a column, split_bytes() bytes, with which
+  // jobs of many pixels and weights of 8 bits are faster. For one thread only: jobs write into that
+  // form too.
   void (*split_panel)(const int8_t* b, int64_t width, int64_t k, uint8_t* to);
   int64_t (*split_bytes)(int64_t width, int64_t k);
 

@@ -11,8 +11,9 @@
 
 namespace octavo {
 
-/// Wishes for pages of 2 MiB where memory that `write` fills holds whole ones: before it, and after
-/// it for memory that was used before and has pages already. The system may refuse.
+/// Requests pages of 2 MiB for the memory that `write` fills, where it holds whole ones: before
+/// `write`, and after it for memory that was used before and has pages already. The system may
+/// refuse.
 template <class Write>
 void write_to_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes,
                          Write&& write) {

@@ -12,8 +12,7 @@
 
 namespace octavo {
 
-// ---- quantize.cpp
-// ---------------------------------------------------------------------------------
+// ---- quantize.cpp -------------------------------------------------------------------------------
 
 /// q = int(rne(min(max(x * r, -z), max_code - z))) + z with r = float(1 / scale); NaN gives code 0.
 void quantize(const float* x, int64_t count, QuantParams p, uint8_t* q);
@@ -43,8 +42,7 @@ void quantize_image_per_sample(const FloatImage& src, const QuantParams* params,
 /// Fills the halo of every image with `code`. No effect for halo 0.
 void fill_halo(const Image& image, uint8_t code);
 
-// ---- minmax.cpp
-// -----------------------------------------------------------------------------------
+// ---- minmax.cpp ---------------------------------------------------------------------------------
 
 /// Smallest and largest of the finite values, and how many are not finite. Empty: min = +inf, max =
 /// -inf.
@@ -61,8 +59,7 @@ void minmax_per_channel(const float* x, int64_t outer, int64_t channels, int64_t
 void histogram(const float* x, int64_t count, int32_t exponent, int64_t first, int64_t bin_count,
                int64_t* bins);
 
-// ---- clip_error.cpp
-// -------------------------------------------------------------------------------
+// ---- clip_error.cpp -----------------------------------------------------------------------------
 
 /// Rows of weights [rows, columns], each rounded with `scales` scales: see ClipErrorJob.
 struct ClipErrors {
@@ -75,8 +72,7 @@ struct ClipErrors {
 /// error: [rows, scales].
 void clip_error(const ClipErrors& errors, double* error);
 
-// ---- fake_quantize.cpp
-// ---------------------------------------------------------------------------
+// ---- fake_quantize.cpp --------------------------------------------------------------------------
 
 /// How values that follow one another in memory, [outer, channels, inner], share their steps: one
 /// step for every `group` consecutive inner values of a channel (group = inner: one a channel; the
@@ -137,8 +133,7 @@ void fake_quantize_levels_backward(FloatType type, const void* dy, const void* x
                                    const FakeSteps& steps, const FakeLevels& levels,
                                    double grad_scale, void* dx, float* to_scale);
 
-// ---- observe.cpp
-// ---------------------------------------------------------------------------------
+// ---- observe.cpp --------------------------------------------------------------------------------
 
 /// y[i] = x[first + i], exactly.
 void widen(FloatType type, const void* x, int64_t first, int64_t count, float* y);
@@ -165,8 +160,7 @@ void move_range(const MinMax* now, int64_t channels, float momentum, float* rang
 void steps_of_ranges(const float* range, int64_t channels, const RangeRule& rule, float* scale,
                      float* zero_point);
 
-// ---- pack.cpp
-// -------------------------------------------------------------------------------------
+// ---- pack.cpp -----------------------------------------------------------------------------------
 
 /// What a float layer looks like before packing. Codes are in torch's weight order
 /// [out_channels, in_channels / groups, kernel_h, kernel_w] (linear: kernel 1x1).
@@ -198,7 +192,7 @@ void pack_bits(const int8_t* codes, int64_t channels, int64_t per_channel, int32
 void unpack_bits(const uint8_t* in, int64_t channels, int64_t per_channel, int32_t bits,
                  int8_t* codes);
 
-// ---- conv.cpp (dense, grouped, depthwise, 1-D and linear: all are convolutions)
+// ---- conv.cpp (dense, grouped, depthwise, 1-D and linear: all are convolutions) -----------------
 
 /// Output size of a convolution or pooling along one axis (floor mode).
 int64_t conv_out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad_total,
@@ -230,8 +224,7 @@ int64_t integer_macs();
 void add_integer_macs(int64_t macs);
 void reset_integer_macs();
 
-// ---- lowbit_pack.cpp
-// -------------------------------------------------------------------------------
+// ---- lowbit_pack.cpp ----------------------------------------------------------------------------
 
 /// A weight [out_features, in_features] of unsigned codes before packing; arrays in that order.
 struct LowbitWeight {
@@ -262,8 +255,7 @@ void dequantize_lowbit(const void* packed, float* weight);
 /// outside a table).
 bool check_lowbit(const void* packed, int64_t bytes);
 
-// ---- lowbit.cpp
-// ------------------------------------------------------------------------------------
+// ---- lowbit.cpp ---------------------------------------------------------------------------------
 
 /// x [m, k] float, rows of pitch ldx, quantized per row like linear_dynamic's; with the row's scale
 /// s and zero point Z, S[g] = sum of (q - Z) * level over group g,
@@ -282,36 +274,34 @@ void linear_lowbit_float(const float* x, int64_t m, int64_t ldx, const void* pac
 /// lie in [0, out_features).
 void embedding_lowbit(const int64_t* indices, int64_t count, const void* packed, float* y);
 
-// ---- recurrent.cpp
-// --------------------------------------------------------------------------------
+// ---- recurrent.cpp ------------------------------------------------------------------------------
 
-/// The weight of hidden states: a panel with dynamic activations or given ones, or packed codes
-/// (kColumns) with these or float activations.
+/// The weight that hidden states are multiplied by: a panel, with dynamic or given parameters of
+/// activations, or packed codes (kColumns), with either of these or with float activations.
 struct HiddenWeight {
   const void* weight;
   bool packed, floats;
   const QuantParams* fixed;  // or null
 };
-/// One level in one direction. batch_sizes[t] sequences at each of `times` times, never growing;
-/// rows of gates and y stand time after time.
+/// One layer of a recurrent network in one direction. At time step t there are batch_sizes[t]
+/// sequences, never more than at t - 1. Rows of gates and y are ordered by time step.
 struct Recurrence {
   RecurrentMode mode;
   int64_t width, times;
   const int64_t* batch_sizes;
-  bool reverse;        // from the last time to the first; a sequence begins where it ends
+  bool reverse;        // from the last time step to the first
   const float* gates;  // [rows, gates_of(mode) * width]: the input's part
   float *h, *c;        // [batch_sizes[0], width]: the first state, then the last; c for LSTM only
-  float* y;            // [rows, width]: h of every time
+  float* y;            // [rows, width]: h of every time step
 };
 /// The product of h with the weight is linear_dynamic's, linear_static's or linear_lowbit*'s.
 void recurrent(const Recurrence& r, const HiddenWeight& weight);
-/// One step of `rows` sequences: see RecurrentCell. state: h of GRU, c of LSTM.
+/// One time step of `rows` sequences: see RecurrentCell. state: h of GRU, c of LSTM.
 void recurrent_cell(RecurrentMode mode, int64_t rows, int64_t width, const float* x, const float* h,
                     const float* state, float* next_h, float* next_c);
 
-// ---- elementwise.cpp
-// -------------------------------------------------------------------------------- Images have
-// equal n, h, w, c and any pitches; out may alias an input exactly.
+// ---- elementwise.cpp ----------------------------------------------------------------------------
+// Images have equal n, h, w, c and any pitches; out may alias an input exactly.
 
 /// y = int(rne(min(max(fmaf(float(a), ma, fmaf(float(b), mb, offset)), lo), hi)))
 void add(const Image& a, const Image& b, float ma, float mb, float offset, float lo, float hi,
@@ -326,8 +316,7 @@ void affine(const Image& x, const float* m, const float* offset, float lo, float
 /// y = table[x]; with per_channel, y = table[256 * c + x].
 void apply_table(const Image& x, const uint8_t* table, bool per_channel, const Image& out);
 
-// ---- pool.cpp
-// ---------------------------------------------------------------------------------------
+// ---- pool.cpp -----------------------------------------------------------------------------------
 
 /// Maximum over the part of the window inside the image.
 void max_pool(const Image& x, const ConvGeometry& g, const Image& out);
@@ -349,8 +338,7 @@ void adaptive_average_pool(const Image& x, int32_t z, float m, float offset, flo
                            const Image& out);
 void adaptive_max_pool(const Image& x, const Image& out);
 
-// ---- layout.cpp: moves codes, computes nothing
-// ---------------------------------------------------------
+// ---- layout.cpp: moves codes, computes nothing --------------------------------------------------
 
 void copy(const Image& x, const Image& out);
 /// out channel i = x channel index[i], or `code` where index[i] < 0.

@@ -66,8 +66,8 @@ void transpose(const uint8_t* from, int64_t pitch, int64_t rows, int64_t columns
   }
 }
 
-// Fills a block for output channels from block->to on. Windows start at the smallest source not yet
-// covered, which needs the fewest. False where kGatherWindows are too few.
+// Fills a block for output channels from block->to on. Each window starts at the smallest source
+// channel not yet covered, which needs the fewest windows. False where kGatherWindows are too few.
 bool plan_block(const int32_t* index, uint8_t code, int64_t in_channels, GatherBlock* block) {
   block->windows = 0;
   int32_t sources[16];

@@ -1,5 +1,5 @@
-// Linear layers whose rows are quantized by the thread that multiplies them: as they come, or with
-// given parameters. Called by ops/ and recurrent.cpp.
+// Linear layers whose rows are quantized by the thread that multiplies them: with the range of each
+// row, or with given parameters. Called by ops/ and recurrent.cpp.
 #include <cmath>
 
 #include "product.h"

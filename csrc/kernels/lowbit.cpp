@@ -1,7 +1,7 @@
-// Drivers of packed low-bit weights: linear layers with activations quantized as they come, with
-// given parameters, or left float; look-ups in packed rows. Decide blocking, threads and the way
-// through the tiles (lowbit_table.h): few rows are multiplied straight from packed codes, more rows
-// with levels unpacked into cache. Called by ops/.
+// Drivers of packed low-bit weights: linear layers with activations quantized dynamically, with
+// given parameters, or left float; look-ups in packed rows. They decide blocking, threads and which
+// tiles (lowbit_table.h) run: few rows are multiplied straight from packed codes, more rows with
+// levels unpacked into cache. Called by ops/.
 #include <algorithm>
 
 #include "bits.h"
@@ -21,20 +21,26 @@ constexpr int64_t kGrain = int64_t{8} << 20;
 /// Rows taken at a time: their codes (or floats) stay in L2 while all panels pass.
 constexpr int64_t kRowsBytes = 1 << 20;
 
-/// Levels unpacked at a time stay in L1 beside the activations of a tile; what is read as it lies
-/// in memory stays in L2 while the rows pass: a panel of 4096 inputs at 8 bits. Cut as finely as
-/// levels, 128 rows took a quarter longer, because their float sums filled L1.
+/// Bytes of a panel that are multiplied with all rows before the next. Unpacked levels
+/// (kChunkBytes) stay in L1 beside the activations of a tile. Codes that are read directly
+/// (kStoredBytes: a panel of 4096 inputs at 8 bits) stay in L2: in chunks as small as those of
+/// levels, products of 128 rows took 25 % longer, because their float sums filled L1.
 constexpr int64_t kChunkBytes = 24 << 10;
 constexpr int64_t kStoredBytes = 288 << 10;
 
-/// Codes are asked for so far ahead of where they are read, in bytes. Weights of up to kCached come
-/// from L3, whose latency 2 KiB cover (measured on Zen 5: 4 KiB cost 10 % at 4 bits, nothing
-/// ahead 15 % at 3 bits); others come from memory.
+/// Prefetch distance in bytes: kAhead for weights of up to kCached bytes, which come from L3,
+/// kFarAhead for others, which come from memory. Weights in L3, Zen 5, time beside that of 2 KiB:
+///
+///   4 KiB          4 bits  +10 %
+///   no prefetches  3 bits  +15 %
 constexpr int64_t kCached = 24 << 20;
 constexpr int64_t kAhead = 2048, kFarAhead = 6144;
 
-/// L2 is asked for weights from memory before that: on Intel's processors, where one row then takes
-/// 10 to 25 % less at 2 to 4 bits. Zen 5 took 20 % longer.
+/// Prefetch distance into L2 for weights that come from memory; on Intel's processors only.
+/// Products of one row at 2 to 4 bits, time beside that without these prefetches:
+///
+///   Intel  10 to 25 % less
+///   Zen 5  20 % more
 constexpr int64_t kFarAheadL2 = 9216;
 bool asks_l2() {
 #if defined(__x86_64__)
@@ -146,8 +152,8 @@ Rows quantize_rows(const KernelTable& table, const float* x, int64_t count, int6
   return rows;
 }
 
-/// Groups that pass through the tiles at once where codes are read as they lie in memory: all of
-/// them if a tile takes all rows.
+/// How many groups are multiplied at once where codes are read directly from packed memory: all of
+/// them if one tile takes all rows.
 int64_t groups_at_once(const LowbitTable& table, const Weight& w, int64_t rows,
                        int64_t group_bytes) {
   if (rows <= table.tile_rows) return w.header.groups;

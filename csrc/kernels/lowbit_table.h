@@ -18,11 +18,11 @@ struct LowbitPanel {
   int32_t stored;                   // bits
   LowbitKind kind;
   bool wide;             // words of 8 bytes
-  int64_t word_bytes;    // of a column, or what else lies before the codes that are meant
+  int64_t word_bytes;    // from a group's start to its codes, for each column
   int32_t zero;          // kSymmetric: 2^(bits - 1); kLevels: 128; kAffine: 1
   const int8_t* levels;  // kLevels: 2^stored of them
-  int64_t ahead;         // bytes from what is read to what is asked for (prefetched)
-  int64_t ahead_l2;      // the same for what L2 is to hold by then; 0: nothing
+  int64_t ahead;         // prefetch distance in bytes
+  int64_t ahead_l2;      // the same into L2; 0: no such prefetches
 };
 
 /// Rows times some groups of a panel straight from packed codes, stored 2, 3 or 4. With a[k] = code
@@ -95,15 +95,15 @@ struct RowJob {
 /// Rows of activations have memory up to a multiple of these: tiles load so many.
 inline constexpr int64_t kRowUnit = 16;
 
-/// The most padded codes that kernels unpack at a time, for up to kRowUnit rows. Of more rows they
-/// take groups that are no longer.
+/// The most padded codes of a group that kernels unpack themselves, for up to kRowUnit rows; with
+/// more rows they unpack groups up to this length only.
 inline constexpr int64_t kFusedGroup = 256;
 
 struct LowbitTable {
-  bool unpacks_groups;  // gemm_u8s8_groups does it by itself: see kFusedGroup
+  bool unpacks_groups;  // whether gemm_u8s8_groups unpacks them: see kFusedGroup
   int64_t tile_rows;  // so many rows take each code once: a panel is streamed, not cut into chunks
-  /// Most rows that go through multiply_packed*; more are multiplied with unpacked levels. The
-  /// second is for level tables. 0: never.
+  /// The most rows that go through multiply_packed and multiply_packed_levels; more rows are
+  /// multiplied with unpacked levels. 0: none.
   int64_t packed_rows, packed_rows_levels;
   void (*multiply_packed)(const PackedJob& job);  // kSymmetric, kAffine
   void (*multiply_packed_levels)(const PackedJob& job);
@@ -112,7 +112,7 @@ struct LowbitTable {
   void (*gemm_u8s8_groups)(const GroupJob& job);
   void (*gemm_few_groups)(const GroupJob& job);  // null, or the same for up to packed_rows rows
   void (*gemm_f32s8_groups)(const GroupJob& job);
-  /// gemm_f32s8_groups of the codes as they lie in memory, at no b; null: levels are unpacked.
+  /// gemm_f32s8_groups directly from packed codes (b is null); null: levels are unpacked first.
   void (*multiply_floats)(const GroupJob& job);
   /// Flips codes to signed ones (XOR 128) in place and returns their sum.
   int32_t (*flip_u8_s8)(uint8_t* codes, int64_t count);

@@ -25,8 +25,8 @@ void merge(const MinMax& part, MinMax* whole) {
   whole->non_finite += part.non_finite;
 }
 
-// Which of the equal -0 and 0 is found depends on the order: the sum is always +0 (rounding to
-// nearest).
+// Extremes that are -0 become +0: which of two equal zeros is found depends on the order, and a sum
+// with +0 is +0 (rounding to nearest).
 void settle_zeros(MinMax* result, int64_t count) {
   parallel_for(0, 1, 1, [&](int64_t, int64_t) {
     for (int64_t i = 0; i < count; ++i) {

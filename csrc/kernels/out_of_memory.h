@@ -1,5 +1,5 @@
-// What is thrown where memory ends. A std::bad_alloc, which Python sees as MemoryError, with a text
-// that says more. Included by whatever allocates.
+// The exception thrown when memory runs out: a std::bad_alloc, which Python sees as MemoryError,
+// with a text that says more. Included by whatever allocates.
 #pragma once
 
 #include <cstdint>

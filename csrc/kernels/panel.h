@@ -1,6 +1,6 @@
 // Where every weight lies inside a panel: the one description of the memory orders, used by
-// pack.cpp (writes them), product_*.cpp (find panels and runs) and tests. Tiles know their own
-// order by heart.
+// pack.cpp (writes them), product_*.cpp (find panels and runs) and tests. The order of each layout
+// is also written into the loops of its tiles.
 //
 // A dense panel holds `blocks` dense products. Each block's columns (output channels) are cut into
 // panels of `nr` columns, the last one narrower (a multiple of n_unit). Inside a panel, K is cut
@@ -15,7 +15,7 @@
 //   kScalar  [k][width]
 //   kVnni    [k / 4][width][4]
 //   kAmx     [width / 16][k / 64][16 quads][16 columns][4]: tiles of 1 KiB, each column of tiles
-//            in one piece, so that whoever streams them reads memory in order
+//            contiguous, so that a product reads memory in order
 //   kNeon    [k / 4][width][4]
 #pragma once
 
@@ -31,7 +31,7 @@ struct PanelUnits {
   int64_t n_unit;   // a narrower panel has a multiple of these
   int64_t k_unit;   // runs are padded to multiples of these
   int64_t merge_n;  // groups are merged into one block while it has at most so many columns,
-  int64_t merge_k;  // or at most so many input channels: such padding would be multiplied anyway
+  int64_t merge_k;  // or at most so many input channels: padding to those is multiplied anyway
   int64_t join_k;   // kernel rows are joined to runs of at most so many codes
 };
 
@@ -60,7 +60,7 @@ constexpr int64_t panel_offset(PanelLayout layout, int64_t width, int64_t depth,
   }
 }
 
-/// The most runs of joined kernel rows: tiles copy them together for each pixel.
+/// The most runs of joined kernel rows, which tiles copy together for each pixel.
 inline constexpr int64_t kJoinedRuns = 4;
 
 /// Sizes derived from a panel's header; the same for packing, checking and multiplying.
@@ -180,10 +180,13 @@ inline int64_t merged_blocks(PanelLayout layout, int64_t groups, int64_t group_i
   return groups;
 }
 
-/// The layout of a weight where `active` is the instruction set's: groups of few channels would
-/// fill a small part of AMX's tiles, and most of their panels would be zeros. 104 channels in 13
-/// groups, 3x3, 28 pixels: 124 KB and 151 us in tiles, 19 KB and 114 us as VNNI; 16 and more
-/// channels in blocks of 48 and more are faster in tiles.
+/// The layout of a weight for the active instruction set's. Groups of few channels would fill a
+/// small part of AMX's tiles, and most of their panels would be zeros; groups of 16 and more
+/// channels in blocks of 48 and more are faster in tiles. 104 channels in 13 groups, kernel 3x3, 28
+/// pixels:
+///
+///   kAmx   124 KB  151 us
+///   kVnni   19 KB  114 us
 inline PanelLayout layout_of(PanelLayout active, int64_t groups, int64_t in_channels,
                              int64_t out_channels) {
   if (active != PanelLayout::kAmx || groups <= 1 || groups == in_channels) return active;

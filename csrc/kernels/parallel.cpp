@@ -28,7 +28,7 @@ std::atomic<bool> forked{false};
 thread_local bool inside_piece = false;
 
 // A pool's threads do not survive fork(), and both libgomp and Torch's pool hang in the child if
-// the parent has used them: a forked child runs serially for good.
+// the parent has used them: a forked child always runs serially.
 const bool fork_handler_installed = [] {
 #if defined(__unix__) || defined(__APPLE__)
   return pthread_atfork(nullptr, nullptr, [] { forked.store(true); }) == 0;
@@ -50,7 +50,7 @@ class DefaultModes {
   }
   ~DefaultModes() {
     if (x87_ != FE_TONEAREST) std::fesetround(x87_);
-    // Exception flags that the piece raised stay raised (sticky), as if the modes had been these
+    // Exception flags that the piece raised stay raised, as they would if the modes had been these
     // all along.
     constexpr unsigned kFlags = 0x3f;
     const unsigned now = _mm_getcsr();

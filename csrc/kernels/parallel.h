@@ -1,7 +1,7 @@
-// The single threading seam. Drivers call parallel_for; whoever hosts the kernels installs the
-// pool: ops/ installs Torch's (torch::stable::parallel_for), the C++ tests and benchmarks install
-// OpenMP's (parallel_openmp.cpp), and without either everything runs serially. No kernel owns a
-// thread.
+// The only place where kernels meet threads. Drivers call parallel_for; whoever hosts the kernels
+// installs the pool: ops/ installs Torch's (torch::stable::parallel_for), the C++ tests and
+// benchmarks install OpenMP's (parallel_openmp.cpp), and without either everything runs serially.
+// No kernel owns a thread.
 #pragma once
 
 #include <cstdint>

@@ -13,7 +13,7 @@
 
 namespace octavo {
 
-/// Sums of u8 x s8 products hold in int32 up to this many: 65,793 * 255 * 128 < 2^31.
+/// Most products whose sum fits int32: 65,793 * 255 * 128 < 2^31.
 constexpr int64_t kLongestSum = 65793;
 
 /// Work worth a thread, in multiply-adds: 40 us at 200 GMAC/s; depthwise tiles do a sixth of that.
@@ -80,7 +80,8 @@ inline int64_t band_count(int64_t units, int64_t unit_bytes, int64_t columns, in
   int64_t bands = columns > 1 ? ceil_div(units * unit_bytes, kBandBytes) : 1;
   const int64_t threads = max_threads();
   if (threads > 1 && macs > grain) {
-    // Threads take equal runs of jobs; a few jobs a thread even out what columns leave over.
+    // Threads take equal runs of jobs; with several jobs a thread, no thread waits long for the
+    // others.
     const int64_t wanted = smaller(4 * threads, larger(threads, macs / grain));
     if (bands * columns < wanted || (bands * columns) % threads != 0) {
       bands = round_up(larger(bands, ceil_div(wanted, columns)), threads);
@@ -89,7 +90,7 @@ inline int64_t band_count(int64_t units, int64_t unit_bytes, int64_t columns, in
   return larger(1, smaller(bands, units));
 }
 
-/// Panels of a job, of those left in a block and those left to a thread.
+/// How many panels one job takes, given those left in a block and those left to a thread.
 inline int64_t panels_at_once(const GemmTable& table, int64_t block, int64_t thread) {
   return table.joins_panels ? smaller(block, thread) : 1;
 }
@@ -98,8 +99,8 @@ inline int64_t grain_of(int64_t items, int64_t macs, int64_t grain) {
   return macs <= 0 ? items : larger(1, smaller(items, items * grain / macs));
 }
 
-/// Sends a dense or depthwise job to codes: output pixel (y, x) of image n, `channel` and what
-/// follows.
+/// Sets where a dense or depthwise job writes codes: output pixel (y, x) of image n, from `channel`
+/// on.
 template <class Job>
 void aim(Job& job, const Sink& sink, int64_t channel, int64_t n, int64_t y, int64_t x) {
   const Image& out = *sink.u8;
@@ -155,8 +156,8 @@ void run_long(const Image& in, const ConvGeometry& g, const Panel& panel, const 
 int64_t long_sum(const Image& in, const ConvGeometry& g, const Panel& panel, int64_t n, int64_t y,
                  int64_t x, int64_t o);
 
-/// Says how wide weights are and splits the panel of a job whose b points to its first run, if that
-/// helps and `pixels` are enough.
+/// Sets whether weights are narrow, and splits the panel of a job whose b points to its first run
+/// if the ISA has split panels and there are enough pixels for it.
 void prepare_weights(GemmJob& job, const Panel& panel, int64_t pixels);
 
 }  // namespace octavo

@@ -8,7 +8,7 @@
 namespace octavo {
 namespace {
 
-/// Pixels of a job that pay for splitting its panel first, where the ISA has that.
+/// Jobs of at least so many pixels split their panel first, if the ISA has split panels.
 constexpr int64_t kSplitPixels = 16;
 
 /// Kernel rows [first, last) of output row y that do not lie wholly in the halo.
@@ -24,7 +24,7 @@ KernelRows inner_rows(const ConvGeometry& g, int64_t in_h, int64_t y) {
   return {first, larger(first, last)};
 }
 
-/// One dense convolution on its way through the tiles.
+/// One dense convolution: what its jobs share.
 struct Dense {
   const Image& in;
   const ConvGeometry& g;
@@ -59,7 +59,8 @@ void Dense::plan_runs() {
   const bool contiguous =
       g.kernel_w == 1 || (g.dilation_w == 1 && in.pixel_pitch == panel.header.in_channels);
   const int64_t k_unit = kPanelUnits[panel.header.layout].k_unit;
-  // Tiles of 16 pixels lose more by a job for the first row and one for the last.
+  // Not for tiles of 16 pixels: extra jobs for the first and last rows cost them more than they
+  // save.
   skip_halo = e.zero_point == 0 && panel.layout != PanelLayout::kAmx;
   if (row_runs && contiguous) {
     runs_per_row = 1;
@@ -80,8 +81,9 @@ void Dense::plan_runs() {
   }
 }
 
-/// Item = (band of rows or pixels, panel): bands outermost, so that neighbours share activations.
-/// Computes those from `item` on that go together and returns the next, at most `end`.
+/// An item is a band of rows or pixels times a panel; bands are outermost, so that neighbouring
+/// items share activations. Computes the items from `item` on that go together and returns the
+/// next, at most `end`.
 int64_t Dense::run_items(int64_t units, int64_t bands, int64_t item, int64_t end) const {
   const PanelGeometry& p = panel.geometry;
   const int64_t columns = panel.header.blocks * p.panels;
@@ -90,7 +92,7 @@ int64_t Dense::run_items(int64_t units, int64_t bands, int64_t item, int64_t end
   const int64_t nr = kPanelUnits[panel.header.layout].nr;
   const int64_t first = units * band / bands, last = units * (band + 1) / bands;
   const int64_t channel = block * p.block_out + index * nr;
-  // Each image would read all panels anew.
+  // Joined panels would be read again for each image.
   const bool one_image = size.n * size.h == 1 || first / size.h == (last - 1) / size.h;
   const int64_t count = one_image ? panels_at_once(panel.table, p.panels - index, end - item) : 1;
 
@@ -219,7 +221,7 @@ void Dense::send(GemmJob& job, int64_t channel, int64_t n, int64_t y, int64_t x)
   aim(job, sink, channel, n, y, x);
   const Image& out = *sink.u8;
   if (out.halo > 0 && job.w == size.w) {
-    // The code that the halo holds now (or garbage, if its producer fills it later).
+    // The code that the halo holds now; any value, if the halo is filled later.
     job.gap_code = out.data[n * out.image_pitch - out.row_pitch - out.pixel_pitch];
   }
   panel.table.gemm_u8s8_u8(job);

@@ -238,7 +238,7 @@ void dequantize_image(const Image& src, QuantParams p, const FloatImage& dst) {
 
 void copy_image(const FloatImage& src, const FloatImage& dst) {
   if (src.c == 0) return;
-  // Both layouts stay in cache lines that the block touches: 16 channels of 16 pixels are 16 lines
+  // Both images are read and written in whole cache lines: 16 channels of 16 pixels are 16 lines in
   // each.
   constexpr int64_t kSide = 16;
   parallel_for(0, src.n * src.h, kGrain / std::max<int64_t>(src.w * src.c, 1),

@@ -1,5 +1,5 @@
-// Drivers of recurrent networks: one step, and all steps of a level in one direction. Called by
-// ops/; calls the drivers of linear layers and the cell micro-kernel.
+// Drivers of recurrent networks: one time step, and all time steps of a layer in one direction.
+// Called by ops/; calls the drivers of linear layers and the cell micro-kernel.
 #include <algorithm>
 
 #include "dispatch.h"
@@ -63,7 +63,7 @@ void recurrent(const Recurrence& r, const HiddenWeight& weight) {
   if (r.reverse) {
     for (int64_t t = 0; t < r.times; ++t) row += r.batch_sizes[t];
   }
-  // States of sequences that have ended, or not begun, stay where they are.
+  // States of sequences that have ended, or not begun, do not change.
   for (int64_t i = 0; i < r.times; ++i) {
     const int64_t rows = r.batch_sizes[r.reverse ? r.times - 1 - i : i];
     if (r.reverse) row -= rows;

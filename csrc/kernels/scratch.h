@@ -10,8 +10,8 @@
 
 namespace octavo {
 
-/// Grow-only memory of one thread, 64-byte aligned, with kSlack around it. Empty, and ready for
-/// another try, where memory has ended.
+/// Memory of one thread that only grows, 64-byte aligned, with kSlack bytes around it. Empty after
+/// an allocation has failed; the next call tries again.
 class Scratch {
  public:
   Scratch() = default;

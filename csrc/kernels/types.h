@@ -34,13 +34,14 @@ struct FloatImage {
   int64_t stride_n = 0, stride_h = 0, stride_w = 0, stride_c = 0;
 };
 
-/// Smallest scale of anything: the smallest normal float32, whose inverse is finite. What lies
-/// within a range too small for it is zero. python/octavo/numerics/scheme.py has it too.
+/// The smallest scale that octavo uses: the smallest normal float32, whose inverse is finite.
+/// Values whose range is too small for it become zero. The same constant is in
+/// python/octavo/numerics/scheme.py.
 inline constexpr float kMinScale = 0x1p-126f;
 
-/// Bytes that any activation buffer keeps readable before its first and after its last element, so
-/// that tiles may load whole vectors and padded K runs. Their content is free: weights there are
-/// zero.
+/// Every activation buffer has so many readable bytes before its first and after its last element,
+/// so that tiles may load whole vectors and padded K runs. These bytes may hold anything: the
+/// weights that they meet are zero.
 inline constexpr int64_t kSlack = 4096;
 
 /// Affine parameters of one tensor. scale is a normal number > 0; codes lie in [0, max_code].
@@ -70,8 +71,8 @@ struct ConvGeometry {
 ///            then, with a residual r: v = fmaf(float(r), residual_scale, v) before the clamp
 ///   f32 out: y = min(max(fmaf(float(start[c] + sum), scale[c], offset[c]), lo), hi)
 /// start holds -zero_point_in * column sum; lo and hi are codes (u8) or reals (f32, may be
-/// infinite). zero_point is zero_point_in, or -1 where the caller does not tell: with 0, products
-/// with the halo are skipped.
+/// infinite). zero_point is zero_point_in, or -1 where the caller does not know it: with 0,
+/// products with the halo are skipped.
 struct Epilogue {
   const int32_t* start = nullptr;
   const float* scale = nullptr;
