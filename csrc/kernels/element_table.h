@@ -148,8 +148,7 @@ struct ElementTable {
                            int64_t block_count, uint8_t* out);
 
   // ---- pool
-  // Window i of the run starts at x + i * in_step; a window without taps gives code 0 (max) or sum
-  // 0.
+  // Window i of the run starts at x + i * in_step; without taps it gives code 0 (max) or sum 0.
   void (*max_windows_u8)(const uint8_t* x, const Window& window, const PixelRun& run, uint8_t* out);
   void (*average_windows_u8)(const uint8_t* x, const Window& window, const PixelRun& run,
                              const AverageRule& rule, uint8_t* out);

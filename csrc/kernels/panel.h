@@ -25,7 +25,7 @@
 
 namespace octavo {
 
-/// What a layout asks for.
+/// The units that a layout needs.
 struct PanelUnits {
   int64_t nr;       // columns of a full panel
   int64_t n_unit;   // a narrower panel has a multiple of these

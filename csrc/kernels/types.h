@@ -51,7 +51,7 @@ struct QuantParams {
   int32_t max_code = 255;
 };
 
-/// Recurrent networks: what a step computes (element_table.h).
+/// Recurrent networks: what a time step computes (element_table.h).
 enum class RecurrentMode : int32_t { kLstm, kGru, kTanh, kRelu };
 constexpr int64_t gates_of(RecurrentMode mode) {
   return mode == RecurrentMode::kLstm ? 4 : mode == RecurrentMode::kGru ? 3 : 1;

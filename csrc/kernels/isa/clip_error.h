@@ -36,7 +36,7 @@ OCTAVO_INLINE void raise(Floats& x) {
   x = x * x * (power * __builtin_bit_cast(Floats, scale));
 }
 
-/// A vector of what there is, and zeros.
+/// Reads a vector, or the values that there are, with zeros after them.
 OCTAVO_INLINE void read(Floats& to, const float* from, int64_t count) {
   if (count >= kLanes) {
     __builtin_memcpy(&to, from, sizeof(to));

@@ -1,4 +1,4 @@
-// The cut of rows into tiles. Included by kernels of several instruction sets, each with its own
+// How rows are cut into tiles. Included by kernels of several instruction sets, each with its own
 // copy, compiled with its own flags (unnamed namespace).
 #pragma once
 
@@ -7,7 +7,7 @@
 namespace octavo {
 namespace {
 
-/// Cuts rows into tiles of nearly one height, at most `most`: calls tile(first row, rows).
+/// Cuts rows into tiles of nearly equal height, at most `most`: calls tile(first row, rows).
 template <class Tile>
 inline __attribute__((always_inline)) void cut_rows(int64_t rows, int64_t most, Tile&& tile) {
   const int64_t pieces = (rows + most - 1) / most;

@@ -1,4 +1,4 @@
-// One step of a recurrent network for one sequence, included by each instruction set's
+// One time step of a recurrent network for one sequence, included by each instruction set's
 // recurrent_cell.cpp (vectors.h). No operation is contracted, so all have equal bits.
 #pragma once
 
@@ -116,7 +116,7 @@ OCTAVO_INLINE void units(const RecurrentCell& cell, int64_t at) {
   }
 }
 
-/// Whole vectors; what remains is computed in a vector of its own.
+/// Whole vectors at a time; the last values are computed in a vector of their own.
 template <RecurrentMode kMode>
 void cells(const RecurrentCell& cell) {
   constexpr int64_t kGates = gates_of(kMode);

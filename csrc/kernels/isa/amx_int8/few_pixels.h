@@ -1,5 +1,5 @@
-// Jobs of one or two pixels: AVX-512 VNNI over the panels of the tiles. A product of one tile row
-// costs as much as one of sixteen, and the configuration some 50-100 ns more. Included by gemm.cpp.
+// Jobs of one or two pixels: AVX-512 VNNI over the panels of the tiles. By tiles, one row costs as
+// much as sixteen, and configuring them takes another 50 to 100 ns. Included by gemm.cpp.
 #pragma once
 
 #include "finish.h"
@@ -67,8 +67,8 @@ __attribute__((noinline)) void multiply_pixels(const GemmJob& job, const uint8_t
 #pragma GCC unroll 4
           for (int j = 0; j < NT; ++j) {
             const int8_t* row = b + j * 16 * job.depth + (q + phase) * 64;
-            // Weights of few steps are read from four places at once, which the processor foresees;
-            // asked for too, they took a tenth longer from L2.
+            // Several columns of tiles are read as four streams, which hardware prefetchers follow;
+            // with prefetch instructions weights from L2 took 10 % longer.
             if (NT == 1) __builtin_prefetch(row + 4096, 0, 3);
 #pragma GCC unroll 2
             for (int r = 0; r < R; ++r) dot(sum[r][phase][j], codes[r], row);

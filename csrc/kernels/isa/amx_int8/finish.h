@@ -54,7 +54,7 @@ OCTAVO_INLINE __m512 clamp(__m512 v, __m512 lo, __m512 hi) {
   return _mm512_min_ps(_mm512_max_ps(v, lo), hi);
 }
 
-/// What a kind of job knows of sixteen columns.
+/// The parameters of sixteen columns for a kind of job.
 template <Kind kKind>
 struct Columns {
   __m512 scale, offset;
@@ -84,7 +84,7 @@ struct Columns {
   }
 };
 
-/// What the results of a block are and where they go: known when a sweep is compiled.
+/// What the results of a block are and where they go, known at compile time.
 template <Kind kind, int columns, bool residual, bool linear, bool plain>
 struct Target {
   static constexpr Kind kKind = kind;
@@ -94,7 +94,7 @@ struct Target {
   static constexpr bool kPlain = plain;
 };
 
-/// Turns sums in pieces into results; parameters stay in registers.
+/// Turns the sums in pieces into results. Parameters stay in registers.
 template <class T>
 class Finisher {
  public:
@@ -108,7 +108,7 @@ class Finisher {
     residual_scale_ = _mm512_set1_ps(work.job->residual_scale);
   }
 
-  /// Pixels r .. of tile row i: 64 results.
+  /// Writes 64 results: pixels from r on of tile row i.
   OCTAVO_INLINE void part(const Block& block, const TilePiece* pieces, int64_t i, int64_t r) const {
     const TilePiece* piece = pieces + i * T::NT;
     uint8_t* out[T::kPixels];
@@ -121,7 +121,7 @@ class Finisher {
     }
   }
 
-  /// Asks for the lines of these results, where they are many: rows of floats.
+  /// Prefetches the cache lines of these results where there are many: rows of floats.
   OCTAVO_INLINE void ask(const Block& block, int64_t i, int64_t r) const {
     if constexpr (by_rows(T::kKind)) {
 #pragma GCC unroll 4
@@ -136,9 +136,9 @@ class Finisher {
     return T::kLinear ? block.line[i] + r * out_pitch_ : block.out[16 * i + r];
   }
 
-  /// Clamps happen on bytes, as rounding is monotone and the pack turns negative codes and NaN
-  /// (INT_MIN after the conversion) into 0; only what may be too large for an int32 is clamped to
-  /// hi before: minps(hi, v) returns v where v is NaN.
+  /// Codes are clamped as bytes: rounding is monotone, and the pack turns negative codes and NaN
+  /// (INT_MIN after the conversion) into 0. Only values that may be too large for an int32 are
+  /// clamped to hi before: minps(hi, v) returns v where v is NaN.
   OCTAVO_INLINE void codes(const Block& block, const TilePiece* piece, int64_t i, int64_t r,
                            uint8_t* const (&out)[T::kPixels]) const {
     __m512i code[4];

@@ -14,8 +14,8 @@ namespace {
 
 // ---- products ---------------------------------------------------------------------------------
 
-/// What is left to finish of a block whose shape is known, `parts` at a time. Meanwhile the lines
-/// of the next block's results are asked for.
+/// The results that remain to be written for a block whose shape is known at compile time, `parts`
+/// at a time. Also prefetches the lines of the next block's results.
 template <class T>
 class Rest {
  public:
@@ -51,7 +51,7 @@ class Rest {
   int64_t quota_, i_ = 0, r_ = 0;
 };
 
-/// The same of a block of another sweep, if there is one: a row of tiles at a time.
+/// The same for a block of another sweep, if there is one: one row of tiles at a time.
 class OtherRest {
  public:
   OtherRest(const Work& work, const Block& block, const TilePiece* pieces)
@@ -80,15 +80,15 @@ struct Operands {
   int64_t b_tile;        // bytes from one column of tiles to the next
   int64_t level_pitch;   // kLevelRows: from one row of a tile to the next
   int64_t pitch;         // of pixels
-  bool prefetch;         // weights are not in L1 yet
-  const int8_t* ahead;   // of the next sweep's weights: what this block asks for,
+  bool prefetch;         // whether to prefetch the weights, which are not in L1
+  const int8_t* ahead;   // the next sweep's weights, prefetched meanwhile:
   int64_t ahead_lines;   // so many lines a step
 
   OCTAVO_INLINE int64_t b_pitch() const { return kKind == Kind::kLevelRows ? level_pitch : 64; }
 };
 
-/// Register C gives its old sums to its piece and begins anew. Start values are added later: loaded
-/// here, they would hold up the products.
+/// Stores the old sums of register C in its piece and sets the register to zero. Start values are
+/// added later: loading them here would delay the products.
 template <int C, int kBefore>
 OCTAVO_INLINE void exchange(int before, TilePiece* pieces) {
   if (kBefore < 0 ? before > C : kBefore > C) tile_store<C>(pieces[C]);
@@ -104,8 +104,8 @@ OCTAVO_INLINE void store_from(int before, TilePiece* pieces) {
   }
 }
 
-/// Products C and following of one K step. A tiles alternate between registers 4 and 5, B tiles
-/// between 6 and 7. kBefore: tiles that hold sums of the block before, -1: see `before`.
+/// Products from number C on of one K step. A tiles alternate between registers 4 and 5, B tiles
+/// between 6 and 7. kBefore: how many tiles hold sums of the block before; -1: `before` says it.
 template <int MT, int NT, int kBefore, bool kFirst, int C = 0, class O, class R>
 OCTAVO_INLINE void step(const O& operands, int64_t at, const int8_t* b, int before,
                         TilePiece* pieces, R& rest) {
@@ -126,12 +126,12 @@ OCTAVO_INLINE void start_all(int before, TilePiece* pieces) {
   if constexpr (C + 1 < kTiles) start_all<kTiles, kBefore, C + 1>(before, pieces);
 }
 
-/// Leaves a block's sums in registers 0 .. MT * NT - 1, moves those of the block before it into
-/// pieces and meanwhile does what is left of an older one.
+/// Leaves a block's sums in registers 0 .. MT * NT - 1, stores those of the block before in pieces,
+/// and meanwhile writes the remaining results of an older block.
 template <int MT, int NT, int kBefore, class O, class R>
 OCTAVO_INLINE void multiply(const Work& work, const O& operands, int before, TilePiece* pieces,
                             R rest) {
-  // Four steps ahead; further lines would leave L1 again, nearer ones come too late from L3.
+  // Four steps ahead: lines further ahead leave L1 again, nearer ones arrive too late from L3.
   constexpr int64_t kLead = 4;
   const GemmJob& job = *work.job;
   const int64_t no_offset = 0;
@@ -176,9 +176,9 @@ OCTAVO_INLINE void multiply(const Work& work, const O& operands, int before, Til
 
 // ---- a job ------------------------------------------------------------------------------------
 
-/// The blocks on their way, over all sweeps of a job. While block n is multiplied, the sums of n -
-/// 1 go to pieces and those of n - 2 become results: a load of what a tile has just stored would
-/// wait for all products before it, and with it whatever follows.
+/// The three latest blocks of a job, over all its sweeps. While block n is multiplied, the sums of
+/// block n - 1 are stored in pieces, and those of block n - 2 become results: a load of what a tile
+/// has just stored would wait for all products before it, and delay all that follows.
 struct Pipeline {
   Block blocks[3];
   TilePiece pieces[2][4];
@@ -195,13 +195,13 @@ void finish_row(const Work& work, const Block& block, const TilePiece* pieces, i
   for (int64_t r = 0; r < work.tile_rows; r += T::kPixels) finisher.part(block, pieces, i, r);
 }
 
-/// What the `count` blocks of a sweep ask for: each a share of the weights that come after this
-/// sweep's, and the first one its own where nobody has asked for them.
+/// What the `count` blocks of a sweep prefetch: each a share of the next sweep's weights; the first
+/// block also its own, if they have not been prefetched.
 template <int NT, Kind kKind, int MT>
 void plan_asking(const Work& work, int64_t column, int64_t columns, int64_t count,
                  Operands<kKind, MT>& operands) {
-  constexpr int64_t kInL1 = 8;        // steps whose weights are too few for a prefetch to matter
-  constexpr int64_t kFewBlocks = 16;  // take less time than weights from L3
+  constexpr int64_t kInL1 = 8;        // steps whose weights L1 holds
+  constexpr int64_t kFewBlocks = 16;  // take less time than to load weights from L3
   const bool from_memory = kKind != Kind::kLevelRows && work.steps > kInL1;
   const bool asks = from_memory && count > 1 && count <= kFewBlocks;
   operands.ahead_lines = asks ? (16 * NT + count - 1) / count : 0;
@@ -275,9 +275,11 @@ struct Shape {
   int nt, mt;
 };
 
-/// Shapes by measurement on an Intel server core: 1x4 where K is short (whole rows of 64 are stored
-/// and the weights stay in L1) or there is one row of tiles, 4x1 where few pixels meet weights that
-/// come from L3 (each is read once, in the order of memory), else 2x2.
+/// Measured on an Intel server core (tile columns x tile rows):
+///
+///   4 x 1  short K, where whole lines of 64 codes are stored and weights stay in L1; one tile row
+///   1 x 4  few pixels with weights from L3, each of which is read once, in the order of memory
+///   2 x 2  all other jobs
 Shape choose(const Work& work, int64_t tiles, int64_t columns_left, bool from_memory) {
   constexpr int64_t kShort = 4;  // steps
   if (columns_left < 32 || (from_memory && tiles > 1 && tiles <= 4 && work.steps >= kDeep))
@@ -359,8 +361,8 @@ void multiply_job(const GemmJob& job) {
   tile_configure(config);
 
   Pipeline pipeline;
-  // The last part of a smaller tile converts pixels that the tile leaves out, though none is
-  // stored.
+  // If tiles have fewer than sixteen rows, the last part converts rows that were never written;
+  // their results are not stored.
   if (work.tile_rows < 16) __builtin_memset(pipeline.pieces, 0, sizeof pipeline.pieces);
   for (int64_t column = 0; column < job.n;) {
     const Shape shape = choose(work, walk.tiles(), job.width - column, kKind != Kind::kLevelRows);

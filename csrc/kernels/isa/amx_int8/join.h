@@ -1,5 +1,5 @@
-// Kernel rows of few codes side by side: three channels and seven columns are 21 codes of a K step
-// of 64, so that several rows of each pixel are copied together first. Included by gemm.cpp.
+// Joins kernel rows of few codes: three channels and seven columns are 21 codes of a K step of 64,
+// so several rows of each pixel are copied next to one another first. Included by gemm.cpp.
 #pragma once
 
 #include "work.h"
@@ -7,9 +7,9 @@
 namespace octavo::OCTAVO_AMX {
 namespace {
 
-/// Copies of the pixels of the last tiles, in turns. A load of what was just stored in smaller
-/// pieces waits until the stores have left the core: write the tiles of a block while the one
-/// before is multiplied.
+/// Copies of the pixels of the latest tiles, in a ring. A load of bytes that were just stored in
+/// smaller pieces waits until the stores have reached the cache, so the tiles of a block are
+/// written while the block before is multiplied.
 class JoinedPixels {
  public:
   /// `count` pixels of a job with joined rows, job.depth bytes each.
@@ -27,8 +27,8 @@ class JoinedPixels {
   }
 
  private:
-  /// n bytes of each pixel by as few stores as stay within the `room` left of a line: what they
-  /// write too much lies under the next row, or where weights are zero.
+  /// Copies n bytes of each pixel with as few stores as fit into the `room` left of a line. Bytes
+  /// beyond n are overwritten by the next row, or meet weights that are zero.
   static void copy_row(uint8_t* to, int64_t room, int64_t to_pitch, const uint8_t* from,
                        int64_t pitch, int64_t count, int64_t n) {
     const auto copy = [&]<size_t kBytes>(int64_t at) {

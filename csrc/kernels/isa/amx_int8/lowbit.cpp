@@ -25,7 +25,7 @@ void configure(int64_t rest) {
   tile_configure(config);
 }
 
-/// What a group's words say of T tiles of columns, and how its sums become floats.
+/// The words of a group for T tiles of columns, and how its sums become floats.
 template <int T, bool kWide>
 class GroupWords {
  public:
@@ -61,8 +61,8 @@ class GroupWords {
 };
 
 /// Rows times the groups of a panel of T tiles of columns, in units of one group and sixteen rows.
-/// While a unit is multiplied, the sums of the one before go to pieces and those of the one before
-/// that are added to float sums: what a tile has just stored cannot be loaded soon.
+/// While a unit is multiplied, the sums of the unit before are stored in pieces, and those of the
+/// unit before that are added to float sums: what a tile has just stored cannot be loaded at once.
 template <int T, bool kWide>
 class Groups {
  public:
@@ -78,8 +78,8 @@ class Groups {
     drain();
   }
 
-  /// Packed levels: a part is unpacked while the one before meets all rows. Groups have several
-  /// parts only if there is one unit of rows: its sums stay in registers.
+  /// Packed levels: a part is unpacked while the part before is multiplied with all rows. A group
+  /// has several parts only if there is one unit of rows, whose sums then stay in registers.
   void by_groups() {
     Part part = part_at(0, 0);
     if (part.codes > 0) unpack(part, levels_[0]);
@@ -130,7 +130,7 @@ class Groups {
     OCTAVO_INLINE void some() {}
   };
 
-  /// Adds what is left of unit n, some rows at a time.
+  /// Adds the remaining sums of unit n, some rows at a time.
   class Rest {
    public:
     OCTAVO_INLINE Rest(const Groups& groups, int64_t n, int64_t quota)
@@ -163,8 +163,7 @@ class Groups {
     int64_t row_ = 0, end_, quota_;
   };
 
-  /// Products of tile columns J and following; kFirst: registers give up the sums of the unit
-  /// before.
+  /// Products of tile columns from J on; kFirst: registers first store the sums of the unit before.
   template <int A, int B, bool kFirst, int J = 0, class R>
   OCTAVO_INLINE void columns(const int8_t* b, int64_t step, R& rest) {
     if constexpr (J < T) {
@@ -233,7 +232,7 @@ class Groups {
     }
   }
 
-  /// All units become float sums; the registers are free then.
+  /// Adds the sums of all units to float sums; the registers are free afterwards.
   void drain() {
     if (in_registers_) store(pieces_[(n_ - 1) & 1]);
     for (; added_ < n_; ++added_) Rest(*this, added_, 0).all();
@@ -286,7 +285,8 @@ void gemm_width(const GroupJob& job) {
   job.panel.wide ? gemm_groups<T, true>(job) : gemm_groups<T, false>(job);
 }
 
-/// Whole rows in one group: sums stay in registers to the end, so that blocks of 2 x 2 tiles pay.
+/// Whole rows in one group: sums stay in registers to the end, so blocks of 2 x 2 tiles are
+/// fastest.
 void gemm_one_group(const GroupJob& job) {
   const LowbitPanel& panel = job.panel;
   const int64_t no_offset = 0;

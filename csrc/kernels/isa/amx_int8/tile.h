@@ -109,9 +109,10 @@ void tile_multiply() {
 
 #else
 
-// Assembly and not GCC's macros: those take a literal token for the register, and the load of a
-// configuration declares only part of what it reads, so that GCC 12 drops the stores that fill it.
-// Loads of activations and weights need no memory clobber: nothing there writes those.
+// Assembly instead of GCC's macros: those take a literal token for the register, and the one that
+// loads a configuration declares only part of what it reads, so that GCC 12 drops the stores that
+// fill it. Loads of activations and weights need no memory clobber, since nothing here writes
+// those.
 
 inline void tile_configure(const TileConfig& config) {
   __asm__ volatile("ldtilecfg %0" : : "m"(config));

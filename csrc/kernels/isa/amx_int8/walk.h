@@ -1,4 +1,5 @@
-// The way over a job's pixels in tiles, and where each tile's results go. Included by gemm.cpp.
+// The order in which a job's pixels are taken, tile by tile, and where each tile's results go.
+// Included by gemm.cpp.
 #pragma once
 
 #include "work.h"
@@ -6,11 +7,11 @@
 namespace octavo::OCTAVO_AMX {
 namespace {
 
-/// Walks over the grid in tiles of at most 16 pixels whose activations have one pitch. Either the
-/// whole grid is one line, because a row's pitch is a multiple of a pixel's (pixels between two
-/// rows are computed for nothing), or every row is a line. The last tile of a line is moved back so
-/// that it ends with the line: nothing beyond is read or written; what it computes twice is stored
-/// twice where results are linear, else once.
+/// Walks over the grid in tiles of at most 16 pixels whose activations have one pitch. The whole
+/// grid is one line if a row's pitch is a multiple of a pixel's (pixels between two rows are then
+/// computed and not used); otherwise every row is a line. The last tile of a line is moved back so
+/// that it ends with the line: nothing beyond is read or written. Pixels that it computes a second
+/// time are stored twice where results are linear, else once.
 class Walk {
  public:
   explicit Walk(const GemmJob& job, bool f32) : w_(job.w), h_(job.h) {

@@ -21,7 +21,7 @@ enum class Kind { kU8, kF32, kRows, kLevelRows };
 
 constexpr bool by_rows(Kind kind) { return kind == Kind::kRows || kind == Kind::kLevelRows; }
 
-/// What holds for the whole job, and where pixels that must not be stored go instead.
+/// What holds for the whole job, and where pixels that must not be stored are written instead.
 struct Work {
   const GemmJob* job;
   int64_t tile_rows;  // pixels of a tile: 16, or fewer where the grid has no more in a line

@@ -1,6 +1,6 @@
-// Dense products on AVX2 without dot-product instructions: weights of 7 bits and fewer need no
-// care, jobs of many pixels get a split panel, others widen the panel's weights. Filled into the
-// row by table.cpp; called by product_dense.cpp.
+// Dense products on AVX2 without dot-product instructions: weights of up to 7 bits are multiplied
+// as they are, jobs of many pixels with 8-bit weights get a split panel, others widen the panel's
+// weights. Filled into the row by table.cpp; called by product_dense.cpp.
 #include "split_dot.h"
 #include "widening_dot.h"
 #include "ymm_gemm.h"

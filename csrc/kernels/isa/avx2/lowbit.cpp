@@ -1,8 +1,8 @@
 // Products with packed low-bit weights on AVX2 without dot-product instructions. Filled into the
-// row by table.cpp; called by kernels/lowbit.cpp. Codes of linear grids are below 16 and multiplied
-// as they are by vpmaddubsw: no pair saturates, and pairs of a whole unit add up in 16 bits. Levels
-// of a table may be anything, so they are looked up in halves of four bits. Look-ups in rows serve
-// every instruction set above this one.
+// row by table.cpp; called by kernels/lowbit.cpp. Codes of linear grids are below 16, so vpmaddubsw
+// multiplies them directly: no pair saturates, and the pairs of a whole unit add up in 16 bits.
+// Levels of a table may be any int8, so they are looked up in halves of four bits. Look-ups in rows
+// serve every instruction set above this one.
 #include "widening_dot.h"
 #include "ymm_lowbit.h"
 
@@ -48,9 +48,9 @@ alignas(32) constexpr int64_t kOneWords[4] = {0x0001000100010001, 0x000100010001
 alignas(32) constexpr int64_t kSixteenWords[4] = {0x0010001000100010, 0x0010001000100010,
                                                   0x0010001000100010, 0x0010001000100010};
 
-/// Sums of a unit's pairs in 16 bits, at most 7,680 (4 bits), 14,336 (3 bits), 3,072 (2 bits) or
-/// 30,720 (halves of levels of 3 bits). Assembly keeps the order of the code, which has registers
-/// for all sums; GCC's own has not.
+/// Sums of a unit's pairs in 16 bits. The largest: 7,680 (4 bits), 14,336 (3 bits), 3,072 (2 bits),
+/// 30,720 (halves of levels of 3 bits). Assembly keeps the order of the code, in which all sums fit
+/// registers; in GCC's own order they do not.
 struct PairSums {
   template <bool kFirst>
   OCTAVO_INLINE void add(__m256i u, __m256i s) {
@@ -102,8 +102,8 @@ struct LowbitDot::Products<2> {
   PairSums low, high;
 };
 
-/// Eight codes at a time: they take job.bits bytes, a code lies in the four bytes from the one
-/// where it begins, and reads beyond a row end in the scales after the codes.
+/// Eight codes at a time: they take job.bits bytes, each code lies in the four bytes from its first
+/// on, and reads beyond the end of a row fall into the scales behind the codes.
 void dequantize_row(const RowJob& job) {
   alignas(32) float table[256];
   if (job.kind == LowbitKind::kLevels) {

@@ -80,7 +80,7 @@ void minmax_f32(const float* x, int64_t count, float* min, float* max, int64_t* 
   Extrema e(*min, *max);
   int64_t good = 0;
   int64_t i = 0;
-  constexpr int64_t kSteps = 128;  // of 32 values, after which it is asked whether all were finite
+  constexpr int64_t kSteps = 128;  // of 32 values, after which they are checked to be finite
   while (i + 32 <= count) {
     const int64_t whole = (count - i) / 32, steps = whole < kSteps ? whole : kSteps;
     if (add_finite(x + i, steps, e)) {
@@ -148,8 +148,8 @@ void histogram_f32(const float* x, int64_t count, int32_t exponent, int64_t firs
   const __m256d factor = _mm256_set1_pd(__builtin_ldexp(1.0, -exponent));
   const __m256d vfirst = _mm256_set1_pd(static_cast<double>(first));
   const __m256d vlast = _mm256_set1_pd(static_cast<double>(bin_count - 1));
-  // Indices of a block go through memory: extracting them from registers costs more than all the
-  // rest.
+  // Indices of a block go through memory: extracting them from registers costs more than everything
+  // else.
   constexpr int64_t kBlock = 256;
   alignas(32) uint32_t index[kBlock];
   for (int64_t begin = 0; begin < count; begin += kBlock) {

@@ -1,4 +1,5 @@
-// Steps of recurrent networks for the row avx2. Called by kernels/recurrent.cpp through the table.
+// Time steps of recurrent networks for the row avx2. Called by kernels/recurrent.cpp through the
+// table.
 #define OCTAVO_VECTOR_BYTES 32
 #include "../recurrent_cell.h"
 

@@ -1,9 +1,9 @@
 // A panel in the form that vpmaddubsw multiplies exactly. That instruction adds pairs of u8 x s8
-// products with saturation, which is safe while the two weights of a pair sum to -128..128
-// (255 * 128 = 32,640). Of trained weights few pairs do not: those are halved, and the other halves
-// go to a list of their own, a vector of 8 columns x 4 weights each, which is multiplied after the
-// rest. Made from the panel for each band of pixels, so that panels stay the same on all x86 ISAs.
-// Included by split_dot.h.
+// products with saturation, which is exact while the two weights of a pair sum to -128..128 (255 *
+// 128 = 32,640). Few pairs of trained weights do not: their weights are halved, and the other
+// halves go to a separate list, each entry a vector of 8 columns x 4 weights, which is multiplied
+// at the end. Made from the panel for each band of pixels, so that panels are the same on all x86
+// ISAs. Included by split_dot.h.
 #pragma once
 
 #include <immintrin.h>
@@ -47,7 +47,7 @@ inline void split_panel(const int8_t* b, int64_t width, int64_t k, uint8_t* to) 
   const __m256i ones = _mm256_set1_epi8(1), most = _mm256_set1_epi16(128);
   const __m256i sign = _mm256_set1_epi8(-128), quarter = _mm256_set1_epi8(64);
   const __m256i zero = _mm256_setzero_si256();
-  // In the panel's own order, so that it is read as one stream.
+  // In the order of the panel, so that it is read as one stream.
   constexpr int64_t kHalves = 8;
   const int64_t halves = width / 8;
   int8_t* main[kHalves];
@@ -69,7 +69,8 @@ inline void split_panel(const int8_t* b, int64_t width, int64_t k, uint8_t* to) 
           _mm256_sub_epi8(_mm256_avg_epu8(_mm256_xor_si256(w, sign), zero), quarter);
       const __m256i rest = _mm256_and_si256(large, half_w);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(main[h] + q * 64), _mm256_sub_epi8(w, rest));
-      // Without a branch, which would go wrong too often: what does not count is overwritten.
+      // Without a branch, which would often be mispredicted: an entry that does not count is
+      // overwritten.
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(rest_end[h]), rest);
       *quad_end[h] = static_cast<int32_t>(q);
       const int64_t counts = 1 - _mm256_testz_si256(large, large);

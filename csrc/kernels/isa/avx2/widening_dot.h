@@ -1,7 +1,7 @@
 // The dot product of AVX2, which has no instruction for it, exact for all codes: even and odd bytes
-// are widened to 16 bits and multiplied in pairs by vpmaddwd. (vpmaddubsw would save a third, but
-// adds pairs of u8 x s8 products with saturation at 32,767, and 255 * 127 * 2 is more.) Included by
-// this folder's gemm.cpp and lowbit.cpp.
+// are widened to 16 bits and multiplied in pairs by vpmaddwd. (vpmaddubsw would take a third less
+// time, but adds pairs of u8 x s8 products with saturation at 32,767, and 255 * 127 * 2 is more.)
+// Included by this folder's gemm.cpp and lowbit.cpp.
 #pragma once
 
 #include <immintrin.h>
@@ -30,7 +30,7 @@ struct WideningDot {
     int32_t bytes;
     __builtin_memcpy(&bytes, p, 4);
     const __m256i v = _mm256_set1_epi32(bytes);
-    // The mask comes from memory by force: in a register it would be the seventeenth.
+    // Forces the mask to be read from memory: in a register it would be the seventeenth.
     __m256i even;
     __asm__("vpand %2, %1, %0" : "=x"(even) : "x"(v), "m"(kEvenBytes));
     return {even, _mm256_srli_epi16(v, 8)};

@@ -1,4 +1,4 @@
-// Operands of dot products that take bytes as they lie in memory: what VnniDot and SplitDot share.
+// Operands of dot products that read bytes directly from memory: what VnniDot and SplitDot share.
 // Each unit that includes this file has its own copy, compiled with its own flags (unnamed
 // namespace).
 #pragma once

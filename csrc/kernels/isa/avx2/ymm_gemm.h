@@ -237,8 +237,8 @@ inline void place_columns(const GemmJob& job, int64_t column, Place& place) {
   }
 }
 
-/// One pixel x all 64 columns of a panel: weights are read once, in the order of memory, and asked
-/// for ahead.
+/// One pixel x all 64 columns of a panel: weights are read once, in the order of memory, and
+/// prefetched.
 template <class Dot, Result kResult>
 __attribute__((noinline)) void stream(const GemmJob& job) {
   constexpr int kAhead = 4096;  // bytes

@@ -27,7 +27,7 @@ OCTAVO_INLINE __m256i bytes(int value) { return _mm256_set1_epi8(static_cast<cha
 constexpr int planes_of(int stored) { return stored == 3 ? 3 : 1; }
 constexpr int quads_of(int stored) { return stored == 3 ? 8 : 8 / stored; }
 
-/// v AND a mask that stays in memory: registers hold sums.
+/// v AND a mask that stays in memory, since registers hold sums.
 OCTAVO_INLINE __m256i masked(__m256i v, const uint64_t (&mask)[4]) {
   __m256i some;
   __asm__("vpand %2, %1, %0" : "=x"(some) : "x"(v), "m"(mask));
@@ -52,8 +52,8 @@ OCTAVO_INLINE __m256i code_quad(const __m256i* p) {
   }
 }
 
-/// What follows are codecs: quad<Q>(p) is the unsigned operands of quad Q from the planes p of a
-/// unit, kMost how many rows leave registers for it.
+/// Codecs follow: quad<Q>(p) is the unsigned operands of quad Q from the planes p of a unit, kMost
+/// the most rows whose sums fit registers with this codec.
 template <int kBits>
 struct Linear {
   static constexpr int kStored = kBits, kOperands = 1, kMost = 4;
@@ -96,7 +96,7 @@ struct Shuffled {
   __m256i even, odd;
 };
 
-/// Scales of 8 columns, and what the level sums there add to `sum`: factor times them.
+/// Returns the scales of 8 columns; adds factor times their sums of levels to `sum`.
 OCTAVO_INLINE __m256 take_words(const uint8_t* words, const LowbitPanel& p, int64_t column,
                                 int32_t factor, __m256i& sum) {
   const __m256i word = load(words + 4 * column);
@@ -132,8 +132,8 @@ OCTAVO_INLINE __m256 load_columns(const float* from, int64_t columns) {
   return _mm256_loadu_ps(some);
 }
 
-/// How far ahead of what is read lines are asked for: LowbitPanel's, or not at all, which asks for
-/// what is read. Without a branch, or GCC has no registers for sums.
+/// Prefetch distances: LowbitPanel's, or 0 where nothing is to be prefetched, which prefetches the
+/// line that is read. Without a branch, with which GCC has too few registers for sums.
 struct Ahead {
   int64_t l1 = 0, l2 = 0;
   OCTAVO_INLINE Ahead(const LowbitPanel& panel, bool asks) {
@@ -141,7 +141,7 @@ struct Ahead {
   }
 };
 
-/// Asks a cache for what follows some lines.
+/// Prefetches into a cache, `ahead` bytes after some lines.
 template <_mm_hint kCache, int kLines>
 OCTAVO_INLINE void ask_one(const void* lines, int64_t ahead) {
 #pragma GCC unroll 4
@@ -155,8 +155,8 @@ OCTAVO_INLINE void ask(const void* lines, const Ahead& ahead) {
   ask_one<_MM_HINT_T1, kLines>(lines, ahead.l2);
 }
 
-/// Float sums of M rows x 8 V columns: where they begin, and where they go. In memory: a group ends
-/// rarely, and its sums need the registers.
+/// Float sums of M rows x 8 V columns: reads their start, writes their results. In memory, since a
+/// group ends rarely, and its integer sums need the registers.
 template <int M, int V>
 struct FloatSums {
   template <class Job>
@@ -170,7 +170,7 @@ struct FloatSums {
   }
   OCTAVO_INLINE void add(int m, int v, __m256 sum, __m256 scale) {
     float* at = f[m][v];
-    __asm__ volatile("" : "+r"(at));  // or GCC keeps some of them in registers
+    __asm__ volatile("" : "+r"(at));  // without this GCC keeps some in registers
     _mm256_store_ps(at, _mm256_fmadd_ps(sum, scale, _mm256_load_ps(at)));
   }
   /// y = finish(f, bias, row), or back to acc.
@@ -194,8 +194,8 @@ struct FloatSums {
 
 // ---- few rows, straight from packed codes
 
-/// Four activations in all lanes. kAgain: by assembly, because GCC keeps the quads of a unit for
-/// the next vector of columns, on the stack.
+/// Four activations in all lanes. kAgain: by assembly, because GCC keeps the quads of a unit on the
+/// stack for the next vector of columns.
 template <bool kAgain>
 OCTAVO_INLINE __m256i broadcast_quad(const int8_t* a) {
   int32_t quad;
@@ -210,14 +210,14 @@ OCTAVO_INLINE __m256i broadcast_quad(const int8_t* a) {
   return _mm256_set1_epi32(quad);
 }
 
-/// The quad that is taken as number `i`: of three planes those of A and C first, so that no more
-/// than two planes are in registers.
+/// The quad that is taken as number `i`: of three planes, the quads of A and C first, so that only
+/// two planes are in registers at a time.
 constexpr int quad_at(int stored, int i) {
   constexpr int kOrder[8] = {0, 1, 6, 2, 3, 7, 4, 5};
   return stored == 3 ? kOrder[i] : i;
 }
 
-/// A plane of a unit, by assembly, or GCC loads those of the next columns first and has no
+/// Loads a plane of a unit. By assembly: GCC would load those of the next columns first and have no
 /// registers for them.
 OCTAVO_INLINE __m256i load_plane(const uint8_t* p) {
   __m256i plane;
@@ -246,8 +246,9 @@ OCTAVO_INLINE void multiply_unit(Products (&products)[M], const Codec& codec, __
   }
 }
 
-/// M rows from `row` times 8 V columns from `column`. Codes are asked for vector by vector in the
-/// order of memory: 3 bits from memory take 14 % less than with whole units asked for at once.
+/// M rows from `row` times 8 V columns from `column`. Codes are prefetched vector by vector in the
+/// order of memory: 3-bit weights from memory take 14 % less time than with prefetches of whole
+/// units.
 template <class Dot, class Codec, int M, int V>
 __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, int64_t column) {
   constexpr int kUnit = 4 * quads_of(Codec::kStored), kPlanes = planes_of(Codec::kStored);
@@ -416,7 +417,7 @@ __attribute__((noinline)) void integer_tile(const GroupJob& job, int64_t row, in
   const int8_t* group = job.b + column * 4;
   const uint8_t* words = panel.groups;
   const int64_t step = panel.width * 4;
-  // Levels in memory, not in L1, and one row: more have no register to spare.
+  // Prefetches only levels that lie in memory, and only for one row: more rows need all registers.
   const bool asks = M == 1 && column == 0 && panel.stored == 8 && panel.width == kLowbitColumns;
   const Ahead ahead(panel, asks);
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step, group += job.b_step) {

@@ -292,8 +292,8 @@ class Rolling {
       column();
       add(sum0, w[1]);
       begin(sum1);
-      // The column's other two products come before the epilogue: then the column is dead, and
-      // nothing spills.
+      // The column's other two products come before the epilogue: the column is not needed after
+      // them, and no register spills.
       for (;;) {
         column();
         add(sum0, w[2]);

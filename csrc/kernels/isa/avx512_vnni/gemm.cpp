@@ -10,14 +10,14 @@ namespace {
 
 enum class Result { kCodes, kCodesResidual, kFloats, kRows };
 
-/// sum += a . b over the four bytes of every dword. Inline assembly, because GCC 12 spills
-/// accumulators around the intrinsic once the loop has more than one induction variable (54-106
-/// stack moves, half the speed).
+/// sum += a . b over the four bytes of every dword. Inline assembly: around the intrinsic GCC 12
+/// spills accumulators once the loop has more than one induction variable (54 to 106 stack moves,
+/// half the speed).
 inline __attribute__((always_inline)) void dot(__m512i& sum, __m512i a_u8, __m512i b_s8) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a_u8), "v"(b_s8));
 }
 
-/// Where a tile stands: up to two stretches of pixels (pointers to column 0), and its columns.
+/// What a tile works on: up to two stretches of pixels (pointers to column 0), and columns.
 struct Place {
   const uint8_t* a[2];
   uint8_t* out[2];
@@ -28,9 +28,9 @@ struct Place {
   int64_t columns;  // that exist from there
 };
 
-/// Four activations at p + kTimes * pitch in every dword. Inline assembly, because GCC would keep
-/// the address of every row in a register of its own, run out of them, and fetch some from a vector
-/// register inside the loop (3 %).
+/// Four activations at p + kTimes * pitch in every dword. Inline assembly: GCC would keep the
+/// address of every row in a register, run out of registers, and move some out of vector registers
+/// inside the loop (3 % slower).
 template <int kTimes>
 inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* p, int64_t pitch) {
   __m512i v;
@@ -76,8 +76,8 @@ inline __attribute__((always_inline)) __m512i to_int(__m512i sum, __m512 scale, 
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(r));
     v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes)), residual_scale, v);
   }
-  // Only the upper end needs a clamp before the conversion: it turns what is too small, and NaN
-  // (which min hands on as its second operand), into INT_MIN, and the packs saturate that to 0.
+  // Only the upper end needs a clamp before the conversion, which turns values that are too small,
+  // and NaN (which min returns, as its second operand), into INT_MIN; the packs saturate that to 0.
   return _mm512_cvtps_epi32(_mm512_min_ps(hi, v));
 }
 
@@ -205,7 +205,7 @@ inline __attribute__((always_inline)) void finish_floats(const GemmJob& job, con
   }
 }
 
-/// Weights are asked for so many bytes ahead.
+/// Prefetch distance of weights, in bytes.
 constexpr int64_t kAhead = 4096;
 
 /// M0 pixels of the first stretch and M1 of the second x 16 V channels.
@@ -225,7 +225,7 @@ __attribute__((noinline)) void tile(const GemmJob& job, const Place& place) {
     for (int i = 0; i < M; ++i) sum[i][v] = start;
   }
   if constexpr (kResult == Result::kCodesResidual) {
-    // Lines that the cache rarely holds; the loop below hides their way.
+    // These lines are rarely in cache; the loop below hides the time that loading them takes.
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       _mm_prefetch((i < M0 ? place.residual[0] + i * job.residual_pixel_pitch
@@ -324,7 +324,7 @@ inline void sweep_columns(const GemmJob& job, Place& place, int64_t first, int64
   }
 }
 
-/// Points stretch `i` of a place at output pixel (y, x).
+/// Sets the pointers of stretch `i` of a place to output pixel (y, x).
 template <Result kResult>
 inline void stand(const GemmJob& job, int i, int64_t y, int64_t x, Place* place) {
   place->a[i] = job.a + y * job.a_row_pitch + x * job.a_pixel_pitch;

@@ -97,7 +97,7 @@ void unpack_levels(const LowbitPanel& panel, int8_t* levels) {
 
 // ---- products with unpacked levels
 
-/// Sums of M rows x 16 V columns: where they begin, and where they go.
+/// Float sums of M rows x 16 V columns: reads their start, writes their results.
 template <int M, int V>
 struct FloatSums {
   OCTAVO_INLINE FloatSums(const GroupJob& job, int64_t row, int64_t column) {
@@ -172,11 +172,11 @@ __attribute__((noinline)) void integer_tile_of(const GroupJob& job, int64_t row,
     }
     const int8_t* b = group;
     if constexpr (V == 4) {
-      // The loop asks for what follows levels; a gap as long as the words is left.
+      // The loop prefetches what follows levels; this fills the gap that the words leave.
       ask<V>(b - 4 * panel.width, ahead);
     }
     int64_t k = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
-    // Four quads at a time: branch predictors follow loops of few rounds to their end.
+    // Four quads at a time: branch predictors predict the end of loops with few iterations.
     for (; k >= 16; k -= 16, b += 4 * step) {
       multiply_quad<0>(sum, a, b, ahead);
       multiply_quad<1>(sum, a, b + step, ahead);

@@ -1,4 +1,4 @@
-// Rows of floats times packed weights as they lie in memory: levels become floats in registers,
+// Rows of floats times weights read directly from packed memory: levels become floats in registers,
 // those of 2 to 4 bits by permutes of a table of sixteen floats, and nothing is unpacked. Filled
 // into the row by table.cpp; called by kernels/lowbit.cpp.
 #include "../../kernel_table.h"
@@ -7,8 +7,8 @@
 namespace octavo::avx512_vnni {
 namespace {
 
-/// A table of floats by the low four bits of an index; of 2 and 3 bits it repeats, so that a code
-/// is taken out of its neighbours without masks.
+/// A table of floats, indexed by the low four bits. At 2 and 3 bits it repeats, so that the bits of
+/// neighbouring codes in an index need no mask.
 template <int kStored>
 __m512 float_table(const LowbitPanel& panel) {
   static constexpr Places places(0, (1 << kStored) - 1);
@@ -65,8 +65,8 @@ struct Converted {
   }
 };
 
-/// M rows of floats at one pitch. Every fourth has a pointer: one of its own for each would take
-/// all registers.
+/// M rows of floats at one pitch. Every fourth has a pointer: one for each would need all
+/// registers.
 template <int M>
 struct FloatRows {
   OCTAVO_INLINE FloatRows(const float* first, int64_t row_pitch) : pitch(row_pitch) {
@@ -171,7 +171,7 @@ __attribute__((noinline)) void float_tile(const GroupJob& job, int64_t row, int6
         copy_rest<M>(x, left, rest);
         x = FloatRows<M>(rest[0], kLargestUnit);
       }
-      __asm__("" : "+r"(left));  // or GCC makes a second loop body for the rest
+      __asm__("" : "+r"(left));  // without this GCC adds a second loop body
       multiply_quads<0, Codec, kAffine, M, V>(sum, codec, codes, step, ahead, zero, x);
       x.skip(kUnit);
     }

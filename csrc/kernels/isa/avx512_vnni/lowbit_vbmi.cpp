@@ -7,8 +7,8 @@
 namespace octavo::avx512_vnni {
 namespace {
 
-/// Levels by byte permutes, which take the low six bits of an index and ignore the others: tables
-/// that repeat take a code out of its neighbours without masks.
+/// Levels by byte permutes, which use the low six bits of an index and ignore the others. Tables
+/// repeat, so that the bits of neighbouring codes in an index need no mask.
 template <int kBits, int kParts>
 struct Permuted {
   static constexpr int kStored = kBits, kClasses = kParts;
@@ -50,8 +50,8 @@ void multiply_packed_levels(const PackedJob& job) {
 
 // ---- look-ups
 
-/// How sixty-four codes of kBits come out of their 8 kBits bytes: qword j takes the bytes from j
-/// kBits on, and its byte i the bits from i kBits on.
+/// How sixty-four codes of kBits are taken from their 8 * kBits bytes: qword j gets the bytes from
+/// j * kBits on, and its byte i the bits from i * kBits on.
 template <int kBits>
 struct Spread {
   constexpr Spread() {

@@ -75,7 +75,7 @@ void minmax_f32(const float* x, int64_t count, float* min, float* max, int64_t* 
   }
   int64_t good = 0;
   int64_t i = 0;
-  constexpr int64_t kSteps = 64;  // of 64 values, after which it is asked whether all were finite
+  constexpr int64_t kSteps = 64;  // of 64 values, after which they are checked to be finite
   while (i + 64 <= count) {
     const int64_t whole = (count - i) / 64, steps = whole < kSteps ? whole : kSteps;
     if (add_finite(x + i, steps, ends)) {
@@ -136,8 +136,8 @@ void histogram_f32(const float* x, int64_t count, int32_t exponent, int64_t firs
   const __m512d factor = _mm512_set1_pd(__builtin_ldexp(1.0, -exponent));
   const __m512d vfirst = _mm512_set1_pd(static_cast<double>(first));
   const __m512d vlast = _mm512_set1_pd(static_cast<double>(bin_count - 1));
-  // Indices of a block go through memory: extracting them from registers costs more than all the
-  // rest.
+  // Indices of a block go through memory: extracting them from registers costs more than everything
+  // else.
   constexpr int64_t kBlock = 256;
   alignas(64) uint32_t index[kBlock];
   for (int64_t begin = 0; begin < count; begin += kBlock) {

@@ -42,13 +42,12 @@ OCTAVO_INLINE __m512i select(__m512i mask, __m512i a, __m512i b) {
 constexpr int planes_of(int stored) { return stored == 3 ? 3 : 1; }
 constexpr int quads_of(int stored) { return stored == 3 ? 8 : 8 / stored; }
 
-// What follows are codecs: quad<Q>(p) is the unsigned operand of quad Q from the planes p of a
-// unit; kMost is how many rows leave registers for
-// 32 columns of it, kMostWide for 64. Quads of class c come out multiplied by
-// 2^shift[c]; their sums are kept apart and shifted once a group. kWidth is packed_tile's in tiles
-// of 64 columns.
+// Codecs follow: quad<Q>(p) is the unsigned operand of quad Q from the planes p of a unit; kMost is
+// the most rows whose sums fit registers in tiles of 32 columns, kMostWide in tiles of 64. Quads of
+// class c come out multiplied by 2^shift[c]; their sums are kept apart and shifted once a group.
+// kWidth is that of packed_tile in tiles of 64 columns.
 
-/// Linear codes left where they stand: one AND a quad.
+/// Linear codes, not shifted: one AND for each quad.
 template <int kStored>
 struct Masked;
 
@@ -123,9 +122,9 @@ struct Places {
   alignas(64) uint8_t entry[64] = {};
 };
 
-/// Sixty-four entries, sixteen of them repeated in every lane if kShift + kBits <= 4: entry i is
-/// levels[(i >> kShift) & mask], flipped by `flip`. By a shuffle: bytes stored one by one would be
-/// waited for, at the begin of every panel.
+/// Sixty-four entries; if kShift + kBits <= 4, sixteen of them repeated in every lane. Entry i is
+/// levels[(i >> kShift) & mask], XORed with `flip`. Made by a shuffle: a load of bytes that were
+/// stored one by one would wait for the stores, at the beginning of every panel.
 template <int kBits, int kShift>
 OCTAVO_INLINE __m512i table_of(const int8_t* levels, int flip) {
   static constexpr Places places(kShift, (1 << kBits) - 1);
@@ -135,9 +134,9 @@ OCTAVO_INLINE __m512i table_of(const int8_t* levels, int flip) {
   return _mm512_xor_si512(_mm512_shuffle_epi8(lanes, load(places.entry)), bytes(flip));
 }
 
-/// Levels by byte shuffles, which take the low four bits of an index whose bit 7 is clear. kFlip:
-/// 0x80 makes levels unsigned (level + 128), 0 leaves them. kParts: sums kept apart, so that four
-/// vectors of one row are not one chain each.
+/// Levels by byte shuffles, which use the low four bits of an index whose bit 7 is clear. kFlip:
+/// 0x80 makes levels unsigned (level + 128), 0 leaves them. kParts: separate sums, so that the four
+/// vectors of one row form more chains of additions than four.
 template <int kBits, int kFlip, int kParts>
 struct Shuffled {
   static constexpr int kStored = kBits, kClasses = kParts;
@@ -168,9 +167,9 @@ struct Shuffled {
   __m512i low, high;
 };
 
-/// Vectors of plane `i` of a unit. kOnce: by assembly, because GCC folds the load into each of the
-/// instructions that use the vector, and two loads a cycle then bound one row's products: 3 bits
-/// took 3 to 5 % longer so.
+/// Loads the vectors of plane `i` of a unit. kOnce: by assembly, because GCC repeats the load in
+/// each of the instructions that use the vector, and then the two loads of a cycle limit products
+/// of one row: 3 bits took 3 to 5 % longer.
 template <bool kOnce, int V>
 OCTAVO_INLINE void load_plane(__m512i (&p)[V][3], int i, const uint8_t* codes, int64_t step) {
 #pragma GCC unroll 4
@@ -184,12 +183,12 @@ OCTAVO_INLINE void load_plane(__m512i (&p)[V][3], int i, const uint8_t* codes, i
   }
 }
 
-/// How far ahead of what is read lines are asked for: LowbitPanel's.
+/// Prefetch distances: LowbitPanel's.
 struct Ahead {
   int64_t l1, l2;
 };
 
-/// Asks for what follows V lines.
+/// Prefetches what follows V lines.
 template <int V>
 OCTAVO_INLINE void ask(const void* lines, const Ahead& ahead) {
   const auto* from = static_cast<const char*>(lines);
@@ -200,8 +199,8 @@ OCTAVO_INLINE void ask(const void* lines, const Ahead& ahead) {
   for (int v = 0; v < V; ++v) _mm_prefetch(from + 64 * v + ahead.l2, _MM_HINT_T1);
 }
 
-/// The quad that is taken as number `i`: of three planes those of A and C first, so that no more
-/// than two planes are in registers.
+/// The quad that is taken as number `i`: of three planes, the quads of A and C first, so that only
+/// two planes are in registers at a time.
 constexpr int quad_at(int stored, int i) {
   constexpr int kOrder[8] = {0, 1, 6, 2, 3, 7, 4, 5};
   return stored == 3 ? kOrder[i] : i;
@@ -214,8 +213,8 @@ OCTAVO_INLINE void multiply_unit(__m512i (&sum)[M][Codec::kClasses][V], const Co
                                  const Ahead& ahead, const int8_t* const (&a)[M]) {
   if constexpr (I < quads_of(Codec::kStored)) {
     constexpr int Q = quad_at(Codec::kStored, I);
-    // Lines are asked for in their own order, not in that of the planes: so weights of 3 bits in
-    // memory take 5 % less, of level tables 12 %.
+    // Lines are prefetched in the order of memory, not in that of the planes. Time of 3-bit weights
+    // from memory: 5 % less; of level tables 12 % less.
     if constexpr (I % 2 == 0 && I / 2 < planes_of(Codec::kStored)) {
       ask<V>(codes + I / 2 * step, ahead);
     }
@@ -235,8 +234,8 @@ OCTAVO_INLINE void multiply_unit(__m512i (&sum)[M][Codec::kClasses][V], const Co
   }
 }
 
-/// Products of the unit at `codes`; goes on to the next one. Not a lambda: sums that one captures
-/// live in memory.
+/// Products of the unit at `codes`; moves on to the next unit. Not a lambda, which would keep the
+/// sums that it captures in memory.
 template <class Codec, int M, int V>
 OCTAVO_INLINE void take_unit(__m512i (&sum)[M][Codec::kClasses][V], const Codec& codec,
                              const uint8_t*& codes, int64_t step, const Ahead& ahead,
@@ -279,8 +278,8 @@ OCTAVO_INLINE __m512 take_words(const uint8_t* words, const LowbitPanel& p, int6
       _mm512_and_si512(word, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u))));
 }
 
-/// Float sums of M rows x 16 V columns: where they begin, and where they go. In memory: a group
-/// ends rarely, and its sums need the registers.
+/// Float sums of M rows x 16 V columns: reads their start, writes their results. In memory, since a
+/// group ends rarely, and its integer sums need the registers.
 template <int M, int V>
 struct StoredSums {
   template <class Job>
@@ -294,7 +293,7 @@ struct StoredSums {
   }
   OCTAVO_INLINE void add(int m, int v, __m512 sum, __m512 scale) {
     float* at = f[m][v];
-    __asm__ volatile("" : "+r"(at));  // or GCC keeps some of them in registers
+    __asm__ volatile("" : "+r"(at));  // without this GCC keeps some in registers
     _mm512_store_ps(at, _mm512_fmadd_ps(sum, scale, _mm512_load_ps(at)));
   }
   /// y = finish(f, bias, row), or back to acc.
@@ -318,8 +317,9 @@ struct StoredSums {
 };
 
 /// M rows from `row` times 16 V columns from `column`. kWidth: the panel's columns, or 0 where they
-/// are not known before: addresses that are constants leave GCC registers for sums. kDeep: asks for
-/// lines of L2 too, if the panel says so; one row of weights in L2 takes 4 to 11 % longer so.
+/// are not known at compile time; constant addresses leave GCC registers for sums. kDeep: also
+/// prefetches into L2, if the panel says so; products of one row with weights in L2 take 4 to 11 %
+/// longer with it.
 template <class Codec, int M, int V, int kWidth, bool kDeep>
 __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, int64_t column) {
   constexpr int kUnit = 4 * quads_of(Codec::kStored);
@@ -336,7 +336,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
   const uint8_t* words = panel.groups;
   for (int64_t g = 0; g < panel.count; ++g, words += panel.group_step) {
     const uint8_t* codes = words + panel.width * panel.word_bytes + column * 4;
-    // The loop asks for what follows codes; a gap as long as the words is left.
+    // The loop prefetches what follows codes; this fills the gap that the words leave.
     ask<V>(words + 4 * column, ahead);
     const int64_t length = g + 1 < panel.count ? panel.group_codes : panel.last_codes;
     __m512i sum[M][Codec::kClasses][V];
@@ -351,7 +351,7 @@ __attribute__((noinline)) void packed_tile(const PackedJob& job, int64_t row, in
       }
     }
     int64_t k = length;
-    // Two units of 4 bits at a time: 7 to 15 % in L2 (of 2 and 3 bits it costs as much).
+    // Two units of 4 bits at a time take 7 to 15 % less in L2; at 2 and 3 bits as much more.
     if constexpr (M == 1 && Codec::kStored == 4) {
       for (; k >= 2 * kUnit; k -= 2 * kUnit) {
         take_unit<Codec, M, V>(sum, codec, codes, step, ahead, a);

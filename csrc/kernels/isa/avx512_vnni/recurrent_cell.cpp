@@ -1,5 +1,5 @@
-// Steps of recurrent networks for the row avx512_vnni. Called by kernels/recurrent.cpp through the
-// table.
+// Time steps of recurrent networks for the row avx512_vnni. Called by kernels/recurrent.cpp through
+// the table.
 #define OCTAVO_VECTOR_BYTES 64
 #include "../recurrent_cell.h"
 

@@ -1,7 +1,7 @@
 // Products with packed low-bit weights by sdot. Filled into the row neon_dotprod by table.cpp;
 // called by kernels/lowbit.cpp. Codes below 16 are signed bytes too, and levels of a table are
-// signed already, so packed codes are multiplied directly at any number of rows; products with
-// unpacked levels see 5 to 8 bits only, whose padding is zero.
+// signed, so packed codes are multiplied directly for any number of rows. Products with unpacked
+// levels get 5 to 8 bits only, whose padding is zero.
 #include "../../kernel_table.h"
 #include "codes.h"
 
@@ -78,7 +78,7 @@ OCTAVO_INLINE int32x4_t zeros_of(const LowbitPanel& p, const uint8_t* words, int
   return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide)));
 }
 
-/// Float sums of M rows x 16 columns: where they begin, and where they go.
+/// Float sums of M rows x 16 columns: reads their start, writes their results.
 template <int M>
 struct FloatSums {
   template <class Job>

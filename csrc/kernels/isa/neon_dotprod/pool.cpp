@@ -29,7 +29,7 @@ void average_windows_u8(const uint8_t* x, const Window& window, const PixelRun& 
   for (int64_t p = 0; p < run.pixels; ++p) {
     for (int64_t c = 0; c < run.channels; c += 16) {
       const int64_t left = run.channels - c;
-      // Sums may pass 2^31 on the way: modulo 2^32 the end is right.
+      // Partial sums may exceed 2^31; modulo 2^32 the last one is right.
       uint32x4_t sum[4];
       for (uint32x4_t& s : sum) s = vdupq_n_u32(static_cast<uint32_t>(rule.start));
       for (int64_t i = 0; i < window.rows; ++i) {

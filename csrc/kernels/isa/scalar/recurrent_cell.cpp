@@ -1,4 +1,4 @@
-// Steps of recurrent networks for the row scalar. Called by kernels/recurrent.cpp through the
+// Time steps of recurrent networks for the row scalar. Called by kernels/recurrent.cpp through the
 // table.
 #define OCTAVO_VECTOR_BYTES 16
 #include "../recurrent_cell.h"
