@@ -73,7 +73,7 @@ GroupSize: TypeAlias = Literal["tensor"] | SupportsIndex
 
 Grid: TypeAlias = Literal["linear", "pot", "apot", "log", "kmeans", "nf"]
 Rounding: TypeAlias = Literal["nearest", "squant", "hqq", "gptq", "adaround", "qdrop"]
-Ranges: TypeAlias = Literal["huber", "mse", "minmax", "percentile"]
+Ranges: TypeAlias = Literal["typical", "huber", "mse", "minmax", "percentile"]
 Effort: TypeAlias = Literal["fast", "balanced", "best"]
 QatMethod: TypeAlias = Literal["ste", "lsq", "lsq+", "pact", "dorefa"]
 TargetName: TypeAlias = Literal["phone", "edge", "server", "notebook"]

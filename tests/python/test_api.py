@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 import octavo
+from octavo.graph.capture import capture
 from octavo.nn.layer import QLayer
+from octavo.numerics.scheme import Scheme
+from octavo.planning.plan import plan
 from octavo.runtime.captured_forward import captured_forward
 
 
@@ -47,6 +50,7 @@ X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 def decibels(wanted, got):
+    wanted, got = wanted.detach(), got.detach()
     return float(10 * torch.log10(wanted.square().sum() / (wanted - got).square().sum()))
 
 
@@ -356,3 +360,70 @@ def test_warnings_name_the_line_of_the_user():
     with pytest.warns(UserWarning, match="never changed") as seen:
         octavo.quantize(model.float(), 8, data=torch.zeros(8, 6), progress=False)
     assert {warning.filename for warning in seen} == {__file__}
+
+
+class Tokens(nn.Module):
+    """Linear layers between floats, as transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(192, 64), nn.LayerNorm(64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.second(self.norm(self.first(x)))
+
+
+def tokens(samples, giant=100.0):
+    """[samples, 12, 192]: one token of each sample holds a giant value."""
+    x = torch.randn(samples, 12, 192, generator=torch.Generator().manual_seed(2))
+    x[:, 2, 7] = giant
+    return x
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_layers_whose_rows_differ_get_ranges_of_each_row(bits):
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    x, other = tokens(64), tokens(72)[64:]
+    small = octavo.quantize(model, bits, data=x, progress=False)
+    found = {row.layer.name: row.layer for row in octavo.report(small).rows if row.layer.bits}
+    assert found["first"].activations == "dynamic" and not found["first"].region
+    assert found["first"].reason.startswith("one range has ")
+    assert "ranges of each row for the inputs of" in str(octavo.report(small))
+    usual = torch.arange(12) != 2
+    wanted = model(other)[:, usual]
+    if bits == 8:
+        with_one = octavo.quantize(model, bits, data=x, activations=8, progress=False)
+        gain = decibels(wanted, small(other)[:, usual]) - decibels(
+            wanted, with_one(other)[:, usual]
+        )
+        assert gain > 10
+    else:  # Such layers run alone, so their weights have groups.
+        assert found["first"].granularity == "group of 64"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"activations": 8}, {"bits": (8, 8)}, {"ranges": "typical"}, {"bits": {"*": (8, 8)}}],
+    ids=["activations", "pair", "ranges", "pattern"],
+)
+def test_static_ranges_that_were_asked_for_stay(asked):
+    small = octavo.quantize(Tokens().eval(), data=tokens(16), progress=False, **asked)
+    rows = [row.layer for row in octavo.report(small).rows if row.layer.bits]
+    assert {layer.activations for layer in rows} == {"static"} and not any(r.reason for r in rows)
+
+
+def test_a_plan_with_static_ranges_keeps_them():
+    model = Tokens().eval()
+    decided = plan(capture(model, ((tokens(2),), {})), Scheme(8), "static")
+    small = octavo.quantize(model, decided, data=tokens(16), progress=False)
+    rows = [row.layer for row in octavo.report(small).rows if row.layer.bits]
+    assert {layer.activations for layer in rows} == {"static"}
+
+
+def test_rows_that_are_alike_keep_one_range():
+    torch.manual_seed(0)
+    x = torch.randn(64, 12, 768, generator=torch.Generator().manual_seed(3))
+    model = nn.Sequential(nn.Linear(768, 16)).eval()
+    small = octavo.quantize(model, 8, data=x, progress=False)
+    assert octavo.report(small).rows[0].layer.activations == "static"

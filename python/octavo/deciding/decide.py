@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
@@ -22,10 +22,18 @@ __all__ = ["Decision", "decide"]
 
 @dataclass(frozen=True)
 class Decision:
-    """The plan, and messages on how it was chosen."""
+    """How every layer is stored.
+
+    Attributes:
+        plan: what was decided.
+        notes: messages on how it was chosen.
+        replan: the plan in which some layers have a range of each row: it is given their names and
+            why.
+    """
 
     plan: Plan
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    replan: Callable[[Mapping[str, str]], Plan]
 
 
 def decide(
@@ -95,8 +103,15 @@ def decide(
     if not symmetric:
         schemes, without_zero_points = _with_zero_points(found, schemes, normed)
         notes += without_zero_points
-    decided = plan(found, schemes, activations, activation_bits, reasons=reasons, groups=groups)
-    return Decision(decided, tuple(notes))
+    widths_read = activation_bits
+
+    def replan(by_rows: Mapping[str, str]) -> Plan:
+        return plan(
+            found, schemes, activations, widths_read,
+            reasons=reasons, groups=groups, by_rows=by_rows,
+        )  # fmt: skip
+
+    return Decision(replan({}), tuple(notes), replan)
 
 
 def _schemes(

@@ -112,6 +112,7 @@ def plan(
     *,
     reasons: Mapping[str, str] | None = None,
     groups: Mapping[str, int] | None = None,
+    by_rows: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decides for every site how it is stored and run, and where regions lie.
 
@@ -125,8 +126,10 @@ def plan(
         reasons: why a site has None, for the report.
         groups: inputs that share a scale in layers that run alone and whose scheme does not say.
             Layers in regions have one scale an output channel.
+        by_rows: layers that run alone with a range of each row whatever ``activations`` says, and
+            why.
     """
-    reasons = reasons or {}
+    reasons, by_rows = reasons or {}, by_rows or {}
     sites: dict[str, SitePlan] = {}
     for site in capture.sites:
         asked = schemes if isinstance(schemes, Scheme) else schemes.get(site.name)
@@ -135,14 +138,15 @@ def plan(
             sites[site.name] = SitePlan(site.name, site.type, None, "float", 8, "", why)
         else:
             how: Activations = "float" if site.looks_up else activations
-            bits = 8
+            how = "dynamic" if site.name in by_rows else how
+            why, bits = by_rows.get(site.name, ""), 8
             if how == "static":
                 bits = (
                     activation_bits
                     if isinstance(activation_bits, int)
                     else activation_bits.get(site.name, 8)
                 )
-            sites[site.name] = SitePlan(site.name, site.type, asked, how, bits)
+            sites[site.name] = SitePlan(site.name, site.type, asked, how, bits, "", why)
     flows: list[FlowPlan] = []
     if activations == "static":
         static = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from octavo.graph.flow import Flow, run
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey, wide
 from octavo.graph.replay import replayed
 from octavo.interrupts import check
-from octavo.numerics.ranges import RULES, Histogram, clipped
+from octavo.nn.linear import QLinear
+from octavo.nn.registry import quantized_class
+from octavo.numerics.ranges import RULES, Histogram, clipped, squared_error
 from octavo.numerics.scheme import QParams
 from octavo.planning.plan import Plan, RegionPlan, SitePlan
 
@@ -34,6 +36,8 @@ class Calibration:
         clipped: share of the values (0..1) that lie beyond the codes, by the same keys.
         unreached: keys that no batch reached; they have no parameters.
         constant: keys whose values were all equal.
+        by_rows: layers that could have a range of each row instead at no cost for integers
+            elsewhere, to how many times their input's squared error falls with it.
         samples, batches: how much data was read (samples 0 where a callable ran the model).
         notes: what was done with the data, in words.
     """
@@ -42,6 +46,7 @@ class Calibration:
     clipped: dict[RangeKey, float]
     unreached: tuple[RangeKey, ...] = ()
     constant: tuple[RangeKey, ...] = ()
+    by_rows: dict[str, float] = dataclasses.field(default_factory=dict)
     samples: int = 0
     batches: int = 0
     notes: tuple[str, ...] = ()
@@ -64,14 +69,16 @@ class Calibration:
 
 
 def calibrate(
-    model: nn.Module, plan: Plan, data: object, ranges: str = "huber", progress: bool = True
+    model: nn.Module, plan: Plan, data: object, ranges: str = "typical", progress: bool = True
 ) -> Calibration:
     """The ranges of all values that ``plan`` stores in integers, from one pass over the data.
 
     Captured modules are evaluated in float, step by step, each value going into a streaming
     histogram; inputs of static layers elsewhere are seen by hooks that are gone when this returns.
-    Results do not depend on how the data is split into batches. No more than one batch's
-    activations are held.
+    Results do not depend on how the data is split into batches: what is kept are histograms of all
+    values, of the extremes of each sample (an entry of the first dimension, or several of them
+    where there are more than samples in the batch) and of the spans of rows. No more than one
+    batch's activations are held.
 
     Args:
         model: the float model that the plan was made for, folded. It comes back as it was.
@@ -87,7 +94,7 @@ def calibrate(
         Exception: whatever the model itself raises.
     """
     batches = data if isinstance(data, Batches) else Batches(data)
-    collector = _Collector(plan)
+    collector = _Collector(plan, _row_readers(model, plan))
     collector.progress = _progress_line(progress)
     handles = [
         model.get_submodule(name).register_forward_pre_hook(
@@ -170,10 +177,29 @@ def _observed(key: RangeKey) -> RangeKey:
     return key if isinstance(key, SiteKey) else ValueKey(key.path, wide(key.value))
 
 
-class _Collector:
-    """One histogram a value, and where the data stands."""
+def _row_readers(model: nn.Module, plan: Plan) -> dict[str, RangeKey]:
+    """Linear layers from floats to floats, to their inputs: nothing near them stays in integers."""
+    inputs: dict[str, RangeKey] = {
+        site.name: SiteKey(site.name)
+        for site in plan.sites
+        if site.scheme and site.activations == "static" and not site.region
+    }
+    for flow in plan.flows:
+        for region in flow.regions:
+            if all(step.kind == "linear_f32" for step in region.steps):
+                for step in region.steps:
+                    inputs[step.module] = ValueKey(flow.flow.path, step.inputs[0])
+    return {
+        name: _observed(key)
+        for name, key in inputs.items()
+        if quantized_class(model.get_submodule(name))[0] is QLinear
+    }
 
-    def __init__(self, plan: Plan) -> None:
+
+class _Collector:
+    """Histograms of each value, and where the data stands."""
+
+    def __init__(self, plan: Plan, row_readers: Mapping[str, RangeKey]) -> None:
         alone = [
             site
             for site in plan.sites
@@ -189,8 +215,13 @@ class _Collector:
             for region in plan_of.regions:
                 for value in region.params_of.values():
                     self.bits[ValueKey(plan_of.flow.path, value)] = region.bits.get(value, 8)
-        self.histograms = {_observed(key): Histogram() for key in self.bits}
-        self.batch, self.batches, self.samples = 0, 0, 0
+        self.histograms = {
+            _observed(key): Histogram(samples=(Histogram(), Histogram())) for key in self.bits
+        }
+        self.row_readers = row_readers
+        # Of each row, zero included; the whole span of finite floats may be infinite.
+        self.half_spans = {key: Histogram() for key in row_readers.values()}
+        self.batch, self.batches, self.samples, self.batch_samples = 0, 0, 0, 0
         self.dropped: tuple[str, ...] = ()
         self.progress: Callable[[str], None] = lambda _text: None
 
@@ -199,31 +230,42 @@ class _Collector:
         self.batch, self.batches = number, number + 1
         self.progress(f"octavo: calibrating, batch {number + 1}")
         if call is not None:
+            self.batch_samples = call.samples
             self.samples += call.samples
             self.dropped = call.dropped or self.dropped
             for tensor in call.tensors:
-                self.extremes("the input of the model", tensor)
+                self.finite("the input of the model", tensor, ops.minmax(tensor)[1])
 
-    def extremes(self, where: str, x: Tensor) -> tuple[float, float]:
-        """Smallest and largest element; a ValueError if any is not finite."""
-        extremes, bad = ops.minmax(x)
-        if int(bad):
+    def finite(self, where: str, x: Tensor, bad: Tensor) -> None:
+        """A ValueError if any element is not finite."""
+        count = int(bad.sum())
+        if count:
             raise ValueError(
                 f"calibrate: {where} must be finite, "
-                f"got {int(bad)} NaN or infinite values of {x.numel()} in batch {self.batch}. "
+                f"got {count} NaN or infinite values of {x.numel()} in batch {self.batch}. "
                 "Repair or leave out this batch; if it is sound, look for an overflow in the model."
             )
-        return float(extremes[0]), float(extremes[1])
 
     def see(self, key: RangeKey, where: str, x: Tensor) -> None:
-        """Add a tensor to the histogram of a key."""
-        low, high = self.extremes(where, x)
-        self.histograms[key].update(
-            low,
-            high,
-            x.numel(),
-            lambda exponent, first, bins: ops.histogram(x, exponent, first, bins),
+        """Add a tensor to the histograms of a key."""
+        if x.numel() == 0:
+            return
+        by_rows = key in self.half_spans
+        parts = x.reshape(-1, x.shape[-1]) if by_rows else x.reshape(1) if x.dim() == 0 else x
+        extremes, bad = ops.minmax_per_channel(parts, 0)
+        self.finite(where, x, bad)
+        if by_rows:
+            _add(self.half_spans[key], extremes[1].clamp(min=0) / 2 - extremes[0].clamp(max=0) / 2)
+        first = x.shape[0] if x.dim() else 1
+        samples = (
+            self.batch_samples if self.batch_samples and first % self.batch_samples == 0 else first
         )
+        lows, highs = extremes[0].view(samples, -1).amin(1), extremes[1].view(samples, -1).amax(1)
+        histogram = self.histograms[key]
+        _add(histogram, x, float(lows.min()), float(highs.max()))
+        assert histogram.samples is not None
+        for found, ends in zip(histogram.samples, (lows, highs), strict=True):
+            _add(found, ends)
 
     def observer(self, flow: Flow) -> Callable[[str, Tensor], None]:
         """What `octavo.graph.flow.run` calls with every value."""
@@ -262,6 +304,11 @@ class _Collector:
             shares[key] = clipped(histogram, qparams[key]) / histogram.count
             if histogram.low == histogram.high:
                 constant.append(key)
+        by_rows = {
+            name: _gain_of_rows(self.histograms[key], qparams[key], self.half_spans[key])
+            for name, key in self.row_readers.items()
+            if key in qparams and qparams[key].bits == 8
+        }
         if constant:
             warnings.warn(
                 f"calibrate: {len(constant)} values never changed in the data (first "
@@ -280,10 +327,31 @@ class _Collector:
             shares,
             tuple(unreached),
             tuple(constant),
+            by_rows,
             self.samples,
             self.batches,
             tuple(notes),
         )
+
+
+def _add(
+    histogram: Histogram, x: Tensor, low: float | None = None, high: float | None = None
+) -> None:
+    """Add the values of a tensor, whose extremes may be known."""
+    histogram.update(
+        float(x.min()) if low is None else low,
+        float(x.max()) if high is None else high,
+        x.numel(),
+        lambda exponent, first, bins: ops.histogram(x, exponent, first, bins),
+    )
+
+
+def _gain_of_rows(histogram: Histogram, qparams: QParams, half_spans: Histogram) -> float:
+    """How many times the mean squared error falls where each row has a range of its own."""
+    sizes, counts = half_spans.filled()
+    steps = 2 * sizes / qparams.qmax
+    with_rows = float((steps.square() * counts).sum()) / half_spans.count / 12
+    return squared_error(histogram, qparams) / with_rows if with_rows else 1.0
 
 
 def _progress_line(wanted: bool) -> Callable[[str], None]:

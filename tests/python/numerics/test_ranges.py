@@ -15,6 +15,8 @@ from octavo.numerics.ranges import (
     mse,
     percentile,
     qparams_of_range,
+    squared_error,
+    typical,
 )
 from octavo.numerics.scheme import MIN_SCALE, QParams
 
@@ -33,6 +35,20 @@ def histogram_of(*batches: torch.Tensor) -> Histogram:
     for x in batches:
         add(histogram, x)
     return histogram
+
+
+def histogram_of_samples(x: torch.Tensor, parts: int = 1) -> Histogram:
+    """x [samples, values], seen in several batches, with the extremes of each sample."""
+    histogram = Histogram(samples=(Histogram(), Histogram()))
+    for batch in x.chunk(parts):
+        add(histogram, batch)
+        for found, ends in zip(histogram.samples, (batch.amin(1), batch.amax(1)), strict=True):
+            add(found, ends)
+    return histogram
+
+
+def highest(p: QParams) -> float:
+    return (p.qmax - p.zero_point) * p.scale
 
 
 VALUES = {
@@ -106,7 +122,7 @@ def test_percentile_cuts_a_hundred_thousandth_on_each_side():
     assert clipped(histogram_of(x), p) == 5
 
 
-def squared_error(x: torch.Tensor, p: QParams) -> float:
+def squared(x: torch.Tensor, p: QParams) -> float:
     codes = torch.round(x.double() / p.scale).clamp(-p.zero_point, p.qmax - p.zero_point)
     return float((x.double() - codes * p.scale).square().sum())
 
@@ -116,9 +132,9 @@ def squared_error(x: torch.Tensor, p: QParams) -> float:
 def test_mse_is_never_worse_than_the_other_rules(name, bits):
     x = VALUES[name]
     histogram = histogram_of(x)
-    best = squared_error(x, mse(histogram, bits))
+    best = squared(x, mse(histogram, bits))
     for rule in (minmax, percentile):
-        assert best <= squared_error(x, rule(histogram, bits)) * 1.01
+        assert best <= squared(x, rule(histogram, bits)) * 1.01
 
 
 def test_huber_leaves_single_giants_out_and_keeps_many():
@@ -127,6 +143,61 @@ def test_huber_leaves_single_giants_out_and_keeps_many():
         x = torch.cat([usual, torch.full((giants,), 30.0)])
         p = huber(histogram_of(x), 8)
         assert ((p.qmax - p.zero_point) * p.scale > 25) is kept
+
+
+@pytest.mark.parametrize("parts", [1, 3, 50])
+def test_typical_leaves_giants_of_rare_samples_out_and_keeps_those_of_all(parts):
+    x = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(8))
+    rare, everywhere, beside = x.clone(), x.clone(), x.clone()
+    rare[:6, :50] = 40.0  # Six samples of a thousand; each fiftieth of their values would be kept.
+    everywhere[:, 0] = 40.0  # One value of a thousand, in every sample.
+    beside[:, :500] = 0.0  # Padding.
+    beside[:, 999] = -40.0
+    at_all = {name: histogram_of_samples(v, parts) for name, v in
+              {"rare": rare, "everywhere": everywhere, "beside": beside}.items()}  # fmt: skip
+    found = {name: typical(histogram, 8) for name, histogram in at_all.items()}
+    assert highest(mse(at_all["rare"], 8)) > 20
+    assert 3 < highest(found["rare"]) < 7
+    assert highest(found["everywhere"]) > 39
+    assert -found["beside"].zero_point * found["beside"].scale < -39
+    assert typical(histogram_of_samples(rare), 8) == found["rare"]
+
+
+def test_typical_spans_powers_of_sounds():
+    """Mel powers: most are tiny, each sample has some of 1e5."""
+    generator = torch.Generator().manual_seed(9)
+    x = 10 ** (5 * torch.rand(200, 800, generator=generator) ** 3)
+    p = typical(histogram_of_samples(x), 8)
+    assert p.zero_point == 0 and highest(p) > 0.9 * float(x.max())
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_typical_is_mse_where_samples_are_unknown_or_few(name):
+    x = VALUES[name]
+    assert typical(histogram_of(x), 8) == mse(histogram_of(x), 8)
+    few = x[: len(x) // 2 * 2].view(2, -1)
+    assert typical(histogram_of_samples(few), 8) == mse(histogram_of(few), 8)
+
+
+@pytest.mark.parametrize("low, high", [(-1.0, 0.5), (-9.0, 2.0), (0.0, 0.0), (-1e-3, 9.0)])
+def test_clamped_histogram_is_that_of_clamped_values(low, high):
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(10))
+    found, wanted = histogram_of(x).clamped(low, high), histogram_of(x.clamp(low, high))
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+    assert found.count == wanted.count == int(found.counts.sum())
+    # Values lie in the middle of the bins that they came from.
+    values, counts = found.filled()
+    mean = float((values * counts).sum() / found.count)
+    assert mean == pytest.approx(float(x.clamp(low, high).double().mean()), abs=2e-3)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bits", [3, 8])
+def test_squared_error_is_that_of_the_values(rule, bits):
+    x = VALUES["normal"]
+    histogram = histogram_of(x)
+    p = RULES[rule](histogram, bits)
+    assert squared_error(histogram, p) == pytest.approx(squared(x, p) / len(x), rel=0.02)
 
 
 def test_mse_of_a_normal_distribution_at_4_bits():

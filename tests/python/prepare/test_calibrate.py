@@ -2,10 +2,13 @@
 the data.
 """
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
+from octavo.api import _UNEVEN
 from octavo.errors import CalibrationError
 from octavo.graph.capture import capture
 from octavo.graph.keys import SiteKey, ValueKey
@@ -13,6 +16,7 @@ from octavo.numerics.ranges import RULES
 from octavo.numerics.scheme import Scheme
 from octavo.planning.plan import plan
 from octavo.prepare.calibrate import calibrate, without_unreached
+from octavo.rounding.lockstep import fake_quantize, fake_quantize_rows
 
 
 def network() -> nn.Module:
@@ -122,6 +126,58 @@ def test_no_layer_reached():
     result = calibrate(model, decided, [torch.full((1, 6), 1e9)])
     with pytest.raises(CalibrationError, match=r"got none of 2 \('a', 'b'\) in 1 batches"):
         without_unreached(decided, result)
+
+
+def tokens_with_giants(samples: int, padding: int = 0) -> torch.Tensor:
+    """[samples, 20 + padding, 32]: one token of each sample holds a value 100 times the rest."""
+    x = torch.randn(samples, 20 + padding, 32, generator=torch.Generator().manual_seed(2))
+    x[:, 3, 5] = 100.0
+    x[:, 20:] = 0.0
+    return x
+
+
+@pytest.mark.parametrize("padding", [0, 60])
+@pytest.mark.parametrize("flat", [False, True], ids=["rows of samples", "flattened rows"])
+def test_what_every_sample_holds_is_not_clipped(padding, flat):
+    model = nn.Sequential(nn.Flatten(0, 1) if flat else nn.Identity(), nn.Linear(32, 8)).eval()
+    x = tokens_with_giants(300, padding)
+    decided = planned(model, x[:2])
+    whole, split = calibrate(model, decided, x), calibrate(model, decided, x.split(7))
+    assert split == dataclasses.replace(whole, batches=43)
+    for p in whole.qparams.values():
+        assert (p.qmax - p.zero_point) * p.scale > 99
+    # The other rows span a thirtieth.
+    assert whole.by_rows.keys() == {"1"} and whole.by_rows["1"] > 10
+
+
+def test_rows_that_are_alike_gain_little():
+    model = nn.Sequential(nn.Linear(768, 8)).eval()
+    x = torch.randn(50, 20, 768, generator=torch.Generator().manual_seed(3))
+    (gain,) = calibrate(model, planned(model, x[:2]), x).by_rows.values()
+    assert 1 < gain < _UNEVEN
+
+
+def test_gain_of_rows_is_that_of_the_errors():
+    model = nn.Sequential(nn.Linear(32, 8)).eval()
+    x = tokens_with_giants(50)
+    found = calibrate(model, planned(model, x[:2]), x)
+    (p,) = found.qparams.values()
+    with_one, with_rows = fake_quantize(x, p), fake_quantize_rows(x, 0)
+    gain = float((with_one - x).square().mean() / (with_rows - x).square().mean())
+    assert found.by_rows["0"] == pytest.approx(gain, rel=0.05)
+
+
+def test_integers_between_layers_are_not_given_up_for_rows():
+    model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    x = tokens_with_giants(10).flatten(0, 1)
+    assert calibrate(model, planned(model, x[:2]), x).by_rows == {}
+
+
+def test_huge_values_have_finite_spans():
+    model = nn.Sequential(nn.Linear(4, 2)).eval()
+    x = torch.tensor([[-3e38, 3e38, 1.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+    (gain,) = calibrate(model, planned(model, x), x).by_rows.values()
+    assert 0 < gain < 1e3
 
 
 def test_the_model_comes_back_as_it_was():
