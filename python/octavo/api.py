@@ -25,9 +25,9 @@ from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey
 from octavo.interrupts import held_back
 from octavo.lowering.rewrite import dequantize as _dequantize
-from octavo.lowering.rewrite import rewrite
+from octavo.lowering.rewrite import rewrite, sums_are_finite
 from octavo.nn.layer import QLayer
-from octavo.nn.registry import is_depthwise
+from octavo.nn.registry import canonical_weight, is_depthwise
 from octavo.nn.surgery import copy_model, tensors_on_cpu, unharmed
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import Activations, QParams
@@ -364,7 +364,11 @@ def _calibrated(
     if job.batches is None or all(site.activations != "static" for site in decided.sites):
         return decided, {}
     calibration = calibrate(work, decided, job.batches, job.ranges, job.progress)
-    uneven = {name: gain for name, gain in calibration.by_rows.items() if gain >= _UNEVEN}
+    uneven = {
+        name: gain
+        for name, gain in calibration.by_rows.items()
+        if gain >= _UNEVEN and sums_are_finite(canonical_weight(work.get_submodule(name)))
+    }
     if replan is not None and uneven:
         decided = replan(
             {n: f"one range has {gain:.3g} times the error" for n, gain in uneven.items()}
@@ -373,7 +377,7 @@ def _calibrated(
             f"ranges of each row for the inputs of {len(uneven)} layers: one range for all fits "
             "them badly"
         )
-    decided = without_unreached(decided, calibration)
+    decided = without_unreached(decided, calibration, by_rows=replan is not None and bool(uneven))
     job.notes.add_all(calibration.notes)
     kept = set(plan_keys(decided))
     return decided, {key: p for key, p in calibration.qparams.items() if key in kept}

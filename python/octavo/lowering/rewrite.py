@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.graph.flow import Flow, Step
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
@@ -21,7 +21,7 @@ from octavo.ops.region_steps import PRODUCTS
 from octavo.planning.plan import FlowPlan, Plan, RegionPlan, SitePlan
 from octavo.runtime.captured_forward import CapturedForward, Region, captured_forward
 
-__all__ = ["dequantize", "install", "rewrite"]
+__all__ = ["dequantize", "install", "rewrite", "sums_are_finite"]
 
 
 def rewrite(
@@ -131,15 +131,21 @@ def _quantized(
 
 def _check_sums(name: str, codes: Codes) -> None:
     """Layers of few bits add up weights times codes of inputs before the inputs' scale comes in."""
-    spread = codes.spread().double()
-    flat = codes.codes.reshape(len(codes.codes), -1).double()
-    largest = float((flat * spread).abs().sum(1).max()) if flat.numel() else 0.0
-    if largest * 255 > torch.finfo(torch.float32).max:
+    weight = codes.codes.reshape(len(codes.codes), -1).double() * codes.spread().double()
+    if not sums_are_finite(weight):
+        largest = float(weight.abs().sum(1).max())
         raise ValueError(
             f"quantize: layer {name!r}: weights whose sums with 8-bit inputs are finite in float32 "
             f"expected, got a row whose sizes add up to {largest:.3g}. Divide the weights, or take "
             "activations='float'."
         )
+
+
+def sums_are_finite(weight: Tensor) -> bool:
+    """Whether a weight [rows, inputs] times codes of 8 bits adds up to float32 numbers in each row."""
+    if not weight.numel():
+        return True
+    return float(weight.double().abs().sum(1).max()) * 255 <= torch.finfo(torch.float32).max
 
 
 def is_packed(site: SitePlan, rank: int) -> bool:

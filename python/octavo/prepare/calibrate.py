@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -120,10 +121,16 @@ def calibrate(
     return collector.result(ranges)
 
 
-def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
+def without_unreached(plan: Plan, calibration: Calibration, by_rows: bool = False) -> Plan:
     """The plan in which layers that no batch reached run alone with dynamic activations.
 
-    Raises CalibrationError if no layer with static activations was reached.
+    Args:
+        plan: that the ranges were found for.
+        calibration: the ranges.
+        by_rows: whether layers that were reached have ranges of each row by now.
+
+    Raises:
+        CalibrationError: no layer was reached.
     """
     unreached = set(calibration.unreached)
     if not unreached:
@@ -148,7 +155,11 @@ def without_unreached(plan: Plan, calibration: Calibration) -> Plan:
 
     sites = tuple(map(degraded, plan.sites))
     static = [site for site in plan.sites if site.scheme and site.activations == "static"]
-    if static and not any(site.scheme and site.activations == "static" for site in sites):
+    if (
+        static
+        and not by_rows
+        and not any(site.scheme and site.activations == "static" for site in sites)
+    ):
         names = ", ".join(repr(site.name) for site in static[:5])
         raise CalibrationError(
             f"quantize: data must reach at least one layer, got none of {len(static)} ({names}) in "
@@ -189,10 +200,12 @@ def _row_readers(model: nn.Module, plan: Plan) -> dict[str, RangeKey]:
             if all(step.kind == "linear_f32" for step in region.steps):
                 for step in region.steps:
                     inputs[step.module] = ValueKey(flow.flow.path, step.inputs[0])
+    # Where a layer is called twice, each call has a range of its own.
+    calls = Counter(step.module for flow in plan.flows for step in flow.steps)
     return {
         name: _observed(key)
         for name, key in inputs.items()
-        if quantized_class(model.get_submodule(name))[0] is QLinear
+        if calls[name] <= 1 and quantized_class(model.get_submodule(name))[0] is QLinear
     }
 
 

@@ -44,7 +44,8 @@ def runs_of(activations, bits, groups=1, **options):
     model, batches = Network(groups).eval(), Batches(X)
     found = capture(model, batches.example(model))
     decided = plan(found, Scheme(bits, **options), activations, 4)
-    params = calibrate(model, decided, batches).qparams if activations == "static" else {}
+    static = activations == "static"
+    params = calibrate(model, decided, batches, "huber").qparams if static else {}
     flows = decided.flows or [FlowPlan(flow, flow.steps) for flow in found.flows]
     return Lockstep(model, decided, batches, qparams=params, flows=flows, blockwise=True)
 
