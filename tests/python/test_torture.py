@@ -102,7 +102,7 @@ def test_each_call_site_has_its_own_range() -> None:
     """One linear on inputs of about 1 and of about 20: a shared range would cost the small ones 26 dB."""
     model = next(c for c in CASES if c.name == "linear called twice").make().eval()
     batches = [torch.randn(64, 16) for _ in range(8)]
-    small = quantize(model, batches)
+    small = octavo.quantize(model, 8, data=batches, ranges="mse", progress=False)
     x = torch.randn(64, 16)
     assert sqnr(model(x), small(x)) >= LAYER_SQNR[8] + 3
 
