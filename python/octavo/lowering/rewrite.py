@@ -142,7 +142,7 @@ def _check_sums(name: str, codes: Codes) -> None:
 
 
 def sums_are_finite(weight: Tensor) -> bool:
-    """Whether a weight [rows, inputs] times codes of 8 bits adds up to float32 numbers in each row."""
+    """Whether a weight [rows, inputs] times 8-bit codes adds up to float32 numbers in each row."""
     if not weight.numel():
         return True
     return float(weight.double().abs().sum(1).max()) * 255 <= torch.finfo(torch.float32).max
