@@ -16,8 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from octavo import ops
 from octavo.checkpoint import safetensors_file
+from octavo.checkpoint.format import range_from_data, range_to_data
 from octavo.checkpoint.trainee import load_trainee, save_trainee
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits, made
@@ -28,9 +28,10 @@ from octavo.lowering.rewrite import install
 from octavo.nn.decomposed.decompose import decompose, is_decomposable, name_in_files
 from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
+from octavo.nn.state import StateError, StateForm, read_state
 from octavo.nn.surgery import copy_model
-from octavo.numerics.grids import GRIDS, TABLE_CHANNELS, spread_zero_point, values_of
-from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
+from octavo.numerics.grids import GRIDS
+from octavo.numerics.scheme import Activations
 from octavo.ops.region_program import parse
 from octavo.prepare.fold import materialise
 from octavo.reporting.record import Record, attach, record_of
@@ -180,7 +181,7 @@ def _layer_data(layer: QLayer) -> dict[str, Any]:
         "packed": layer.packed,
         "shape": list(layer.weight_shape),
         "bias": layer.bias is not None,
-        "input": None if p is None else [p.scale.hex(), p.zero_point, p.bits],
+        "input": None if p is None else range_to_data(p),
     }
 
 
@@ -449,51 +450,34 @@ class _Loader:
                 f"{describe(data['shape'])} in the file",
                 "Build the model as it was built before quantizing.",
             )
-        input_params = self.range_of(name, data)
-        size, activations, packed = self.form(name, data, shape)
-        levels = self.levels(name, grid, bits, shape[0])
-        symmetric = data.get("symmetric", True)
-        if type(symmetric) is not bool or not (symmetric or (packed and levels is None)):
-            raise self.fail(
-                f"layer {name!r}: symmetric to be a bool that fits", describe(symmetric)
-            )
-        signed = symmetric and levels is None
-        codes = self.codes(_file_name(_join(name, "weight_packed")), shape, bits, signed)
-        groups = ops.lowbit_groups(shape[1], size) if size else 0
-        zero_point = None if symmetric else self.zero_point(name, shape[0], max(groups, 1), bits)
-        scale = self.scale(_file_name(_join(name, "weight_scale")), shape[0], groups)
-        bias = None
-        if data["bias"]:
-            bias = self.take(_file_name(_join(name, "bias")))
-            if bias.dtype is not torch.float32 or tuple(bias.shape) != (shape[0],):
-                raise self.fail(
-                    f"{name}.bias: float32 [{shape[0]}]", f"{bias.dtype} {list(bias.shape)}"
-                )
-            if not bool(bias.isfinite().all()):
-                index = int((~bias.isfinite()).nonzero()[0])
-                raise self.fail(
-                    f"{name}.bias: finite numbers", f"{float(bias[index])} at index {index}"
-                )
+        prefix, p = _join(name, ""), data["input"]
+        try:
+            input_params = None if p is None else range_from_data(p, f"{prefix}input")
+            form, activations = self.form(name, quantized, data, shape)
+            members = {key: self.take(_file_name(prefix + key)) for key in form.members}
+            state = read_state(form, members, prefix)
+        except StateError as error:
+            raise CheckpointError(f"{self.where}: {error} The file is damaged.") from None
         return quantized.from_float(
             module,
-            values_of(codes, bits, levels, spread_zero_point(zero_point, size, shape[1])),
-            scale,
-            bias,
+            state.values,
+            state.scale,
+            state.bias,
             bits,
             grid=grid,
-            levels=levels,
-            zero_point=zero_point,
-            group_size=size,
+            levels=state.levels,
+            zero_point=state.zero_point,
+            group_size=form.group_size,
             activations=activations,
-            packed=packed,
+            packed=form.packed,
             input_params=input_params,
             path=name,
         )
 
     def form(
-        self, name: str, data: Any, shape: tuple[int, ...]
-    ) -> tuple[int, Activations | None, bool]:
-        """Group size, activations and whether the weight stays packed; 1.0 did not have them."""
+        self, name: str, quantized: type[QLayer], data: Any, shape: tuple[int, ...]
+    ) -> tuple[StateForm, Activations | None]:
+        """What the layer's state consists of, and its activations; 1.0 did not have all of it."""
         size = data.get("group_size", 0)
         if type(size) is not int or (size and (size % 16 or not 16 <= size <= 256)):
             raise self.fail(
@@ -506,88 +490,19 @@ class _Loader:
             raise self.fail(f"layer {name!r}: a range for {how} activations or none", "the other")
         if type(packed) is not bool or (packed and len(shape) != 2) or (size and not packed):
             raise self.fail(f"layer {name!r}: packed to be a bool that fits", describe(packed))
-        return size, how, packed
-
-    def levels(self, name: str, grid: str, bits: int, channels: int) -> Tensor | None:
-        """The tables of a layer's grid."""
-        if GRIDS[grid] is None:
-            return None
-        levels = self.take(_file_name(_join(name, "weight_levels")))
-        wanted = (-(-channels // TABLE_CHANNELS), 2**bits)
-        if levels.dtype is not torch.int8 or tuple(levels.shape) != wanted:
+        bits, has_levels = data["bits"], GRIDS[data["grid"]] is not None
+        symmetric = data.get("symmetric", True)
+        if type(symmetric) is not bool or not (
+            symmetric or (packed and not has_levels and bits < 8)
+        ):
             raise self.fail(
-                f"{name}.weight_levels: int8 {list(wanted)}",
-                f"{levels.dtype} {list(levels.shape)}",
+                f"layer {name!r}: symmetric to be a bool that fits", describe(symmetric)
             )
-        if bool((levels[:, 1:] < levels[:, :-1]).any()) or bool((levels < -127).any()):
-            raise self.fail(f"{name}.weight_levels: ascending levels from -127", "others")
-        return levels
-
-    def zero_point(self, name: str, rows: int, groups: int, bits: int) -> Tensor:
-        """The zero points of a layer's scales."""
-        zero_point = self.take(_file_name(_join(name, "weight_zero_point")))
-        if zero_point.dtype is not torch.uint8 or tuple(zero_point.shape) != (rows, groups):
-            raise self.fail(
-                f"{name}.weight_zero_point: uint8 [{rows}, {groups}]",
-                f"{zero_point.dtype} {list(zero_point.shape)}",
-            )
-        if zero_point.numel() and int(zero_point.max()) >= 2**bits:
-            raise self.fail(
-                f"{name}.weight_zero_point: 0..{2**bits - 1}", str(int(zero_point.max()))
-            )
-        return zero_point
-
-    def codes(self, name: str, shape: tuple[int, ...], bits: int, linear: bool) -> Tensor:
-        packed = self.take(name)
-        row = (torch.Size(shape[1:]).numel() * bits + 7) // 8
-        if packed.dtype is not torch.uint8 or tuple(packed.shape) != (shape[0], row):
-            raise self.fail(
-                f"{name}: uint8 [{shape[0]}, {row}]", f"{packed.dtype} {list(packed.shape)}"
-            )
-        codes = ops.unpack_bits(packed, shape, bits)
-        if not torch.equal(ops.pack_bits(codes, bits), packed):
-            raise self.fail(f"{name}: padding bits of 0", "others")
-        if linear and bits >= 5 and codes.numel() and int(codes.min()) < -(2 ** (bits - 1) - 1):
-            bad = (codes < -(2 ** (bits - 1) - 1)).nonzero()[0].tolist()
-            raise self.fail(
-                f"{name}: codes of at least {-(2 ** (bits - 1) - 1)}",
-                f"{int(codes.min())} at {bad}",
-            )
-        return codes
-
-    def scale(self, name: str, length: int, groups: int) -> Tensor:
-        scale = self.take(name)
-        shape = (length, groups) if groups else (length,)
-        dtype = torch.bfloat16 if groups else torch.float32
-        if scale.dtype is not dtype or tuple(scale.shape) != shape:
-            raise self.fail(f"{name}: {dtype} {list(shape)}", f"{scale.dtype} {list(scale.shape)}")
-        scale = scale.float()
-        bad = ~(torch.isfinite(scale) & (scale.abs() >= MIN_SCALE))
-        if bool(bad.any()):
-            index = bad.nonzero()[0].tolist()
-            raise self.fail(
-                f"{name}: finite normal numbers",
-                f"{float(scale[tuple(index)])} at index {index if groups else index[0]}",
-            )
-        return scale
-
-    def range_of(self, name: str, data: Any) -> QParams | None:
-        if data["input"] is None:
-            return None
-        text, zero_point, bits = data["input"]
-        scale = float.fromhex(text)
-        single = float(torch.tensor(scale, dtype=torch.float32))
-        if not MIN_SCALE <= scale < float("inf") or single != scale:
-            raise self.fail(
-                f"layer {name!r}: a positive normal float32 as input scale", describe(text)
-            )
-        if type(bits) is not int or not 2 <= bits <= 8:
-            raise self.fail(f"layer {name!r}: activation bits in 2..8", describe(bits))
-        if type(zero_point) is not int or not 0 <= zero_point < 2**bits:
-            raise self.fail(
-                f"layer {name!r}: an input zero point in 0..{2**bits - 1}", describe(zero_point)
-            )
-        return QParams(scale, zero_point, bits)
+        bias = data["bias"]
+        if type(bias) is not bool or (bias and quantized.looks_up):
+            raise self.fail(f"layer {name!r}: bias to be a bool that fits", describe(bias))
+        packed = packed or quantized.looks_up
+        return StateForm(shape, bits, has_levels, size, symmetric, packed, bias), how
 
     # ---- everything else that has a value
 

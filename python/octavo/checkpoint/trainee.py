@@ -10,15 +10,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.checkpoint import safetensors_file
+from octavo.checkpoint.format import range_from_data, range_to_data
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits
 from octavo.graph.flow_check import FlowCheck
 from octavo.nn.decomposed.decompose import decompose, name_in_files
 from octavo.nn.fake_quantize import METHODS, FakeQuantize, FakeQuantizeWeight
 from octavo.nn.fake_quantize_dynamic import FakeQuantizeDynamic
+from octavo.nn.state import StateError
 from octavo.nn.surgery import copy_model
 from octavo.numerics.grids import GRIDS
-from octavo.numerics.scheme import MIN_SCALE, QParams
 from octavo.planning.plan import Plan
 from octavo.prepare.calibrate import plan_keys
 from octavo.training.trainee import Training, make_trainee
@@ -66,9 +67,7 @@ def save_trainee(
     content = {
         "modules": _float_modules(trainee),
         "plan": plan,
-        "params": {
-            str(key): [p.scale.hex(), p.zero_point, p.bits] for key, p in training.params.items()
-        },
+        "params": {str(key): range_to_data(p) for key, p in training.params.items()},
         "batch_norms": training.batch_norms,
         "float_bytes": training.float_bytes,
         "method": training.method,
@@ -113,7 +112,10 @@ def load_trainee(
     method = content["method"]
     if method is not None and method not in METHODS:
         raise CheckpointError(f"{where}: expected a known method, got {describe(method)}.")
-    ranges = {key: _qparams(value, where) for key, value in content["params"].items()}
+    try:
+        ranges = {key: range_from_data(value, key) for key, value in content["params"].items()}
+    except StateError as error:
+        raise CheckpointError(f"{where}: {error} The file is damaged.") from None
     params = {key: ranges[str(key)] for key in plan_keys(plan) if str(key) in ranges}
     norms = tuple((a, b) for a, b in content["batch_norms"])
     for norm, layer in norms:
@@ -194,16 +196,3 @@ def _check_plan(plan: Plan, model: nn.Module, modules: Mapping[str, str], where:
             allowed.check(flow.flow, flow.steps)
         except ValueError as error:
             raise CheckpointError(f"{where}: {error} The file is damaged.") from None
-
-
-def _qparams(value: Any, where: str) -> QParams:
-    text, zero_point, bits = value
-    scale = float.fromhex(text)
-    good = MIN_SCALE <= scale < float("inf")
-    if type(bits) is not int or not 2 <= bits <= 8 or not good:
-        raise CheckpointError(f"{where}: expected the range of a value, got {describe(value)}.")
-    if type(zero_point) is not int or not 0 <= zero_point < 2**bits:
-        raise CheckpointError(
-            f"{where}: expected a zero point in 0..{2**bits - 1}, got {describe(zero_point)}."
-        )
-    return QParams(scale, zero_point, bits)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from octavo import ops
 from octavo.nn.facts import LayerFacts
+from octavo.nn.state import StateError, StateForm, read_range, read_state
 from octavo.nn.surgery import MODULE_STATE
 from octavo.numerics.grids import codes_of, spread_zero_point, values_of
-from octavo.numerics.scheme import MIN_SCALE, Activations, QParams
+from octavo.numerics.scheme import Activations, QParams
 
 __all__ = ["QLayer"]
 
@@ -427,135 +428,63 @@ class QLayer(LayerFacts, nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        problem = self._state_problem(state_dict, prefix)
-        if problem:
-            error_msgs.append(problem)
+        if prefix + "weight" in state_dict:
+            error_msgs.append(
+                f"{self._where()}: expected integer codes ({prefix}weight_packed), "
+                f"got a float weight ({prefix}weight). "
+                "Load a float state_dict into the float model and quantize that."
+            )
             return
+        form, p = self._state_form(), self.input_params
+        members = form.members if p is None else (*form.members, "input_scale", "input_zero_point")
+        given = {name: state_dict[prefix + name] for name in members if prefix + name in state_dict}
+        missing = [name for name in members if name not in given]
+        own: dict[str, Any] = {}
         unexpected: list[str] = []
         with torch.inference_mode(False), torch.no_grad():
-            packed = state_dict.get(prefix + "weight_packed")
-            if packed is None:
-                missing_keys.append(prefix + "weight_packed")
-                packed = self.weight_packed()
-            if self.levels is not None:
-                levels = state_dict.get(prefix + "weight_levels")
-                if levels is None:
-                    missing_keys.append(prefix + "weight_levels")
-                else:
-                    self.levels = levels.detach().clone()
-            zero_point = self.weight_zero_point
-            if zero_point is not None:
-                given = state_dict.get(prefix + "weight_zero_point")
-                if given is None:
-                    missing_keys.append(prefix + "weight_zero_point")
-                else:
-                    zero_point = given.detach()
-            values = self._unpack(packed, zero_point)
+            if missing:  # They stay as they are. torch raises where that is an error.
+                self._save_to_state_dict(own, "", keep_vars=False)
+            whole = own | given
+            try:  # All is read before anything is changed.
+                state = read_state(form, whole, prefix)
+                if p is not None:
+                    scale, zero_point = whole["input_scale"], whole["input_zero_point"]
+                    p = read_range(scale, zero_point, p.bits, f"{prefix}input")
+            except StateError as error:
+                error_msgs.append(
+                    f"{error} Load the state_dict of a model that was quantized with this scheme."
+                )
+                return
             super()._load_from_state_dict(
                 state_dict, prefix, local_metadata, strict, missing_keys, unexpected, error_msgs
             )
-            # load_state_dict(assign=True) puts the given tensors in place: types and gradients are
-            # ours.
-            if self._scale_in_panel:
-                scale = state_dict.get(prefix + "weight_scale")
-                if scale is None:
-                    missing_keys.append(prefix + "weight_scale")
-                    scale = self.weight_scale
-                scale = scale.detach().to(torch.float32)
-            else:
-                if self.weight_scale.dtype is not torch.float32 or self.weight_scale.requires_grad:
-                    self.weight_scale = _frozen(self.weight_scale)
-                scale = self.weight_scale.detach()
-            if self.bias is not None and (
-                self.bias.dtype is not torch.float32 or self.bias.requires_grad
-            ):
-                self.bias = _frozen(self.bias)
-            own = {prefix + "weight_packed"}
-            if self._scale_in_panel:
-                own.add(prefix + "weight_scale")
-            if self.levels is not None:
-                own.add(prefix + "weight_levels")
-            if not self.symmetric:
-                own.add(prefix + "weight_zero_point")
-            if self.input_params is not None:
-                own |= {prefix + "input_scale", prefix + "input_zero_point"}
-                if prefix + "input_scale" in state_dict:
-                    self.input_params = QParams(
-                        float(state_dict[prefix + "input_scale"]),
-                        int(state_dict[prefix + "input_zero_point"]),
-                        self.input_params.bits,
-                    )
-                else:
-                    missing_keys += [prefix + "input_scale", prefix + "input_zero_point"]
-            self._set_values(values, scale, zero_point)
-        unexpected_keys += [key for key in unexpected if key not in own]
+            # load_state_dict(assign=True) puts the given tensors in place: gradients are ours.
+            for name in ("weight_scale", "bias"):
+                parameter = self._parameters.get(name)
+                if parameter is not None and parameter.requires_grad:
+                    self._parameters[name] = _frozen(parameter)
+            if state.levels is not None:
+                self.levels = state.levels.clone()
+            self.input_params = p
+            self._set_values(state.values, state.scale, state.zero_point)
+        missing_keys += [prefix + name for name in missing if name not in self._parameters]
+        unexpected_keys += [key for key in unexpected if key.removeprefix(prefix) not in members]
+
+    def _state_form(self) -> StateForm:
+        return StateForm(
+            self.weight_shape,
+            self.bits,
+            self.levels is not None,
+            self.group_size,
+            self.symmetric,
+            self.packed,
+            self.bias is not None,
+        )
 
     def _unpack(self, packed: Tensor, zero_point: Tensor | None = None) -> Tensor:
         """int8 levels from the canonical bits."""
         codes = ops.unpack_bits(packed, self.weight_shape, self.bits)
         return values_of(codes, self.bits, self.levels, self._spread_zero(zero_point))
-
-    def _state_problem(self, state_dict: dict[str, Any], prefix: str) -> str:
-        """What is wrong with the values for this layer, or ""."""
-        if prefix + "weight" in state_dict:
-            return (
-                f"{self._where()}: expected integer codes ({prefix}weight_packed), "
-                f"got a float weight ({prefix}weight). "
-                "Load a float state_dict into the float model and quantize that."
-            )
-        packed = state_dict.get(prefix + "weight_packed")
-        if packed is not None:
-            rows = self.weight_shape[0]
-            row_bytes = (_count(self.weight_shape[1:]) * self.bits + 7) // 8
-            if packed.dtype is not torch.uint8 or tuple(packed.shape) != (rows, row_bytes):
-                return (
-                    f"{prefix}weight_packed: expected uint8 of shape ({rows}, {row_bytes}) "
-                    f"for {self.bits} bits, got {packed.dtype} of shape {tuple(packed.shape)}. "
-                    "Quantize with the scheme of the state_dict."
-                )
-        levels = state_dict.get(prefix + "weight_levels")
-        if levels is not None and self.levels is not None:
-            wanted = tuple(self.levels.shape)
-            if levels.dtype is not torch.int8 or tuple(levels.shape) != wanted:
-                return (
-                    f"{prefix}weight_levels: expected int8 of shape {wanted}, got {levels.dtype} "
-                    f"of shape {tuple(levels.shape)}. Quantize with the scheme of the state_dict."
-                )
-            if bool((levels[:, 1:] < levels[:, :-1]).any()):
-                return f"{prefix}weight_levels: expected ascending levels, got others."
-        scale = state_dict.get(prefix + "weight_scale")
-        if self.packed:
-            groups = ops.lowbit_groups(self.weight_shape[1], self.group_size)
-            wanted = (self.weight_shape[0], groups)
-        zero = state_dict.get(prefix + "weight_zero_point")
-        if zero is not None and not self.symmetric:
-            largest = 2**self.bits - 1
-            if zero.dtype is not torch.uint8 or tuple(zero.shape) != wanted:
-                return (
-                    f"{prefix}weight_zero_point: expected uint8 of shape {wanted}, got "
-                    f"{zero.dtype} of shape {tuple(zero.shape)}."
-                )
-            if bool((zero > largest).any()):
-                return f"{prefix}weight_zero_point: expected 0..{largest}, got {int(zero.max())}."
-        if scale is not None and self._scale_in_panel and tuple(scale.shape) != wanted:
-            return (
-                f"{prefix}weight_scale: expected shape {wanted} for groups of "
-                f"{self.group_size}, got {tuple(scale.shape)}."
-            )
-        for name in ("weight_scale", "input_scale"):
-            scale = state_dict.get(prefix + name)
-            if scale is None:
-                continue
-            size = scale.abs() if name == "weight_scale" else scale
-            if not bool(torch.all(torch.isfinite(scale) & (size >= MIN_SCALE))):
-                got = scale.flatten()[:4].tolist()
-                kind = "normal" if name == "weight_scale" else "positive"
-                return f"{prefix}{name}: expected finite {kind} numbers, got {got}."
-        zero_point = state_dict.get(prefix + "input_zero_point")
-        largest = 255 if self.input_params is None else self.input_params.qmax
-        if zero_point is not None and not 0 <= int(zero_point) <= largest:
-            return f"{prefix}input_zero_point: expected 0..{largest}, got {int(zero_point)}."
-        return ""
 
     def _repr_end(self) -> str:
         p = self.input_params
@@ -581,10 +510,3 @@ def _frozen(values: Tensor) -> nn.Parameter:
     if detached.data_ptr() == values.data_ptr():
         detached = detached.clone()
     return nn.Parameter(detached.contiguous(), requires_grad=False)
-
-
-def _count(sizes: tuple[int, ...]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
