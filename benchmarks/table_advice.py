@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import octavo
-from octavo.checkpoint.model import stored_bytes
+from octavo.checkpoint.save import stored_bytes
 from octavo.numerics.sqnr import sqnr
 from octavo.reporting.report import resident_bytes
 

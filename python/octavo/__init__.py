@@ -4,7 +4,8 @@ from octavo import plot
 from octavo.advice.advise import Advice, advise
 from octavo.advice.pareto import ParetoFront, pareto_front
 from octavo.api import dequantize, quantize
-from octavo.checkpoint.model import load, save
+from octavo.checkpoint.load import load
+from octavo.checkpoint.save import save
 from octavo.deciding.sensitivity import Sensitivity, sensitivity
 from octavo.errors import CalibrationError, CheckpointError, NothingQuantizedError, OctavoError
 from octavo.library import __version__, isa, isas, set_isa

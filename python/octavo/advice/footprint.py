@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
-from octavo.checkpoint.model import stored_bytes
+from octavo.checkpoint.save import stored_bytes
 from octavo.checks.arguments import check_widths
 from octavo.data import Batches
 from octavo.deciding.decide import decide

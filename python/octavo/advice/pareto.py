@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from octavo import library
 from octavo.api import quantize
-from octavo.checkpoint.model import stored_bytes
+from octavo.checkpoint.save import stored_bytes
 from octavo.checks.model import check_model
 from octavo.data import Batches, Call
 from octavo.errors import describe

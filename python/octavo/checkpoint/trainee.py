@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.checkpoint import safetensors_file
-from octavo.checkpoint.format import range_from_data, range_to_data
+from octavo.checkpoint.format import file_name, range_from_data, range_to_data
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits
 from octavo.graph.flow_check import FlowCheck
@@ -52,7 +52,7 @@ def save_trainee(
                 "save: expected modules whose state is tensors, "
                 f"got {type(tensor).__name__} under {name!r}."
             )
-        full = _file_name(name)
+        full = file_name(name)
         if id(tensor) in seen:
             tied[full] = seen[id(tensor)]
         else:
@@ -131,7 +131,7 @@ def load_trainee(
     tied = content["tied"]
     state, used = {}, set()
     for name, old in trainee.state_dict().items():
-        full = _file_name(name)
+        full = file_name(name)
         source = tied.get(full, full)
         if source not in tensors or tensors[source].shape != old.shape:
             got = list(tensors[source].shape) if source in tensors else "none"
@@ -154,11 +154,6 @@ def load_trainee(
         )
     trainee.load_state_dict(state)
     return trainee.train(content["training"])
-
-
-def _file_name(name: str) -> str:
-    """A name without the characters that a path could need."""
-    return name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
 
 
 def _float_modules(model: nn.Module) -> dict[str, str]:

@@ -13,7 +13,7 @@ from octavo.advice.advise import RULES, TARGETS, Situation
 from octavo.advice.cpu import Machine, machine
 from octavo.advice.speeds import SPEEDS, speed_of
 from octavo.advice.traits import traits
-from octavo.checkpoint.model import stored_bytes
+from octavo.checkpoint.save import stored_bytes
 from octavo.reporting.report import resident_bytes
 
 

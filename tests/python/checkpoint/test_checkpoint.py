@@ -13,7 +13,8 @@ from torch import nn
 
 import octavo
 from octavo.checkpoint import safetensors_file
-from octavo.checkpoint.model import load, save
+from octavo.checkpoint.load import load
+from octavo.checkpoint.save import save
 from octavo.errors import CheckpointError
 from octavo.runtime.captured_forward import captured_forward
 from small_models import Net, captured, layers, quantized, trained

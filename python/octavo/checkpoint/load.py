@@ -1,7 +1,5 @@
-"""A quantized model as one file that describes itself, installed in a freshly built float model.
+"""A file of a quantized model, installed in a freshly built float model.
 
-The file holds canonical codes, scales and biases, the model's other tensors, and as JSON: the
-schemes, the programs of the regions with their steps, and the paths and types of all modules.
 Loading traces nothing and decides nothing again: the loaded model gives the bits of the saved one.
 """
 
@@ -10,18 +8,18 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from octavo.checkpoint import safetensors_file
-from octavo.checkpoint.format import range_from_data, range_to_data
-from octavo.checkpoint.trainee import load_trainee, save_trainee
+from octavo.checkpoint.format import FORMAT_VERSION, file_name, join, range_from_data, tensors_of
+from octavo.checkpoint.trainee import load_trainee
 from octavo.errors import CheckpointError, describe
 from octavo.files.typed import fits, made
-from octavo.graph.flow import Flow, Step, from_data, to_data
+from octavo.graph.flow import Flow, Step, from_data
 from octavo.graph.flow_check import FlowCheck
 from octavo.interrupts import held_back
 from octavo.lowering.rewrite import install
@@ -34,15 +32,13 @@ from octavo.numerics.grids import GRIDS
 from octavo.numerics.scheme import Activations
 from octavo.ops.region_program import parse
 from octavo.prepare.fold import materialise
-from octavo.reporting.record import Record, attach, record_of
-from octavo.runtime.captured_forward import Region, captured_forward
+from octavo.reporting.record import Record, attach
+from octavo.runtime.captured_forward import Region
 from octavo.signature import known_arguments
-from octavo.training.trainee import training_of
 from octavo.types import FilePath, Model
 
-__all__ = ["FORMAT_VERSION", "load", "save", "stored_bytes"]
+__all__ = ["load"]
 
-FORMAT_VERSION = (1, 1)
 _BAD_DATA = (
     KeyError,
     TypeError,
@@ -60,184 +56,6 @@ _CONTENT: dict[str, Any] = {
     "flows": list[Any],
     "tied": dict[str, str],
 }
-
-
-# ---- save ----------------------------------------------------------------------------------------
-
-
-@held_back()
-@known_arguments
-def save(model: nn.Module, path: FilePath) -> None:
-    """Writes a quantized model, or a trainee, to one safetensors file.
-
-    What was at ``path`` is replaced when the file is complete, not before.
-
-    Example:
-        >>> import torch, octavo
-        >>> small = octavo.quantize(torch.nn.Sequential(torch.nn.Linear(64, 8)).eval(), 8)
-        >>> octavo.save(small, "small.safetensors")
-
-    Raises:
-        TypeError: ``model`` is no nn.Module.
-        ValueError: no layer of it is quantized, or it holds something that a file cannot hold.
-        OSError: the file cannot be written.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"save: expected a quantized nn.Module, got {describe(model)}.")
-    version = ".".join(map(str, FORMAT_VERSION))
-    training = training_of(model)
-    if training is not None:
-        save_trainee(model, training, path, version)
-        return
-    if not any(isinstance(module, QLayer) for module in model.modules()):
-        raise ValueError(
-            "save: expected a quantized model, got one without quantized layers. Use torch.save "
-            "for float models."
-        )
-    tensors, content = _described(model)
-    safetensors_file.write(
-        path, tensors, {"format": "octavo", "version": version, "model": content}
-    )
-
-
-def stored_bytes(model: nn.Module) -> int:
-    """Bytes of the tensors that `save` writes for a quantized model; its header is not counted."""
-    return sum(tensor.nbytes for tensor in _described(model)[0].values())
-
-
-def _described(model: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """The tensors of the file, and everything else about the model as JSON text."""
-    modules = dict(model.named_modules())
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    seen: dict[int, str] = {}
-    layers: dict[str, Any] = {}
-    for name, module in modules.items():
-        if type(module).get_extra_state is not nn.Module.get_extra_state:
-            raise ValueError(
-                f"save: expected modules whose state is tensors, got {type(module).__name__} "
-                f"{name!r} with extra state."
-            )
-        for key, tensor in _tensors_of(module):
-            full = _file_name(_join(name, key))
-            if id(tensor) in seen:
-                tied[full] = seen[id(tensor)]
-            else:
-                seen[id(tensor)] = full
-                tensors[full] = tensor
-        if isinstance(module, QLayer):
-            tensors[_file_name(_join(name, "weight_packed"))] = module.weight_packed()
-            if module.group_size:  # These are bfloat16 numbers.
-                scale = _file_name(_join(name, "weight_scale"))
-                tensors[scale] = module.weight_scale.detach().bfloat16()
-            if module.levels is not None:
-                tensors[_file_name(_join(name, "weight_levels"))] = module.levels
-            zero_point = module.weight_zero_point
-            if zero_point is not None:
-                tensors[_file_name(_join(name, "weight_zero_point"))] = zero_point
-            layers[name] = _layer_data(module)
-    flows = [
-        _flow_data(forward.flow, forward.items, tensors)
-        for forward in map(captured_forward, modules.values())
-        if forward is not None
-    ]
-    record = record_of(model)
-    try:
-        content = json.dumps(
-            {
-                "modules": {name: _type_name(module) for name, module in modules.items()},
-                "layers": layers,
-                "flows": [to_data(flow) for flow in flows],
-                "tied": tied,
-                "record": None if record is None else record.to_dict(),
-            },
-            separators=(",", ":"),
-        )
-    except TypeError as error:
-        raise ValueError(
-            f"save: expected captured calls of plain data, got another one ({error})."
-        ) from error
-    return tensors, content
-
-
-def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield name, parameter
-    for name, buffer in module._buffers.items():
-        if buffer is not None and name not in module._non_persistent_buffers_set:
-            yield name, buffer
-
-
-def _layer_data(layer: QLayer) -> dict[str, Any]:
-    p = layer.input_params
-    return {
-        "type": type(layer).__name__,
-        "bits": layer.bits,
-        "grid": layer.grid,
-        "group_size": layer.group_size,
-        "symmetric": layer.symmetric,
-        "activations": layer.activations,
-        "packed": layer.packed,
-        "shape": list(layer.weight_shape),
-        "bias": layer.bias is not None,
-        "input": None if p is None else range_to_data(p),
-    }
-
-
-def _flow_data(
-    flow: Flow, items: tuple[Region | Step, ...], tensors: dict[str, Tensor]
-) -> dict[str, Any]:
-    """Flow and items as data; tables of regions go to ``tensors``."""
-    data: list[Any] = []
-    for item in items:
-        if isinstance(item, Step):
-            data.append(item)
-            continue
-        panels: list[Any] = []
-        for index, panel in enumerate(item.panels):
-            if isinstance(panel, Tensor):
-                name = _file_name(f"{item.name}.panel{index}")
-                tensors[name] = panel
-                panels.append({"tensor": name})
-            else:
-                panels.append(panel)
-        data.append(
-            {
-                "name": item.name,
-                "program": item.program,
-                "panels": panels,
-                "inputs": item.inputs,
-                "outputs": item.outputs,
-                "values": dict(item.values),
-                "steps": item.steps,
-            }
-        )
-    return {"flow": flow, "items": data}
-
-
-def _type_name(module: nn.Module) -> str:
-    return name_in_files(module.float_class if isinstance(module, QLayer) else type(module))
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _identity_with_hooks_of(module: nn.Module) -> nn.Identity:
-    identity = nn.Identity()
-    for name, table in vars(module).items():
-        if "hooks" in name:
-            vars(identity)[name] = table
-    return identity
-
-
-def _file_name(name: str) -> str:
-    """A name without the characters that a path could need."""
-    return name.replace("%", "%25").replace("/", "%2F").replace("\\", "%5C")
-
-
-# ---- load ----------------------------------------------------------------------------------------
 
 
 @held_back()
@@ -340,6 +158,14 @@ def _content(
                 f"{where}: expected {key!r} in the model's metadata, got none of its kind."
             )
     return dict(content)
+
+
+def _identity_with_hooks_of(module: nn.Module) -> nn.Identity:
+    identity = nn.Identity()
+    for name, table in vars(module).items():
+        if "hooks" in name:
+            vars(identity)[name] = table
+    return identity
 
 
 class _Loader:
@@ -450,11 +276,11 @@ class _Loader:
                 f"{describe(data['shape'])} in the file",
                 "Build the model as it was built before quantizing.",
             )
-        prefix, p = _join(name, ""), data["input"]
+        prefix, p = join(name, ""), data["input"]
         try:
             input_params = None if p is None else range_from_data(p, f"{prefix}input")
             form, activations = self.form(name, quantized, data, shape)
-            members = {key: self.take(_file_name(prefix + key)) for key in form.members}
+            members = {key: self.take(file_name(prefix + key)) for key in form.members}
             state = read_state(form, members, prefix)
         except StateError as error:
             raise CheckpointError(f"{self.where}: {error} The file is damaged.") from None
@@ -512,10 +338,10 @@ class _Loader:
         given: dict[str, nn.Parameter | Tensor] = {}
         for path, module in result.named_modules():
             if isinstance(module, QLayer):
-                self.used.update(_file_name(_join(path, key)) for key, _ in _tensors_of(module))
+                self.used.update(file_name(join(path, key)) for key, _ in tensors_of(module))
                 continue
-            for key, old in list(_tensors_of(module)):
-                name = _file_name(_join(path, key))
+            for key, old in list(tensors_of(module)):
+                name = file_name(join(path, key))
                 source = tied.get(name, name)
                 if source not in given:
                     new = self.take(source)
