@@ -16,7 +16,7 @@ from octavo.numerics.scheme import QParams
 from octavo.ops import region_program
 from octavo.ops.region_program import line_of
 from octavo.ops.region_steps import FLATTEN, PAD, PLANNED, QUANTIZE, StepKind
-from octavo.planning.cut import RegionPlan
+from octavo.planning.region_plan import RegionPlan
 
 __all__ = ["Program", "lower"]
 

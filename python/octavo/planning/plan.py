@@ -12,7 +12,8 @@ from octavo.files.typed import made
 from octavo.graph.capture import Capture
 from octavo.graph.flow import Step, from_data, to_data
 from octavo.numerics.scheme import Activations, Scheme
-from octavo.planning.cut import FlowPlan, RegionPlan, cut
+from octavo.planning.cut import cut
+from octavo.planning.region_plan import FlowPlan, RegionPlan
 
 _FORMAT = "octavo.plan 1"
 

@@ -20,8 +20,8 @@ from octavo.nn.surgery import copy_model, tensors_on_cpu
 from octavo.nn.trained_layer import trained_layer
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import MIN_SCALE, QParams
-from octavo.planning.cut import RegionPlan
 from octavo.planning.plan import Plan, SitePlan
+from octavo.planning.region_plan import RegionPlan
 from octavo.prepare.fold import affine_of, fold_pair, materialise
 from octavo.reporting.record import Record, attach, layer_records
 from octavo.runtime.trained_forward import Store, TrainedForward, trained_forward
