@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.demo.digits import load_digits
-from octavo.reporting.report import align, count_multiplies, resident_bytes
+from octavo.reporting.multiplies import count_multiplies
+from octavo.reporting.report import align, resident_bytes
 
 __all__ = ["Row", "measure", "run"]
 
