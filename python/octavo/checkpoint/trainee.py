@@ -113,7 +113,10 @@ def load_trainee(
     if method is not None and method not in METHODS:
         raise CheckpointError(f"{where}: expected a known method, got {describe(method)}.")
     try:
-        ranges = {key: range_from_data(value, key) for key, value in content["params"].items()}
+        ranges = {
+            key: range_from_data(value, f"range {describe(key)}")
+            for key, value in content["params"].items()
+        }
     except StateError as error:
         raise CheckpointError(f"{where}: {error} The file is damaged.") from None
     params = {key: ranges[str(key)] for key in plan_keys(plan) if str(key) in ranges}

@@ -332,5 +332,7 @@ def test_ranges_of_trainees_are_read_alike(tmp_path: Path) -> None:
             params = {**content["params"], key: [scale.hex(), zero_point, bits]}
             metadata["trainee"] = json.dumps({**content, "params": params})
             safetensors_file.write(path, tensors, metadata)
-            with pytest.raises(octavo.CheckpointError, match=rf"{key}: expected a .*, got "):
+            with pytest.raises(
+                octavo.CheckpointError, match=rf"range '{key}': expected a .*, got "
+            ):
                 octavo.load(path, nn.Sequential(nn.Linear(40, 70)))

@@ -444,7 +444,11 @@ def test_damaged_files(tmp_path: Path) -> None:
         ('"method":null', '"method":"adam"', "expected a known method, got 'adam'"),
         ('"function":"Tensor.mean"', '"function":"os.system"', "functions of octavo's table"),
         ('"module":"conv2"', '"module":"conv9"', "modules of the model, got 'conv9'"),
-        ('":x":[', '":y":["0x0p+0",0,8],":x":[', "a positive normal float32 as scale"),
+        (
+            '":x":[',
+            '":y":["0x0p+0",0,8],":x":[',
+            "range ':y': expected a positive normal float32 as scale, got 0.0",
+        ),
         ('"tied":{}', '"tied":[]', "no 'tied' of its kind"),
     ):
         assert old in text, old
