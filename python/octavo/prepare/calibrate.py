@@ -22,6 +22,7 @@ from octavo.nn.linear import QLinear
 from octavo.nn.registry import quantized_class
 from octavo.numerics.ranges import RULES, Histogram, clipped, squared_error
 from octavo.numerics.scheme import QParams
+from octavo.ops.region_steps import LINEAR_F32
 from octavo.planning.plan import Plan, RegionPlan, SitePlan
 
 __all__ = ["Calibration", "calibrate", "plan_keys", "region_keys", "without_unreached"]
@@ -197,7 +198,7 @@ def _row_readers(model: nn.Module, plan: Plan) -> dict[str, RangeKey]:
     }
     for flow in plan.flows:
         for region in flow.regions:
-            if all(step.kind == "linear_f32" for step in region.steps):
+            if all(step.kind == LINEAR_F32.name for step in region.steps):
                 for step in region.steps:
                     inputs[step.module] = ValueKey(flow.flow.path, step.inputs[0])
     # Where a layer is called twice, each call has a range of its own.
