@@ -6,7 +6,6 @@ import dataclasses
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from octavo import _C
 from octavo.data import Batches
@@ -46,6 +45,8 @@ def count_multiplies(model: nn.Module, data: object) -> Multiplies:
     """Multiply-adds of the first batch: integer ones as octavo's ops count them, float as torch."""
     batches = data if isinstance(data, Batches) else Batches(data)
     call = batches.first(model)
+
+    from torch.utils.flop_counter import FlopCounterMode  # noqa: PLC0415 (it imports triton)
 
     def run() -> None:
         if call is not None:
