@@ -23,6 +23,7 @@ from octavo.deciding.search import Search
 from octavo.errors import describe
 from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey
+from octavo.graph.reads import tensors_read
 from octavo.interrupts import held_back
 from octavo.lowering.rewrite import dequantize as _dequantize
 from octavo.lowering.rewrite import rewrite, sums_are_finite
@@ -273,8 +274,8 @@ def _integers(job: _Job) -> nn.Module:
     example = job.example(work)
     folded = fold(work, example)
     job.notes.add_all(f"{name} is computed once and kept" for name in folded.materialised)
-    decided, flows, replan = _decided(job, work, example)
-    divided = _moved(job, work, decided, flows)
+    decided, flows, replan, read_elsewhere = _decided(job, work, example)
+    divided = _moved(job, work, decided, flows, read_elsewhere)
     decided, params = _calibrated(job, work, decided, replan)
     how = _method(job, work, decided, divided)
     chosen = job.rounding is None and how.needs_data
@@ -298,7 +299,7 @@ def _trainee(job: _Job) -> nn.Module:
     example = job.example(work)
     folded = fold(work, example, training=True)
     normed = frozenset(layer for _, layer in folded.batch_norms)
-    decided, flows, _ = _decided(job, work, example, training=True, normed=normed)
+    decided, flows, *_ = _decided(job, work, example, training=True, normed=normed)
     decided, params = _calibrated(job, work, decided)
     # For the report: training decides how weights round.
     rounded = round_model(
@@ -324,11 +325,15 @@ def _decided(
     example: Example,
     training: bool = False,
     normed: frozenset[str] = frozenset(),
-) -> tuple[Plan, list[FlowPlan], _Replan | None]:
-    """The plan; captured modules, rounded block by block; how layers get ranges of each row."""
+) -> tuple[Plan, list[FlowPlan], _Replan | None, frozenset[str]]:
+    """The plan; captured modules, rounded block by block; how layers get ranges of each row.
+
+    And the tensors that more than their owners read.
+    """
     if isinstance(job.asked, Plan):
         arguments.check_plan(job.asked, work)
-        return job.asked, [], None
+        flows = [flow_plan.flow for flow_plan in job.asked.flows]
+        return job.asked, [], None, frozenset(tensors_read(work, flows))
     found = capture(work, example, training=training)
     decision = decide(
         work, found, widths=job.asked, activations=job.activations,
@@ -338,17 +343,25 @@ def _decided(
     )  # fmt: skip
     job.notes.add_all(decision.notes)
     flows = [FlowPlan(flow, flow.steps) for flow in found.flows]
-    return decision.plan, flows, decision.replan if job.rows_allowed else None
+    replan = decision.replan if job.rows_allowed else None
+    return decision.plan, flows, replan, found.read_elsewhere
 
 
-def _moved(job: _Job, work: nn.Module, decided: Plan, flows: list[FlowPlan]) -> frozenset[str]:
+def _moved(
+    job: _Job,
+    work: nn.Module,
+    decided: Plan,
+    flows: list[FlowPlan],
+    read_elsewhere: frozenset[str],
+) -> frozenset[str]:
     """Equalizes channel ranges and smooths outliers; the layers whose channels were divided."""
     if job.batches is None or job.effort == "fast":
         return frozenset()
-    divided = equalize(work, decided, job.batches).divided
+    divided = equalize(work, decided, job.batches, read_elsewhere).divided
     if divided:
         job.notes.add(f"channel ranges equalized behind {len(divided)} layers")
-    smoothed = smooth(work, decided, [f.flow for f in flows or decided.flows], job.batches)
+    captured = [f.flow for f in flows or decided.flows]
+    smoothed = smooth(work, decided, captured, job.batches, read_elsewhere)
     if smoothed.pairs:
         job.notes.add(
             f"activation outliers of {len(smoothed.pairs)} normalisations moved into the linear "

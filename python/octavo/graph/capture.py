@@ -1,4 +1,9 @@
-"""What a model consists of: its sites (layers) and, where tracing succeeds, its flows."""
+"""What a model consists of: its sites (layers) and its flows (captured forwards).
+
+With an example, modules are exported by torch.export, the root first, children where that fails.
+What cannot be exported but traced by torch.fx is traced; so is everything for training, and where
+there is no example. A flow is kept only if it agrees with its module (`octavo.graph.agreement`).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from octavo.data import Example
+from octavo.graph.agreement import agreed, same_bits
+from octavo.graph.exported import Form, exported, is_one_step
 from octavo.graph.flow import Flow, walk
+from octavo.graph.form import form_of
 from octavo.graph.kinds import recognise
+from octavo.graph.operator_kinds import other_numbers, recognise_operators
+from octavo.graph.reads import Reads, recorded, tensors_read
 from octavo.graph.trace import Untraceable, bind, is_leaf, trace, training_steps
 from octavo.interrupts import check, let_through
+from octavo.nn.decomposed.decompose import BORDERS
+from octavo.nn.hooks import any_global
 from octavo.nn.registry import float_reasons, looks_up, quantized_class
+from octavo.nn.surgery import copy_model
 
 __all__ = ["Capture", "Site", "capture"]
 
@@ -51,11 +64,14 @@ class Capture:
         sites: in call order as far as an example shows it, then in the order of registration.
         flows: captured modules; none lies inside another.
         untraced: module path to the reason why its forward is no flow.
+        read_elsewhere: qualified names of parameters and buffers that not only their owner's
+            forward reads: nobody may write into them or replace them.
     """
 
     sites: tuple[Site, ...]
     flows: tuple[Flow, ...] = ()
     untraced: Mapping[str, str] = field(default_factory=dict)
+    read_elsewhere: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         lines = ["sites"]
@@ -76,9 +92,8 @@ class Capture:
 def capture(model: nn.Module, example: Example = None, training: bool = False) -> Capture:
     """The sites and flows of ``model``, which must be in eval mode and stays as it was.
 
-    Each submodule is traced, the root first, its children only if that fails; layers of torch.nn
-    are single steps. With an example a flow is kept only if, run on the same inputs that its module
-    gets, it returns what the module returns, bit for bit.
+    Each submodule is captured, the root first, its children only if that fails; layers of torch.nn
+    are single steps.
 
     Args:
         model: any module.
@@ -87,15 +102,49 @@ def capture(model: nn.Module, example: Example = None, training: bool = False) -
         training: keep only flows that hold in training mode too (`Flow.training`); ``model`` is
             then a copy that nobody else uses, since tracing switches its mode. Needs an example.
     """
-    found = _Findings({id(module): name for name, module in model.named_modules()}, training)
+    names = {id(module): name for name, module in model.named_modules()}
+    hooked = frozenset(id(module) for module in model.modules() if _is_hooked(module))
+    found = _Findings(names, training, hooked)
     if example is None:
         _trace_down(model, "", found)
     else:
         with torch.no_grad():
             while _watch_once(model, example, found):
                 pass
+        if "" not in found.flows and "" not in found.seen:
+            _see_reads(model, example, found)
     calls = None if example is None else found.calls
-    return Capture(_sites(model, calls), tuple(found.flows.values()), found.untraced)
+    flows = tuple(found.flows.values())
+    elsewhere = frozenset((*found.elsewhere, *tensors_read(model, flows)))
+    neutral = set(_without_effect(model, flows))
+    sites = tuple(site for site in _sites(model, calls) if site.name not in neutral)
+    return Capture(sites, flows, found.untraced, elsewhere)
+
+
+def _without_effect(model: nn.Module, flows: tuple[Flow, ...]) -> Iterator[str]:
+    """Modules whose parameters only stand in normalisations that have become the identity."""
+    for flow in flows:
+        for step in flow.steps:
+            read = [part.args[0] for part in step.fused if part.function == "get_attr"]
+            if step.kind == "identity" and read:
+                owner = read[0].rpartition(".")[0]
+                own = model.get_submodule(owner)._parameters
+                names = {f"{owner}.{k}".lstrip(".") for k, p in own.items() if p is not None}
+                if names <= set(read):
+                    yield owner
+
+
+def _see_reads(model: nn.Module, example: Example, found: _Findings) -> None:
+    """Finds which tensors are read by others than their owners, where the root is no flow."""
+    try:
+        private = _Private(model, "", found)
+        with recorded(private.base, private.names_of(private.base)) as reads:
+            _run_example(private.base, example)
+    except MemoryError:
+        raise
+    except Exception:  # The model cannot be copied, or its copy not run: nothing is known.
+        return
+    found.elsewhere |= reads.elsewhere
 
 
 @dataclass
@@ -104,13 +153,19 @@ class _Findings:
 
     Attributes:
         names: id of each module to its qualified name.
+        hooked: ids of modules that have forward hooks of the user's.
+        elsewhere: as ``read_elsewhere``.
+        seen: modules of which all reads have been seen.
     """
 
     names: dict[int, str]
     training: bool = False
+    hooked: frozenset[int] = frozenset()
     flows: dict[str, Flow] = field(default_factory=dict)
     untraced: dict[str, str] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
 
 
 def _run_example(model: nn.Module, example: Example) -> None:
@@ -166,7 +221,10 @@ def _watch_once(model: nn.Module, example: Example, found: _Findings) -> bool:
         if path not in flows:
             watch.idle = True
             try:
-                watch.pending[path] = _attempt(model, path, found, args, kwargs)
+                if found.training:
+                    watch.pending[path] = _attempt(model, path, found, args, kwargs)
+                else:
+                    flows[path] = _captured(model, path, found, args, kwargs)
             except Untraceable as why:
                 untraced[path] = str(why)
                 return
@@ -184,7 +242,7 @@ def _watch_once(model: nn.Module, example: Example, found: _Findings) -> bool:
         watch.inside.pop()
         if path in watch.pending:
             flow, result = watch.pending.pop(path)
-            if _same(result, output):
+            if same_bits(result, output):
                 flows[path] = flow
             else:
                 untraced[path] = "its traced form computes something else on the example"
@@ -212,6 +270,152 @@ def _hooked(
             handle.remove()
 
 
+def _form(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Form:
+    """How a module is called; Untraceable for calls that a flow cannot take."""
+    try:
+        tensors, constants = bind(module.forward, args, kwargs)
+    except (TypeError, ValueError):
+        raise Untraceable("its call does not fit its signature") from None
+    given = {name: x for name, x in tensors.items() if x is not None}
+    if not given:
+        raise Untraceable("it takes no tensor")
+    return Form.of(given, constants)
+
+
+# ---- for inference -------------------------------------------------------------------------------
+
+
+def _captured(
+    model: nn.Module, path: str, found: _Findings, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Flow:
+    """The flow of one module for calls like this one; Untraceable if there is none."""
+    form = _form(model.get_submodule(path), args, kwargs)
+    private = _Private(model, path, found)
+    forms = [few for few in _of_two_samples(form) if private.runs(few)] or [form]
+    reasons = []
+    for few in forms:
+        for all_sizes in (True, False):
+            check()
+            try:
+                private.refuse_hooks()
+                return _exported(model, path, few, private, all_sizes)
+            except Untraceable as why:
+                reasons.append(str(why))
+    try:
+        return _traced(model, path, forms[0], private, found)
+    except Untraceable as why:
+        reasons.append(str(why))
+    raise Untraceable("; ".join(dict.fromkeys(reasons)))
+
+
+class _Private:
+    """Copies of one module that nobody else uses, without hooks, which share its parameters."""
+
+    def __init__(self, model: nn.Module, path: str, found: _Findings) -> None:
+        self.module, self.path, self.found = model.get_submodule(path), path, found
+        self.reads = Reads()
+        self.names = [found.names[id(module)] for module in self.module.modules()]
+        try:
+            self.base = self._copy(self.module)
+        except TypeError as error:
+            raise Untraceable(f"it cannot be copied ({error})") from None
+
+    @staticmethod
+    def _copy(module: nn.Module) -> nn.Module:
+        with torch.inference_mode(False):
+            copied = copy_model(module, shared=module.parameters())
+        for child in copied.modules():
+            if not isinstance(child, torch.jit.ScriptModule):
+                for name, table in vars(child).items():
+                    if "hooks" in name and isinstance(table, dict):
+                        vars(child)[name] = type(table)()
+        return copied
+
+    def copy(self) -> nn.Module:
+        """Another one, in the state after one call."""
+        return self._copy(self.base)
+
+    def names_of(self, copied: nn.Module) -> dict[int, str]:
+        """id of each module of a copy to the qualified name from the root model."""
+        return {id(m): name for m, name in zip(copied.modules(), self.names, strict=True)}
+
+    def runs(self, form: Form) -> bool:
+        """Whether the module takes such a call. What it makes in its first call is there then."""
+        tensors = {name: x.clone() for name, x in form.tensors.items()}
+        try:
+            with recorded(self.base, self.names_of(self.base)) as reads:
+                let_through(form.call, self.base, tensors)
+        except MemoryError:
+            raise
+        except Exception:  # The user's forward, for arguments that are not the user's.
+            return False
+        self.reads = reads
+        self.found.elsewhere |= reads.elsewhere
+        self.found.seen.add(self.path)
+        return True
+
+    def known(self, flow: Flow, training: bool = False) -> Flow:
+        """The flow with what its module is and reads."""
+        reads = self.reads.plain()
+        if training:  # There layers are called, and what depends on the mode is a call of its own.
+            called = {n for m, n in zip(self.module.modules(), self.names, strict=True)
+                      if is_one_step(m)}  # fmt: skip
+            reads = tuple(e for e in reads if e[0][-1] != "training" and e[0][0] not in called)
+        return replace(flow, form=form_of(self.module), reads=reads)
+
+    def refuse_hooks(self) -> None:
+        """Untraceable where hooks or another forward are inside: export would not see them."""
+        if any_global():
+            raise Untraceable("a hook on all modules is there")
+        for module in self.module.modules():
+            if "forward" in vars(module):
+                raise Untraceable("a forward in it is replaced on the instance")
+            if isinstance(module, BORDERS):
+                raise Untraceable(f"it calls a {type(module).__bases__[-1].__name__} step by step")
+            inside = module is not self.module and not is_one_step(module)
+            if inside and id(module) in self.found.hooked:
+                raise Untraceable("a module in it has a hook")
+
+
+def _of_two_samples(form: Form) -> list[Form]:
+    """The call with two samples, which torch.export lets be any number; the call as it is."""
+    samples = form.samples
+    if samples == 2:
+        return [form]
+    index = torch.arange(2) % samples if samples else torch.zeros(0, dtype=torch.long)
+    tensors = {
+        name: x.index_select(0, index) if x.dim() and x.shape[0] == samples else x
+        for name, x in form.tensors.items()
+        if name not in form.same
+    }
+    given = {name: tensors[form.same.get(name, name)] for name in form.tensors}
+    return [Form.of(given, form.constants), form]
+
+
+def _exported(
+    model: nn.Module, path: str, form: Form, private: _Private, all_sizes: bool
+) -> Flow:
+    copied = private.copy()
+    raw = exported(copied, path, form, private.names_of(copied), all_sizes)
+    first = next(iter(raw.flow.sizes.values()))[:1]
+    if form.samples > 1 and first and isinstance(first[0], int):
+        raise Untraceable(f"it is made for {first[0]} samples")
+    flow = recognise_operators(raw, model)
+    others = other_numbers(flow, raw.numbers) if all_sizes and len(raw.numbers) > 1 else None
+    return private.known(agreed(flow, form, private.copy, others))
+
+
+def _traced(
+    model: nn.Module, path: str, form: Form, private: _Private, found: _Findings
+) -> Flow:
+    flow = trace(model, path, list(form.tensors), form.constants, found.names)
+    flow, _ = _recognised(flow, model, form)
+    return private.known(agreed(flow, form, private.copy, None))
+
+
+# ---- for training --------------------------------------------------------------------------------
+
+
 def _attempt(
     model: nn.Module,
     path: str,
@@ -220,16 +424,18 @@ def _attempt(
     kwargs: dict[str, Any],
 ) -> tuple[Flow, Any]:
     """The flow of one module and what it returns for these inputs; Untraceable if there is none."""
-    module = model.get_submodule(path)
-    try:
-        tensors, constants = bind(module.forward, args, kwargs)
-    except (TypeError, ValueError):
-        raise Untraceable("its call does not fit its signature") from None
-    if not tensors:
-        raise Untraceable("it takes no tensor")
-    flow = trace(model, path, list(tensors), constants, found.names, both_modes=found.training)
-    if found.training:
-        flow = replace(flow, training=training_steps(model, flow, found.names))
+    form = _form(model.get_submodule(path), args, kwargs)
+    flow = trace(model, path, list(form.tensors), form.constants, found.names, both_modes=True)
+    flow = replace(flow, training=training_steps(model, flow, found.names))
+    flow, result = _recognised(flow, model, form)
+    private = _Private(model, path, found)
+    if not private.runs(form):
+        raise Untraceable("its call fails")
+    return private.known(agreed(flow, form, private.copy, None), training=True), result
+
+
+def _recognised(flow: Flow, model: nn.Module, form: Form) -> tuple[Flow, Any]:
+    """A traced flow with integer kinds, and what it returns on the example."""
     values: dict[str, Any] = {}
 
     def observe(name: str, value: Any) -> None:
@@ -238,7 +444,7 @@ def _attempt(
         elif isinstance(value, (bool, int, float, tuple, list)):
             values[name] = tuple(value) if isinstance(value, torch.Size) else value
 
-    copies = [value.clone() for value in tensors.values() if value is not None]
+    copies = [value.clone() for value in form.tensors.values()]
     try:
         result = walk(flow, model, tuple(copies), observe)
         flow = recognise(flow, model, values)
@@ -251,6 +457,12 @@ def _attempt(
     return flow, _detached(result)
 
 
+def _is_hooked(module: nn.Module) -> bool:
+    return not isinstance(module, torch.jit.ScriptModule) and bool(
+        module._forward_hooks or module._forward_pre_hooks
+    )
+
+
 def _detached(result: Any) -> Any:
     if isinstance(result, Tensor):
         return result.clone()
@@ -259,20 +471,6 @@ def _detached(result: Any) -> Any:
     if isinstance(result, dict):
         return {key: _detached(item) for key, item in result.items()}
     return result
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal types, structure and bits (NaN equals NaN)."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same_form = a.dtype == b.dtype and a.shape == b.shape
-        return same_form and bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(_same(a[key], b[key]) for key in a)
-    return bool(a == b)
 
 
 def _features(module: nn.Module) -> int:

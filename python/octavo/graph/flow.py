@@ -8,7 +8,7 @@ remembers the call it came from), and the steps whose ``kind`` is a row of the r
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch.nn.utils import parametrize
 from octavo.errors import describe
 from octavo.files.typed import made
 from octavo.graph.functions import FUNCTIONS
+from octavo.graph.operators import OPERATOR, operator_of
+from octavo.graph.sizes import Size, holds, symbols_of, value_of
 from octavo.ops.region_steps import PLANNED
 
 __all__ = [
@@ -26,13 +28,17 @@ __all__ = [
     "Flow",
     "Ref",
     "Step",
+    "bound",
     "evaluate",
     "from_data",
+    "kept_values",
     "refs",
     "run",
     "substitute",
     "to_data",
     "walk",
+    "with_values",
+    "write_back",
 ]
 
 
@@ -57,10 +63,12 @@ class Step:
             a step with ``fused`` these are the values that the fused steps read from outside.
         output: value defined.
         module: qualified name (from the root model) of the child that is called, "" for a function.
-        function: row of capture's function table, "" for a module.
-        args, kwargs: of that call, with `Ref` in place of values; kwargs as sorted pairs. Empty for
-            modules with one input. The function "get_attr" reads the parameter or buffer whose
-            qualified name is its argument.
+        function: an operator of ATen ("aten.add.Tensor") or a row of capture's function table, ""
+            for a module.
+        args, kwargs: of that call, with `Ref` in place of values and `Size` in place of numbers
+            that depend on sizes; kwargs as sorted pairs. Empty for modules with one input. The
+            function "get_attr" reads the parameter or buffer whose qualified name is its argument;
+            "constant" makes the tensor of its arguments: elements, shape, dtype.
         params: plain JSON data that the integer step needs (stride, padding, clamp in reals, ...).
         fused: the float steps (in order) that this step stands for, when capture or plan has made
             one of several; else empty. Evaluating the step in float evaluates these.
@@ -90,6 +98,17 @@ class Flow:
             sizes may differ in a call; the number of dimensions and the channels may not.
         training: calls that say ``training=`` as they are in training mode, by the value they
             define. Only capture for training fills it; ``steps`` are those of evaluation mode.
+        sizes: of each parameter's dimensions: a number that it must have, the name of a symbol, or
+            an expression of symbols. Without an entry any size fits.
+        ranges: least and largest number that a symbol may stand for (largest -1: any).
+        conditions: what must hold of the symbols besides.
+        dtypes: that a parameter must have.
+        same: parameters that must be the very tensor of another one.
+        form: names and classes of the modules inside.
+        reads: attributes that the forward reads (module, attribute, maybe one of what that holds),
+            whether they are plain data, and that data.
+        writes: what the forward writes, when all steps have run: ("buffer", qualified name, value)
+            or ("argument", parameter, value).
     """
 
     path: str
@@ -99,6 +118,14 @@ class Flow:
     output: Any
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     training: Mapping[str, Step] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    conditions: tuple[Any, ...] = ()
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
+    writes: tuple[tuple[str, str, str], ...] = ()
+    form: tuple[tuple[str, str], ...] = ()
+    reads: tuple[tuple[tuple[str, ...], bool, Any], ...] = ()
 
     def __str__(self) -> str:
         lines = [f"flow {self.path or '(root)'}({', '.join(self.parameters)})"]
@@ -111,7 +138,7 @@ class Flow:
 
 
 def substitute(value: Any, replace: Callable[[Ref], Any]) -> Any:
-    """``value`` with each `Ref` inside it replaced by ``replace(ref)``."""
+    """``value`` with each `Ref` inside it replaced by ``replace(ref)``; a `Size` stays."""
     if isinstance(value, Ref):
         return replace(value)
     if isinstance(value, tuple):
@@ -125,10 +152,93 @@ def substitute(value: Any, replace: Callable[[Ref], Any]) -> Any:
     return value
 
 
+def with_values(value: Any, values: Mapping[str, Any]) -> Any:
+    """``value`` with what each `Ref` and `Size` inside it stands for."""
+    if isinstance(value, Ref):
+        return values[value.name]
+    if isinstance(value, Size):
+        return value_of(value.expression, values.__getitem__)
+    if isinstance(value, (tuple, list)):
+        return type(value)([with_values(item, values) for item in value])
+    if isinstance(value, dict):
+        return {key: with_values(item, values) for key, item in value.items()}
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        return slice(*(with_values(part, values) for part in parts))
+    return value
+
+
+def bound(flow: Flow, tensors: Sequence[torch.Tensor]) -> dict[str, Any] | None:
+    """The values that a call of the flow begins with: its tensors and the numbers of its symbols.
+
+    None where the tensors are not such as it was captured for.
+    """
+    values: dict[str, Any] = dict(zip(flow.parameters, tensors, strict=True))
+    for name, other in flow.same.items():
+        if values[name] is not values[other]:
+            return None
+    for name, dtype in flow.dtypes.items():
+        if values[name].dtype is not dtype:
+            return None
+    later: list[tuple[Any, int]] = []
+    for name, sizes in flow.sizes.items():
+        shape = values[name].shape
+        if len(shape) != len(sizes):
+            return None
+        for size, number in zip(sizes, shape, strict=True):
+            if isinstance(size, int):
+                if size != number:
+                    return None
+            elif isinstance(size, str):
+                if values.setdefault(size, number) != number:
+                    return None
+            else:
+                later.append((size, number))
+    for symbol, (least, most) in flow.ranges.items():
+        number = values.get(symbol)
+        if number is None or number < least or (most >= 0 and number > most):
+            return None
+    if later or flow.conditions:
+        for size, number in later:
+            if not holds(("==", size, number), values):
+                return None
+        for condition in flow.conditions:
+            if not holds(condition, values):
+                return None
+    return values
+
+
+def write_back(flow: Flow, module_of: Callable[[str], nn.Module], values: Mapping[str, Any]) -> None:
+    """Writes what the forward writes into buffers and arguments; ``values`` holds these too."""
+    with torch.no_grad():
+        for kind, name, value in flow.writes:
+            if kind == "argument":
+                values[name].copy_(values[value])
+            else:
+                owner, _, attribute = name.rpartition(".")
+                buffer = module_of(owner)._buffers[attribute]
+                assert buffer is not None
+                buffer.copy_(values[value])
+
+
+def kept_values(flow: Flow) -> Iterator[str]:
+    """Names of the values that are needed when all steps have run."""
+    yield from refs(flow.output)
+    for kind, name, value in flow.writes:
+        yield value
+        if kind == "argument":
+            yield name
+
+
 def refs(value: Any) -> Iterator[str]:
-    """Names of the values that a nested argument reads, in order, with repetitions."""
+    """Names of the values that a nested argument reads, in order, with repetitions.
+
+    Symbols of sizes are among them.
+    """
     if isinstance(value, Ref):
         yield value.name
+    elif isinstance(value, Size):
+        yield from symbols_of(value.expression)
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from refs(item)
@@ -151,11 +261,14 @@ def evaluate(step: Step, module_of: Callable[[str], nn.Module], values: dict[str
         owner, _, name = step.args[0].rpartition(".")
         result = _tensor_of(module_of(owner), name)
     else:
-        args = substitute(step.args, lambda ref: values[ref.name])
-        kwargs = {
-            key: substitute(value, lambda ref: values[ref.name]) for key, value in step.kwargs
-        }
-        if step.function:
+        args = with_values(step.args, values)
+        kwargs = {key: with_values(value, values) for key, value in step.kwargs}
+        if step.function == "constant":
+            elements, shape, dtype = args
+            result = torch.tensor(elements, dtype=dtype, device="cpu").view(shape)
+        elif step.function.startswith(OPERATOR):
+            result = operator_of(step.function)(*args, **kwargs)
+        elif step.function:
             result = FUNCTIONS[step.function](*args, **kwargs)
         elif args or kwargs:
             result = module_of(step.module)(*args, **kwargs)
@@ -213,28 +326,34 @@ def walk(
 
     Values are dropped after their last use.
     """
-    values: dict[str, Any] = {}
+    values = bound(flow, args)
+    if values is None:
+        raise ValueError(f"flow {flow.path!r}: expected tensors that fit it, got others.")
     last_use: dict[str, int] = {}
     for position, step in enumerate(flow.steps):
         for part in step.fused or (step,):
             for name in (part.output, *part.inputs, *refs([part.args, dict(part.kwargs)])):
                 last_use[name] = position
-    for name in refs(flow.output):
+    for name in kept_values(flow):
         last_use[name] = len(flow.steps)
     dying: dict[int, list[str]] = {}
     for name, position in last_use.items():
         dying.setdefault(position, []).append(name)
     for name, value in zip(flow.parameters, args, strict=True):
-        values[name] = value
         define(name, value)
     for position, step in enumerate(flow.steps):
         for part in step.fused or (step,):
             define(part.output, evaluate(part, model.get_submodule, values))
         for name in dying.get(position, ()):
             values.pop(name, None)
-    return substitute(flow.output, lambda ref: values[ref.name])
+    result = with_values(flow.output, values)
+    write_back(flow, model.get_submodule, values)
+    return result
 
 
+_MAY_BE_EMPTY = frozenset(
+    "fused training sizes ranges conditions dtypes same writes form reads".split(" ")
+)
 _SPECIAL_FLOATS = {float("inf"): "inf", float("-inf"): "-inf"}
 
 
@@ -249,6 +368,8 @@ def to_data(value: Any) -> Any:
         return {"float": _SPECIAL_FLOATS[value]} if value in _SPECIAL_FLOATS else value
     if isinstance(value, Ref):
         return {"ref": value.name}
+    if isinstance(value, Size):
+        return {"size": to_data(value.expression)}
     if isinstance(value, list):
         return [to_data(item) for item in value]
     if isinstance(value, tuple):
@@ -269,7 +390,7 @@ def to_data(value: Any) -> Any:
             name: {
                 key: to_data(item)
                 for key, item in vars(value).items()
-                if item or key not in ("fused", "training")
+                if item or key not in _MAY_BE_EMPTY
             }
         }
     raise TypeError(f"flow: expected plain data, got {type(value).__name__}.")
@@ -292,6 +413,8 @@ def from_data(data: Any) -> Any:
         return float(content)
     if tag == "ref" and isinstance(content, str):
         return Ref(content)
+    if tag == "size":
+        return Size(from_data(content))
     if tag == "tuple" and isinstance(content, list):
         return tuple(from_data(item) for item in content)
     if tag == "slice" and isinstance(content, list) and len(content) == 3:

@@ -21,6 +21,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from octavo.errors import describe
 from octavo.graph.flow import KINDS, Flow, Ref, Step, refs
 from octavo.graph.functions import ATTRIBUTES, FUNCTIONS, takes_word
+from octavo.graph.operators import OPERATOR, is_operator, takes
+from octavo.graph.sizes import Size, is_condition, is_expression
+from octavo.graph.exported import is_one_step
 from octavo.graph.trace import is_leaf, returns_its_input
 
 __all__ = ["FlowCheck"]
@@ -43,12 +46,15 @@ class FlowCheck:
             *_computed(self.modules),
         }
         self._identities: dict[str, bool] = {}
+        self._symbols: frozenset[str] = frozenset()
 
     def check(self, flow: Flow, items: Iterable[Step]) -> None:
         """ValueError unless every step of the flow, and of what it became, is one of capture's."""
         module = self.modules.get(flow.path)
         if module is None or is_leaf(module):
             raise ValueError(f"expected a flow of one of the modules, got {describe(flow.path)}.")
+        self._symbols = frozenset(flow.ranges)
+        self._check_sizes(flow)
         self._check_values([flow.output, dict(flow.constants)])
         for step in (*flow.steps, *flow.training.values(), *items):
             self._check_step(step, f"{flow.path}." if flow.path else "")
@@ -69,6 +75,10 @@ class FlowCheck:
             self._check_module(step, prefix)
         if step.function == "get_attr":
             self._check_tensor(step, prefix)
+        elif step.function == "constant":
+            self._check_constant(step)
+        elif step.function.startswith(OPERATOR):
+            self._check_operator(step)
         elif step.function:
             self._check_function(step)
 
@@ -83,7 +93,7 @@ class FlowCheck:
                 f"expected steps that call modules inside {describe(prefix[:-1])}, got "
                 f"{describe(step.module)}."
             )
-        if not is_leaf(module) and not self._is_identity(step.module):
+        if not is_one_step(module) and not is_leaf(module) and not self._is_identity(step.module):
             raise ValueError(
                 "expected steps that call layers whose forward is torch's own, got "
                 f"{describe(step.module)}, a {type(module).__name__}."
@@ -138,8 +148,67 @@ class FlowCheck:
                 "write into."
             )
 
+    def _check_sizes(self, flow: Flow) -> None:
+        """Sizes, ranges, conditions, dtypes and writes are those of the flow's own parameters."""
+        own = set(flow.parameters)
+        for named in (flow.sizes, flow.dtypes, flow.same, dict.fromkeys(flow.same.values())):
+            if not set(named) <= own:
+                raise ValueError(
+                    f"expected sizes and types of {describe(sorted(own))}, got those of "
+                    f"{describe(sorted(set(named) - own))}."
+                )
+        if any(not s.startswith("$") or len(pair) != 2 for s, pair in flow.ranges.items()):
+            raise ValueError(f"expected ranges of symbols, got {describe(dict(flow.ranges))}.")
+        for size in (size for sizes in flow.sizes.values() for size in sizes):
+            if not is_expression(size, self._symbols):
+                raise ValueError(f"expected sizes of symbols, got {describe(size)}.")
+        named = {size for sizes in flow.sizes.values() for size in sizes if isinstance(size, str)}
+        if not self._symbols <= named:
+            raise ValueError(
+                "expected symbols that stand for a size, got "
+                f"{describe(sorted(self._symbols - named))} that stand for none."
+            )
+        for condition in flow.conditions:
+            if not is_condition(condition, self._symbols):
+                raise ValueError(f"expected conditions on symbols, got {describe(condition)}.")
+        if not all(isinstance(dtype, torch.dtype) for dtype in flow.dtypes.values()):
+            raise ValueError(f"expected dtypes, got {describe(dict(flow.dtypes))}.")
+        prefix = f"{flow.path}." if flow.path else ""
+        for kind, name, _ in flow.writes:
+            owner, _, attribute = name.rpartition(".")
+            module = self.modules.get(owner)
+            is_buffer = (
+                kind == "buffer"
+                and name.startswith(prefix)
+                and module is not None
+                and isinstance(module._buffers.get(attribute), torch.Tensor)
+            )
+            if not is_buffer and not (kind == "argument" and name in own):
+                raise ValueError(f"expected writes into buffers, got {describe((kind, name))}.")
+
+    def _check_constant(self, step: Step) -> None:
+        elements, shape, dtype = step.args
+        plain = isinstance(elements, tuple) and all(
+            type(e) in (bool, int, float) for e in elements
+        )
+        sized = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+        if step.kwargs or not (plain and sized and isinstance(dtype, torch.dtype)):
+            raise ValueError(f"expected the numbers of a tensor, got {describe(step.args)}.")
+
+    def _check_operator(self, step: Step) -> None:
+        words = tuple(word for word, _ in step.kwargs)
+        if not is_operator(step.function) or not takes(step.function, len(step.args), words):
+            raise ValueError(
+                "expected operators of octavo's list with arguments that they take, got "
+                f"{describe(step.function)} with {len(step.args)} and {describe(list(words))}."
+            )
+
     def _check_values(self, value: Any) -> None:
         for leaf in _leaves(value):
+            if isinstance(leaf, Size):
+                if not is_expression(leaf.expression, self._symbols):
+                    raise ValueError(f"expected sizes of symbols, got {describe(leaf)}.")
+                continue
             if isinstance(leaf, (_PLAIN, bool, float, torch.layout)):
                 continue
             if not isinstance(leaf, int) or abs(leaf) > _MAX_INTEGER:

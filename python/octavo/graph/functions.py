@@ -256,5 +256,5 @@ def is_in_place(target: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def operation(row: str) -> str:
-    """The row's bare name: "F.relu", "torch.relu" and "Tensor.relu" are all "relu"."""
-    return row.rpartition(".")[2]
+    """The row's bare name: "F.relu", "torch.relu" and "aten.relu.default" are all "relu"."""
+    return row.split(".")[1] if row.startswith("aten.") else row.rpartition(".")[2]

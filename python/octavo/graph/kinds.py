@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from octavo.graph.flow import Flow, Ref, Step, evaluate, refs
 from octavo.graph.functions import BINARY, CLAMPS, LAYOUT, UNARY, operation
 from octavo.graph.layouts import map_of, numbered, slice_params, slices_as
+from octavo.graph.sizes import is_symbol
+from octavo.nn.registry import quantized_class
 from octavo.graph.trace import prune, returns_its_input
 
-__all__ = ["clamp_of", "recognise"]
+__all__ = ["Recogniser", "clamp_of", "recognise"]
 
 _INF = math.inf
 _Params = dict[str, Any]
@@ -103,7 +105,7 @@ def recognise(flow: Flow, model: nn.Module, values: Mapping[str, Any]) -> Flow:
       anything else.
       Empty without an example: then only modules are recognised, by their type.
     """
-    return prune(_Recogniser(flow, model, values).flow())
+    return prune(Recogniser(flow, model, values).flow())
 
 
 def clamp_of(step: Step) -> tuple[float, float] | None:
@@ -127,7 +129,16 @@ def _zero_pair(value: Any, dims: int) -> list[int]:
     return [0, numbers[1]] if dims == 1 else numbers
 
 
-class _Recogniser:
+class Recogniser:
+    """Integer kinds for the raw steps of one flow. See `recognise`.
+
+    Attributes:
+        layouts: names of functions that move elements.
+        numbers: of the symbols in sizes, while a change of layout is tried out.
+    """
+
+    layouts = LAYOUT
+
     def __init__(self, flow: Flow, model: nn.Module, values: Mapping[str, Any]) -> None:
         self.raw = flow
         self.model = model
@@ -135,6 +146,7 @@ class _Recogniser:
         self.shapes = {name: tuple(v) for name, v in values.items() if isinstance(v, torch.Size)}
         self.producer: dict[str, Step] = {step.output: step for step in flow.steps}
         self.found: dict[str, Step] = {}
+        self.numbers: Mapping[str, int] = {}
 
     def flow(self) -> Flow:
         for step in self.raw.steps:
@@ -164,7 +176,7 @@ class _Recogniser:
         needed, seen = [output], set()
         while needed:
             name = needed.pop()
-            if name in sources or name in seen:
+            if name in sources or name in seen or is_symbol(name):
                 continue
             if name not in self.producer:
                 return None
@@ -309,7 +321,7 @@ class _Recogniser:
         if name == "pixel_shuffle":
             factor = int(self.given(step, name)["upscale_factor"])
             return self._as(step, name, step.inputs, factor=factor)
-        if name in LAYOUT:
+        if name in self.layouts:
             return self._layout_calls(step)
         return None
 
@@ -318,13 +330,19 @@ class _Recogniser:
         if self.shape(value) is None:
             return None
         steps = self.between(value, [])
-        if steps is None or len(steps) > _CONSTANT_CALLS:
+        if steps is None or len(steps) > _CONSTANT_CALLS or any(map(self._is_layer, steps)):
             return None
         values: dict[str, Any] = {}
         for step in steps:
             evaluate(step, self.model.get_submodule, values)
         result = values[value]
         return result if isinstance(result, Tensor) else None
+
+    def _is_layer(self, step: Step) -> bool:
+        """Whether the call is one of a layer, whose weight others will round."""
+        if not step.module:
+            return False
+        return quantized_class(self.model.get_submodule(step.module))[0] is not None
 
     def _binary(self, step: Step, name: str) -> Step | None:
         if (
@@ -561,7 +579,7 @@ class _Recogniser:
             if (
                 producer is None
                 or not producer.inputs
-                or operation(producer.function) not in LAYOUT
+                or operation(producer.function) not in self.layouts
             ):
                 return None
             literal = literal and operation(producer.function) in (
@@ -582,7 +600,7 @@ class _Recogniser:
             def attempt(
                 probe: Tensor, source: str = source, parts: tuple[Step, ...] = parts
             ) -> Tensor:
-                values: dict[str, Any] = {source: probe}
+                values: dict[str, Any] = {source: probe, **self.numbers}
                 for part in parts:
                     evaluate(part, self.model.get_submodule, values)
                 result = values[step.output]
@@ -598,7 +616,7 @@ class _Recogniser:
         arithmetic = ("add", "sub", "mul", "floordiv", "int", "neg")
         return all(
             p.function
-            and operation(p.function) in LAYOUT
+            and operation(p.function) in self.layouts
             and not (operation(p.function) in arithmetic and self.shape(p.output) is not None)
             for p in parts
         )
@@ -686,7 +704,7 @@ def _module_clamp(module: nn.Module) -> _Params:
 def _function_clamp(name: str, step: Step) -> _Params:
     if name not in CLAMPS:
         return {}
-    given = _Recogniser.given(step, "hardtanh" if name == "hardtanh" else "clamp")
+    given = Recogniser.given(step, "hardtanh" if name == "hardtanh" else "clamp")
     lo, hi = {
         "relu": (0.0, _INF),
         "relu6": (0.0, 6.0),

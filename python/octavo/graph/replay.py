@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.graph.flow import Flow
+from octavo.graph.flow import Flow, bound
 from octavo.nn.forwards import replaced_forwards
 
 __all__ = ["call_tensors", "flow_arguments", "replayed"]
@@ -40,7 +40,9 @@ def _stand_in(
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         tensors = flow_arguments(flow, signature, args, kwargs)
-        return original(*args, **kwargs) if tensors is None else handle(flow, tensors)
+        if tensors is None or bound(flow, tensors) is None:
+            return original(*args, **kwargs)
+        return handle(flow, tensors)
 
     # Code that inspects the signature finds that of the module's own forward.
     forward.__signature__ = signature  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,11 +174,20 @@ class _Lowering:
         module = self.model.get_submodule(name)
         return module if any(True for _ in module.children()) else _plain_copy(module).double()
 
+    def _in_double(self, parts: Sequence[Step], values: dict[str, Any]) -> Tensor:
+        """The last call's result, with parameters and constants in float64 as the values are."""
+        for part in parts:
+            result = evaluate(part, self._double, values)
+            if part.function in ("get_attr", "constant") and result.is_floating_point():
+                values[part.output] = result.double()
+        assert isinstance(result, Tensor)
+        return result
+
     def _table(self, step: Step) -> Tensor:
         (x,) = step.inputs
         values: dict[str, Any] = {x: self._reals_of(x)}
         with torch.no_grad():
-            result = evaluate(step, self._double, values)
+            result = self._in_double(step.fused or (step,), values)
         return self._codes_of(result.double().flatten(), step.output)
 
     def _slopes(self, step: Step) -> Tensor:
@@ -205,8 +214,7 @@ class _Lowering:
             values: dict[str, Any] = {step.inputs[0]: x}
             with torch.no_grad():
                 # Not further: a clamp behind it may write into the result.
-                for part in parts[: last + 1]:
-                    result = evaluate(part, self._double, values)
+                result = self._in_double(parts[: last + 1], values)
             results.append(result.double().flatten())
         offset, at_one = results
         return torch.stack([at_one - offset, offset]).float()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["is_watched"]
+__all__ = ["any_global", "is_watched"]
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -17,4 +17,11 @@ def is_watched(module: nn.Module) -> bool:
         or module._backward_pre_hooks
         or torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
+    )
+
+
+def any_global() -> bool:
+    """Whether hooks are there that see the calls of all modules."""
+    return bool(
+        torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
     )

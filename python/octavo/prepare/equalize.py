@@ -79,7 +79,9 @@ class _Channels:
         self.count += rows.shape[1]
 
 
-def equalize(model: nn.Module, plan: Plan, data: object) -> Equalized:
+def equalize(
+    model: nn.Module, plan: Plan, data: object, read_elsewhere: frozenset[str] = frozenset()
+) -> Equalized:
     """Rescales channels in the regions that hold a depthwise convolution.
 
     s_c = (r_c / max r)^p, r_c the channel's largest magnitude on the first samples, with the power
@@ -91,8 +93,10 @@ def equalize(model: nn.Module, plan: Plan, data: object) -> Equalized:
         model: the float model of the plan, folded; its parameters are replaced.
         plan: tells what stands between layers.
         data: the batches.
+        read_elsewhere: tensors that must stay as they are (`octavo.graph.capture.Capture`).
     """
-    free = _free_layers(model, plan)
+    fixed = {name.rpartition(".")[0] for name in read_elsewhere}
+    free = _free_layers(model, plan) - fixed
     groups = [
         group
         for plan_of in plan.flows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from octavo.data import Example
 from octavo.graph.capture import Capture, capture
 from octavo.graph.flow import Flow, Step, refs
+from octavo.graph.functions import operation
 from octavo.nn.decomposed.decompose import decompose
 from octavo.nn.decomposed.protocol import parameter_like
 from octavo.nn.surgery import own_class
@@ -63,6 +65,11 @@ def fold(model: nn.Module, example: Example = None, training: bool = False) -> F
         pairs = tuple(_pairs(model, found))
         for norm_name, layer_name in pairs:
             fold_pair(model, norm_name, layer_name)
+        inside = () if training else tuple(_functional_pairs(model, found))
+        for norm, layer_name in inside:
+            _scale(model.get_submodule(layer_name), *norm.factors())
+            norm.neutralise()
+        pairs += tuple((norm.name, layer_name) for norm, layer_name in inside)
     return Folded(model, pairs, materialised)
 
 
@@ -111,22 +118,111 @@ def _pairs(model: nn.Module, found: Capture) -> Iterator[tuple[str, str]]:
                 continue
             names = (step.module, layer.module)
             once = all(uses[name] == 1 and calls.get(name) in (None, 1) for name in names)
-            if once and _fits(model, flow, step, layer):
+            if once and not _is_read(found, *names) and _fits(model, flow, step, layer):
                 yield names
+
+
+def _is_read(found: Capture, *modules: str) -> bool:
+    """Whether others read tensors of these modules."""
+    return any(name.rpartition(".")[0] in modules for name in found.read_elsewhere)
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """A normalisation that a module of the user's computes with tensors of its own.
+
+    Attributes:
+        name: the module.
+        tensors: names of its gain, shift, mean and variance there, None where it has none.
+    """
+
+    module: nn.Module
+    name: str
+    tensors: tuple[str | None, str | None, str, str]
+    eps: float
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """float64 multiplier and offset of each channel."""
+        found = [None if name is None else getattr(self.module, name) for name in self.tensors]
+        assert found[2] is not None and found[3] is not None
+        return _factors(found[0], found[1], found[2], found[3], self.eps)
+
+    def neutralise(self) -> None:
+        """Makes it compute the identity: gain 1, shift 0, mean 0, and variance 1 less epsilon."""
+        for name, number in zip(self.tensors, (1.0, 0.0, 0.0, 1.0 - self.eps), strict=True):
+            if name is None:
+                continue
+            for table in (self.module._parameters, self.module._buffers):
+                old = table.get(name)
+                if old is not None:
+                    table[name] = parameter_like(torch.full_like(old, number), old)
+
+
+def _functional_pairs(model: nn.Module, found: Capture) -> Iterator[tuple[_Inside, str]]:
+    """Normalisations in forwards of the user's own, with the layers that they go into."""
+    calls = {site.name: site.calls for site in found.sites}
+    parts = [part for flow in found.flows for step in flow.steps for part in step.fused or (step,)]
+    uses = Counter(part.module for part in parts)
+    reads = Counter(part.args[0] for part in parts if part.function == "get_attr")
+    for flow in found.flows:
+        producer = {step.output: step for step in flow.steps}
+        readers = Counter(refs(flow.output))
+        readers.update(v for step in flow.steps for v in dict.fromkeys(step.inputs))
+        for step in flow.steps:
+            norm = _inside(model, step) if step.kind == AFFINE.planned else None
+            layer = producer.get(step.inputs[0]) if step.inputs else None
+            if norm is None or layer is None or readers[layer.output] != 1:
+                continue
+            own = [f"{norm.name}.{name}".lstrip(".") for name in norm.tensors if name]
+            once = uses[layer.module] == 1 and calls.get(layer.module) == 1
+            if (
+                once
+                and all(reads[name] == 1 for name in own)
+                and not found.read_elsewhere.intersection(own)
+                and not _is_read(found, layer.module)
+                and layer.kind in PRODUCTS
+                and _takes_factors(model.get_submodule(layer.module), flow, layer, step)
+            ):
+                yield norm, layer.module
+
+
+def _inside(model: nn.Module, step: Step) -> _Inside | None:
+    """The normalisation that a step is, if its tensors are all those of one module."""
+    *before, last = step.fused or (step,)
+    if operation(last.function) != "batch_norm" or len(last.args) < 8:
+        return None
+    names = {part.output: part.args[0] for part in before if part.function == "get_attr"}
+    found = [None if ref is None else names.get(ref.name, "") for ref in last.args[1:5]]
+    owners = {name.rpartition(".")[0] for name in found if name is not None}
+    if "" in found or len(owners) != 1 or None in found[2:]:
+        return None
+    (owner,) = owners
+    gain, shift, mean, var = (None if n is None else n.rpartition(".")[2] for n in found)
+    assert mean is not None and var is not None
+    return _Inside(
+        model.get_submodule(owner), owner, (gain, shift, mean, var), float(last.args[7])
+    )
+
+
+def _takes_factors(source: nn.Module, flow: Flow, layer: Step, step: Step) -> bool:
+    """Whether a plain layer can be multiplied by one number an output channel."""
+    if not isinstance(source, (nn.Linear, nn.Conv1d, nn.Conv2d)) or source._forward_hooks:
+        return False
+    if "forward" in source.__dict__:
+        return False
+    channels = source.out_features if isinstance(source, nn.Linear) else source.out_channels
+    if isinstance(source, nn.Linear) and len(flow.shapes.get(layer.output, ())) != 2:
+        return False
+    return step.params["channels"] == channels and source.weight.is_floating_point()
 
 
 def _fits(model: nn.Module, flow: Flow, step: Step, layer: Step) -> bool:
     norm, source = model.get_submodule(step.module), model.get_submodule(layer.module or "")
     if not isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)) or layer.kind not in PRODUCTS:
         return False
-    if not isinstance(source, (nn.Linear, nn.Conv1d, nn.Conv2d)) or source._forward_hooks:
+    if norm._forward_pre_hooks or "forward" in norm.__dict__:  # They change what it gets or does.
         return False
-    if "forward" in source.__dict__ or "forward" in norm.__dict__:
-        return False
-    channels = source.out_features if isinstance(source, nn.Linear) else source.out_channels
-    if isinstance(source, nn.Linear) and len(flow.shapes.get(layer.output, ())) != 2:
-        return False
-    return norm.num_features == channels and source.weight.is_floating_point()
+    return _takes_factors(source, flow, layer, step)
 
 
 def fold_pair(model: nn.Module, norm_name: str, layer_name: str) -> None:
@@ -134,13 +230,7 @@ def fold_pair(model: nn.Module, norm_name: str, layer_name: str) -> None:
     norm, layer = model.get_submodule(norm_name), model.get_submodule(layer_name)
     assert isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d))
     assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
-    multiplier, offset = affine_of(norm)
-    weight = layer.weight.double()
-    bias = torch.zeros_like(offset) if layer.bias is None else layer.bias.double()
-    shape = [-1] + [1] * (weight.dim() - 1)
-    like = layer.weight
-    layer.weight = parameter_like(weight * multiplier.view(shape), like)
-    layer.bias = parameter_like(bias * multiplier + offset, like)
+    _scale(layer, *affine_of(norm))
     identity = nn.Identity()
     for name, table in vars(norm).items():
         if "hooks" in name and name in vars(identity):
@@ -152,6 +242,17 @@ def fold_pair(model: nn.Module, norm_name: str, layer_name: str) -> None:
             setattr(model.get_submodule(parent), child, identity)
 
 
+def _scale(layer: nn.Module, multiplier: Tensor, offset: Tensor) -> None:
+    """Output channels of a layer multiplied, and an offset added to each."""
+    assert isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
+    weight = layer.weight.double()
+    bias = torch.zeros_like(offset) if layer.bias is None else layer.bias.double()
+    shape = [-1] + [1] * (weight.dim() - 1)
+    like = layer.weight
+    layer.weight = parameter_like(weight * multiplier.view(shape), like)
+    layer.bias = parameter_like(bias * multiplier + offset, like)
+
+
 def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """float64 multiplier and offset of each channel: y = x * multiplier + offset.
 
@@ -161,10 +262,16 @@ def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         raise ValueError(
             "affine_of: a BatchNorm with running statistics expected, got one without."
         )
-    multiplier = 1.0 / torch.sqrt(norm.running_var.double() + norm.eps)
-    if norm.weight is not None:
-        multiplier = multiplier * norm.weight.double()
-    offset = -norm.running_mean.double() * multiplier
-    if norm.bias is not None:
-        offset = offset + norm.bias.double()
+    return _factors(norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+
+
+def _factors(
+    gain: Tensor | None, shift: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    multiplier = 1.0 / torch.sqrt(var.double() + eps)
+    if gain is not None:
+        multiplier = multiplier * gain.double()
+    offset = -mean.double() * multiplier
+    if shift is not None:
+        offset = offset + shift.double()
     return multiplier, offset

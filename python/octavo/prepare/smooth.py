@@ -73,7 +73,13 @@ class _Seen:
         self.rows += len(rows)
 
 
-def smooth(model: nn.Module, plan: Plan, flows: Iterable[Flow], data: object) -> Smoothed:
+def smooth(
+    model: nn.Module,
+    plan: Plan,
+    flows: Iterable[Flow],
+    data: object,
+    read_elsewhere: frozenset[str] = frozenset(),
+) -> Smoothed:
     """Rescales the channels between normalisations and the linear layers that alone read them.
 
     Of the powers a in 0.25, 0.5, 0.75 the one that minimises the noise expected in the results,
@@ -85,9 +91,15 @@ def smooth(model: nn.Module, plan: Plan, flows: Iterable[Flow], data: object) ->
         plan: what is stored in integers.
         flows: captured modules.
         data: the batches.
+        read_elsewhere: tensors that must stay as they are (`octavo.graph.capture.Capture`).
     """
     sites = {site.name: site for site in plan.sites}
-    pairs = _pairs(model, sites, flows)
+    fixed = {name.rpartition(".")[0] for name in read_elsewhere}
+    pairs = {
+        norm: layers
+        for norm, layers in _pairs(model, sites, flows).items()
+        if fixed.isdisjoint((norm, *layers))
+    }
     if not pairs:
         return Smoothed(())
     seen = {norm: _Seen() for norm in pairs}

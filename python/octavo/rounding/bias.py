@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from octavo.data import Batches
-from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
+from octavo.graph.flow import Flow, Step, bound, evaluate, refs, with_values
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.graph.replay import replayed
 from octavo.nn.hooks import is_watched
@@ -280,8 +280,9 @@ class _Walk:
     def _run(self, plan: FlowPlan, tensors: tuple[Tensor, ...]) -> Any:
         """The flow's float result, for a call in the middle of the float model."""
         flow = plan.flow
-        wanted: dict[str, Any] = dict(zip(flow.parameters, tensors, strict=True))
-        ways = [{name: value.clone() for name, value in wanted.items()} for _ in self.layers]
+        wanted = bound(flow, tensors)
+        assert wanted is not None  # Other calls do not come here.
+        ways = [{name: _copied(value) for name, value in wanted.items()} for _ in self.layers]
         last_use = last_uses(flow, _steps(plan))
         index = 0
         for item in plan.items:
@@ -353,7 +354,11 @@ def _steps(plan: FlowPlan) -> list[Step]:
 
 
 def _result(flow: Flow, values: Mapping[str, Any]) -> Any:
-    return substitute(flow.output, lambda ref: values[ref.name])
+    return with_values(flow.output, values)
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _is_within(name: str, modules: set[str]) -> bool:

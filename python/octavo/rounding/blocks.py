@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
+from octavo.graph.flow import Flow, Step, evaluate, kept_values, refs, with_values
 from octavo.graph.keys import ValueKey, wide
 from octavo.nn.registry import facts_of
 from octavo.numerics.codes import Codes
@@ -135,7 +135,7 @@ def last_uses(flow: Flow, steps: list[Step]) -> dict[str, int]:
             for name in (*part.inputs, *refs(part.args), *refs(dict(part.kwargs))):
                 uses[name] = index
         uses |= dict.fromkeys(step.inputs, index)
-    return uses | dict.fromkeys(refs(flow.output), len(steps))
+    return uses | dict.fromkeys(kept_values(flow), len(steps))
 
 
 def keys_of(block: Block) -> frozenset[ValueKey]:
@@ -212,7 +212,7 @@ def _of_one_type(part: Step, model: nn.Module, given: dict[str, Any]) -> dict[st
 
 def finish(block: Block, values: Mapping[str, Any]) -> Any:
     """The flow's result, once its last block has been computed."""
-    return substitute(block.flow.output, lambda ref: values[ref.name])
+    return with_values(block.flow.output, values)
 
 
 def channel_dimension(y: Tensor, codes: Codes) -> int:

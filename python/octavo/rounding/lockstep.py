@@ -24,9 +24,10 @@ from torch.overrides import TorchFunctionMode
 
 from octavo import ops
 from octavo.data import Batches, Call
-from octavo.graph.flow import Flow
+from octavo.graph.flow import Flow, bound
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.graph.replay import replayed
+from octavo.graph.sizes import is_symbol
 from octavo.interrupts import let_through
 from octavo.nn.decomposed.experts import DecomposedExperts
 from octavo.nn.forwards import replaced_forwards
@@ -269,7 +270,8 @@ class Lockstep:
 
     def _flow(self, flow: Flow, tensors: tuple[Tensor, ...]) -> Any:
         run = _Run.current()
-        values: dict[str, Any] = dict(zip(flow.parameters, tensors, strict=True))
+        values = bound(flow, tensors)
+        assert values is not None  # Other calls do not come here.
         for block in self.blocks[id(flow)]:
             whole = self.blockwise and bool(block.layers)
             inputs = {name: values[name] for name in block.inputs}
@@ -284,7 +286,7 @@ class Lockstep:
                 walk_block(block, self.model, values, layer, lambda _key, x: x)
                 if wanted:
                     self._give(_Halt(block, kept, {n: values[n] for n in block.outputs}))
-            for name in [n for n in values if n not in block.alive]:
+            for name in [n for n in values if n not in block.alive and not is_symbol(n)]:
                 del values[name]
         return finish(block, values)
 

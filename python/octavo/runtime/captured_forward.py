@@ -21,12 +21,24 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from octavo import ops
-from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
+from octavo.graph.flow import (
+    Flow,
+    Step,
+    bound,
+    evaluate,
+    kept_values,
+    refs,
+    substitute,
+    with_values,
+    write_back,
+)
 from octavo.graph.keys import wide
 from octavo.graph.replay import call_tensors
+from octavo.graph.sizes import is_symbol
 from octavo.nn.forwards import replacement
 from octavo.nn.layer import QLayer
 from octavo.ops.region_program import Program, parse
+from octavo.runtime.structure import Structure
 
 __all__ = ["CapturedForward", "Region", "captured_forward"]
 
@@ -78,6 +90,7 @@ class CapturedForward:
         self.flow = flow
         self.items = items
         self._bound: _Bound | None = None
+        self._known: dict[tuple[str, ...], Any] = {}
         self._attach(owner)
 
     def _attach(self, owner: nn.Module) -> None:
@@ -87,7 +100,10 @@ class CapturedForward:
     def prepare(self) -> None:
         """Finds the modules and forms the constants now rather than in the first call."""
         owner = self.owner()
-        self._bound = _Bound(owner, owner._modules, self.flow, self.items)
+        self._bound = self._bind(owner, owner._modules)
+
+    def _bind(self, owner: nn.Module, children: dict[str, nn.Module | None]) -> _Bound:
+        return _Bound(owner, children, self.flow, self.items, self._known)
 
     def tensors(self) -> Iterator[Tensor]:
         """What the regions keep in memory beside the layers' panels: tables and constants."""
@@ -108,13 +124,18 @@ class CapturedForward:
         """What the class's own forward would be called with, and return."""
         owner = self.owner()
         tensors = call_tensors(self.flow, self.__signature__, args, kwargs)
-        bound = self._bound
-        if bound is None or (not torch.compiler.is_compiling() and bound.is_stale()):
-            bound = self._bound = _Bound(owner, owner._modules, self.flow, self.items)
-        if tensors is not None and not any(bound.container_hooks):
-            values = bound.run(dict(zip(self.flow.parameters, tensors, strict=True)))
-            if values is not None:
-                return substitute(self.flow.output, lambda ref: values[ref.name])
+        modules = self._bound
+        if modules is None or not (
+            torch.compiler.is_compiling() or modules.structure.is_same(owner)
+        ):
+            modules = self._bound = self._bind(owner, owner._modules)
+        if tensors is not None and modules.structure.fits and not any(modules.container_hooks):
+            values = bound(self.flow, tensors)
+            if values is not None and modules.run(values):
+                result = with_values(self.flow.output, values)
+                if self.flow.writes:
+                    write_back(self.flow, modules.module_of, values)
+                return result
         return type(owner).forward(owner, *args, **kwargs)
 
     # ---- copies: the owner is a module that is copied or pickled at the same time. Its children
@@ -126,7 +147,7 @@ class CapturedForward:
         twin = CapturedForward(memo.get(id(owner), owner), self.flow, self.items)
         children = memo.get(id(owner._modules))
         if children is not None:
-            twin._bound = _Bound(twin.owner(), children, self.flow, self.items)
+            twin._bound = twin._bind(twin.owner(), children)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,8 +161,9 @@ class CapturedForward:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.flow, self.items = state["flow"], state["items"]
+        self._known = {}
         self._attach(state["owner"])
-        self._bound = _Bound(state["owner"], state["children"], self.flow, self.items)
+        self._bound = self._bind(state["owner"], state["children"])
 
     def __repr__(self) -> str:
         regions = sum(isinstance(item, Region) for item in self.items)
@@ -159,12 +181,19 @@ class _Bound:
         children: dict[str, nn.Module | None],
         flow: Flow,
         items: tuple[Region | Step, ...],
+        known: dict[tuple[str, ...], Any],
     ) -> None:
+        prefix = f"{flow.path}." if flow.path else ""
+        kept = [name.removeprefix(prefix) for name in _tensors_in(items, children, prefix)]
+        self.structure = Structure(owner, children, flow, known, kept)
+        self.container_hooks: tuple[dict[int, Any], ...] = ()
+        self._items: list[_BoundRegion | Step] = []
+        if not self.structure.fits:
+            return  # The class's own forward runs.
         self._prefix = f"{flow.path}." if flow.path else ""
         # The owner holds this through its forward: a reference back would keep both alive.
         self._owner = weakref.ref(owner)
         self._modules: dict[str, nn.Module] = {}
-        links: dict[tuple[int, str], tuple[dict[str, nn.Module | None], str, nn.Module]] = {}
         covered: dict[int, nn.Module] = {}
         containers: dict[int, nn.Module] = {}
         in_regions = {
@@ -179,7 +208,6 @@ class _Bound:
                 child = table.get(part)
                 if child is None:
                     raise AttributeError(f"module {name!r}: expected it in the model, got none.")
-                links[id(table), part] = (table, part, child)
                 if depth + 1 < len(path):
                     containers[id(child)] = child
                 table = child._modules
@@ -192,12 +220,12 @@ class _Bound:
             elif name not in ran:
                 containers[id(child)] = child  # An identity that no step stands for.
         self.aliases = {s.output: s.inputs[0] for s in flow.steps if s.kind == "identity"}
-        self._tables = [table for table, _, _ in links.values()]
-        self._parts = [part for _, part, _ in links.values()]
-        self._children = [child for _, _, child in links.values()]
         self._hooks = (*_GLOBAL_HOOKS, *_hook_tables(covered.values()))
         # Modules whose calls are no steps: where one has a hook, the class's own forward makes the
         # call.
+        for name, child in _inner_modules(owner, children):
+            if f"{self._prefix}{name}" not in self._modules:
+                containers.setdefault(id(child), child)
         self.container_hooks = _hook_tables(containers.values())
         self._items = [
             _BoundRegion(item, self) if isinstance(item, Region) else item for item in items
@@ -221,22 +249,17 @@ class _Bound:
             if isinstance(item, _BoundRegion) and item.ready is not None:
                 yield item.ready[2]
 
-    def is_stale(self) -> bool:
-        """Whether a child was replaced since."""
-        # A hundred comparisons a call: as maps they take a few microseconds.
-        return not all(map(operator.is_, map(dict.get, self._tables, self._parts), self._children))
-
-    def run(self, values: dict[str, Any]) -> dict[str, Any] | None:
-        """The values that are needed at the end; None if a region cannot take its input."""
+    def run(self, values: dict[str, Any]) -> bool:
+        """Leaves those that are needed at the end; False if a region cannot take its input."""
         hooked = any(self._hooks)
         for item, dead in zip(self._items, self._dead, strict=True):
             if isinstance(item, Step):
                 evaluate(item, self.module_of, values)
             elif not (item.run_hooked(values) if hooked else item.run(values)):
-                return None
+                return False
             for name in dead:
                 values.pop(name, None)
-        return values
+        return True
 
 
 class _Values(dict[str, Any]):
@@ -365,7 +388,9 @@ class _BoundRegion:
         if inputs is None:
             return False
         dtype = values[wide(self.region.inputs[0])].dtype
-        local = _Values(self._bound.aliases, zip(self.region.inputs, inputs, strict=True))
+        numbers = ((name, value) for name, value in values.items() if is_symbol(name))
+        known = (*zip(self.region.inputs, inputs, strict=True), *numbers)
+        local = _Values(self._bound.aliases, known)
         for step in self.region.steps:
             self._run_step(step, local)
         for name in self.region.outputs:
@@ -445,6 +470,40 @@ class _BoundRegion:
         return panel
 
 
+def _inner_modules(
+    owner: nn.Module, children: dict[str, nn.Module | None]
+) -> Iterator[tuple[str, nn.Module]]:
+    """All modules inside the owner, by their names in it; its own table may be incomplete."""
+    for name, child in children.items():
+        if child is not None and child is not owner:
+            for inside, module in child.named_modules():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    yield f"{name}.{inside}" if inside else name, module
+
+
+def _tensors_in(
+    items: tuple[Region | Step, ...], children: dict[str, nn.Module | None], prefix: str
+) -> Iterator[str]:
+    """Names of parameters and buffers whose numbers stand in tables and factors of regions."""
+    for item in items:
+        for step in item.steps if isinstance(item, Region) else ():
+            for part in step.fused or (step,):
+                if part.function == "get_attr":
+                    yield part.args[0]
+                elif part.module:
+                    module = nn.Module()
+                    module._modules = children
+                    try:
+                        found = module.get_submodule(part.module.removeprefix(prefix))
+                    except AttributeError:
+                        continue  # The form does not fit.
+                    if not isinstance(found, (QLayer, torch.jit.ScriptModule)):
+                        for table in (found._parameters, found._buffers):
+                            for name, tensor in table.items():
+                                if tensor is not None:
+                                    yield f"{part.module}.{name}"
+
+
 def _modules_of(steps: tuple[Step, ...]) -> Iterator[str]:
     for step in steps:
         if step.module:
@@ -481,7 +540,7 @@ def _last_reads(flow: Flow, items: tuple[Region | Step, ...]) -> list[tuple[str,
         for name in (*_reads(item), *names):
             if name in known:
                 last[name] = index
-    for name in refs(flow.output):
+    for name in kept_values(flow):
         last[name] = len(items)
     return [tuple(n for n, index in last.items() if index == i) for i in range(len(items))]
 

@@ -6,7 +6,6 @@ runs the class's own forward, where each layer quantizes its own input.
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from octavo.graph.flow import Flow, Step, evaluate, refs, substitute
 from octavo.graph.replay import call_tensors
 from octavo.nn.forwards import replacement
 from octavo.nn.hooks import is_watched
-from octavo.nn.trained_layer import GONE, OwnedForward
+from octavo.nn.trained_layer import GONE, OwnedForward, trained_layer
+from octavo.runtime.structure import Structure
 
 __all__ = ["Compute", "Store", "TrainedForward", "trained_forward"]
 
@@ -78,19 +78,23 @@ class TrainedForward(OwnedForward):
         super().__init__(owner)
         self.flow, self.actions = flow, actions
         self._bound: _Bound | None = None
+        self._known: dict[tuple[str, ...], Any] = {}
 
     def prepare(self) -> None:
         """Finds the modules now rather than in the first call."""
-        self._bound = _Bound(self.owner(), self.flow, self.actions)
+        self._bound = self._bind()
+
+    def _bind(self) -> _Bound:
+        return _Bound(self.owner(), self.flow, self.actions, self._known)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the class's own forward would be called with, and return."""
         owner = self.owner()
         tensors = call_tensors(self.flow, self.__signature__, args, kwargs)
         bound = self._bound
-        if bound is None or (not torch.compiler.is_compiling() and bound.is_stale()):
-            bound = self._bound = _Bound(owner, self.flow, self.actions)
-        if tensors is None or any(bound.container_hooks):
+        if bound is None or not (torch.compiler.is_compiling() or bound.structure.is_same(owner)):
+            bound = self._bound = self._bind()
+        if tensors is None or not bound.structure.fits or any(bound.container_hooks):
             return type(owner).forward(owner, *args, **kwargs)
         values = dict(zip(self.flow.parameters, tensors, strict=True))
         bound.run(values, owner.training)
@@ -101,7 +105,9 @@ class TrainedForward(OwnedForward):
         tensors = call_tensors(self.flow, self.__signature__, args, kwargs)
         if tensors is None:
             return None
-        bound = _Bound(self.owner(), self.flow, self.actions)
+        bound = self._bind()
+        if not bound.structure.fits:
+            return None
         values = dict(zip(self.flow.parameters, tensors, strict=True))
         kept = dict(values)
         bound.run(values, self.owner().training, kept)
@@ -119,7 +125,7 @@ class TrainedForward(OwnedForward):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.flow, self.actions = state["flow"], state["actions"]
         self._attach(state["owner"])
-        self._bound = None
+        self._bound, self._known = None, {}
 
     def __repr__(self) -> str:
         stores = sum(isinstance(action, Store) for action in self.actions)
@@ -132,10 +138,19 @@ _Run = Callable[[dict[str, Any], bool], None]
 class _Bound:
     """Actions with the modules of one owner."""
 
-    def __init__(self, owner: nn.Module, flow: Flow, actions: tuple[Compute | Store, ...]) -> None:
+    def __init__(
+        self,
+        owner: nn.Module,
+        flow: Flow,
+        actions: tuple[Compute | Store, ...],
+        known: dict[tuple[str, ...], Any],
+    ) -> None:
+        self.structure = Structure(owner, owner._modules, flow, known)
+        self.container_hooks: tuple[dict[int, Any], ...] = ()
+        if not self.structure.fits:
+            return  # The class's own forward runs.
         self._prefix = f"{flow.path}." if flow.path else ""
         self._owner = weakref.ref(owner)
-        self._links: list[tuple[dict[str, nn.Module | None], str, nn.Module]] = []
         containers: dict[int, nn.Module] = {}
         called = [step for action in actions for step in _calls(action)]
         modules: dict[str, nn.Module] = {}
@@ -148,21 +163,21 @@ class _Bound:
                 child = module._modules.get(part)
                 if child is None:
                     raise AttributeError(f"module {name!r}: expected it in the model, got none.")
-                self._links.append((module._modules, part, child))
                 module = child
                 if depth + 1 < len(parts):
                     containers[id(module)] = module
             modules[name] = module
         self._modules = modules
+        layers = [a.step.module for a in actions if isinstance(a, Compute) and a.is_layer]
+        if any(trained_layer(modules[name]) is None for name in layers):
+            self.structure.fits = False  # Another layer has taken its place.
+            return
         # Modules whose calls are no steps: where one has a hook, the class's own forward calls it.
         self.container_hooks = tuple(
             table
             for module in containers.values()
             for table in (module._forward_hooks, module._forward_pre_hooks)
         )
-        self._tables = [table for table, _, _ in self._links]
-        self._parts = [part for _, part, _ in self._links]
-        self._children = [child for _, _, child in self._links]
         stored = {action.result for action in actions if isinstance(action, Store)}
         self._runs = [
             (self._store(action) if isinstance(action, Store) else self._compute(action, stored))
@@ -183,10 +198,6 @@ class _Bound:
             inside = name.startswith(self._prefix) and name != self._prefix[:-1]
             found = owner.get_submodule(name.removeprefix(self._prefix)) if inside else owner
         return found
-
-    def is_stale(self) -> bool:
-        """Whether a child was replaced since."""
-        return not all(map(operator.is_, map(dict.get, self._tables, self._parts), self._children))
 
     def run(
         self, values: dict[str, Any], training: bool, kept: dict[str, Any] | None = None

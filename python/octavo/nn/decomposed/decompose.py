@@ -16,7 +16,7 @@ from octavo.nn.decomposed.recurrent import ROWS as RECURRENT
 from octavo.nn.decomposed.window_attention import DecomposedWindowAttention
 from octavo.nn.registry import DECOMPOSED, qualified_name
 
-__all__ = ["decompose", "is_decomposable", "name_in_files", "recompose"]
+__all__ = ["BORDERS", "decompose", "is_decomposable", "name_in_files", "recompose"]
 
 _ROWS: tuple[type[Decomposed], ...] = (
     DecomposedAttention,
@@ -24,6 +24,8 @@ _ROWS: tuple[type[Decomposed], ...] = (
     DecomposedExperts,
     *RECURRENT,
 )
+#: Modules whose forwards depend on data or on the number of steps: nothing captures through them.
+BORDERS: tuple[type[nn.Module], ...] = (*RECURRENT, DecomposedExperts)
 _CLASSES: dict[type, type[Decomposed]] = {row: row for row in _ROWS}
 
 #: Switches of fast paths in evaluation mode, which read children's weights, and what is off.
