@@ -1,6 +1,6 @@
-// The Python module octavo._C: instruction sets, counters, build information. No tensors and no
-// arithmetic; all state lives in octavo_ops, which must be loaded first (it is: this module links
-// to it).
+// The Python module octavo._C: instruction sets, counters, build information, comparisons of dicts.
+// No tensors and no arithmetic; all state lives in octavo_ops, which must be loaded first (it is:
+// this module links to it).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -37,6 +37,37 @@ std::string missing_for(const std::string& name) {
 bool panel_is_current(const std::string& header) {
   if (header.size() != 128) throw py::value_error("panel_is_current: expected 128 bytes.");
   return octavo_panel_is_current(header.data());
+}
+
+// Whether tables[i][keys[i]] is values[i], counted[i] has counts[i] entries and
+// objects[i] is of the class classes[i], for all i. In C, because a captured module asks it of
+// hundreds of entries before each call.
+bool is_unchanged(const py::tuple& tables, const py::tuple& keys, const py::tuple& values,
+                  const py::tuple& counted, const std::vector<Py_ssize_t>& counts,
+                  const py::tuple& objects, const py::tuple& classes) {
+  if (tables.size() != keys.size() || tables.size() != values.size() ||
+      counted.size() != counts.size() || objects.size() != classes.size()) {
+    throw py::value_error("is_unchanged: expected tuples of equal lengths.");
+  }
+  for (size_t i = 0; i < tables.size(); ++i) {
+    PyObject* table = PyTuple_GET_ITEM(tables.ptr(), static_cast<Py_ssize_t>(i));
+    if (!PyDict_Check(table)) throw py::type_error("is_unchanged: expected dicts.");
+    PyObject* key = PyTuple_GET_ITEM(keys.ptr(), static_cast<Py_ssize_t>(i));
+    PyObject* found = PyDict_GetItemWithError(table, key);
+    if (found == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (found != PyTuple_GET_ITEM(values.ptr(), static_cast<Py_ssize_t>(i))) return false;
+  }
+  for (size_t i = 0; i < counts.size(); ++i) {
+    PyObject* table = PyTuple_GET_ITEM(counted.ptr(), static_cast<Py_ssize_t>(i));
+    if (!PyDict_Check(table)) throw py::type_error("is_unchanged: expected dicts.");
+    if (PyDict_Size(table) != counts[i]) return false;
+  }
+  for (size_t i = 0; i < objects.size(); ++i) {
+    PyObject* object = PyTuple_GET_ITEM(objects.ptr(), static_cast<Py_ssize_t>(i));
+    PyObject* cls = PyTuple_GET_ITEM(classes.ptr(), static_cast<Py_ssize_t>(i));
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != cls) return false;
+  }
+  return true;
 }
 
 std::vector<std::vector<int64_t>> region_shapes(const std::string& program,
@@ -83,6 +114,9 @@ PYBIND11_MODULE(_C, m) {
       "Multiply-adds done in integers since the last reset.");
   m.def("panel_is_current", &panel_is_current,
         "Whether the active instruction set computes with a panel of this header.");
+  m.def("is_unchanged", &is_unchanged,
+        "Whether dicts have entries that are these very objects, as many as counted, and objects "
+        "their classes.");
   m.def("reset_integer_macs", [] { octavo_reset_integer_macs(); });
   m.def("region_shapes", &region_shapes,
         "Shapes of a region program's results from its inputs' shapes and its panels' element "

@@ -21,7 +21,7 @@ from octavo.data import Batches, Example
 from octavo.deciding.decide import decide
 from octavo.deciding.search import Search
 from octavo.errors import describe
-from octavo.graph.capture import capture
+from octavo.graph.capture import Capture, capture
 from octavo.graph.keys import RangeKey
 from octavo.graph.reads import tensors_read
 from octavo.interrupts import held_back
@@ -274,7 +274,7 @@ def _integers(job: _Job) -> nn.Module:
     example = job.example(work)
     folded = fold(work, example)
     job.notes.add_all(f"{name} is computed once and kept" for name in folded.materialised)
-    decided, flows, replan, read_elsewhere = _decided(job, work, example)
+    decided, flows, replan, read_elsewhere = _decided(job, work, folded.captured)
     divided = _moved(job, work, decided, flows, read_elsewhere)
     decided, params = _calibrated(job, work, decided, replan)
     how = _method(job, work, decided, divided)
@@ -299,7 +299,8 @@ def _trainee(job: _Job) -> nn.Module:
     example = job.example(work)
     folded = fold(work, example, training=True)
     normed = frozenset(layer for _, layer in folded.batch_norms)
-    decided, flows, *_ = _decided(job, work, example, training=True, normed=normed)
+    found = capture(work, example, training=True)
+    decided, flows, *_ = _decided(job, work, found, training=True, normed=normed)
     decided, params = _calibrated(job, work, decided)
     # For the report: training decides how weights round.
     rounded = round_model(
@@ -322,7 +323,7 @@ def _trainee(job: _Job) -> nn.Module:
 def _decided(
     job: _Job,
     work: nn.Module,
-    example: Example,
+    found: Capture,
     training: bool = False,
     normed: frozenset[str] = frozenset(),
 ) -> tuple[Plan, list[FlowPlan], _Replan | None, frozenset[str]]:
@@ -334,7 +335,6 @@ def _decided(
         arguments.check_plan(job.asked, work)
         flows = [flow_plan.flow for flow_plan in job.asked.flows]
         return job.asked, [], None, frozenset(tensors_read(work, flows))
-    found = capture(work, example, training=training)
     decision = decide(
         work, found, widths=job.asked, activations=job.activations,
         activation_bits=job.activation_bits, grid=job.grid, group_size=job.group_size,

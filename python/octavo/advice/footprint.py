@@ -73,8 +73,7 @@ def footprint(
     float_bytes = tensor_bytes(model)
     work = copy_model(model).eval()
     example = None if batches is None else batches.example(work)
-    fold(work, example)
-    found = capture(work, example)
+    found = fold(work, example).captured
     widths, how, activation_bits = check_widths(bits, activations, batches is not None)
     if isinstance(widths, Plan):
         decided = widths

@@ -124,8 +124,7 @@ def sensitivity(
     batches = None if data is None else Batches(data, SAMPLES)
     work = copy_model(model).eval()
     example = None if batches is None else batches.example(work)
-    fold(work, example)
-    found = capture(work, example)
+    found = fold(work, example).captured
     names = [site.name for site in found.sites if not site.reason]
     return measure_sensitivity(work, names, batches, grid, progress)
 

@@ -1,7 +1,7 @@
 """Whether a captured forward does what its module does: in calls in a row, bit for bit.
 
-Both run on private copies, each on the state that its own earlier calls left: the example twice,
-other values, one sample, three samples, other sizes where they are free. Compared are results,
+Both run on private copies, each on the state that its own earlier calls left: the example (twice
+where there is state), three samples of other values, one sample, other sizes where they are free. Compared are results,
 arguments and buffers; a forward that changes attributes is none that a flow could stand for.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from octavo.graph.exported import Form
 from octavo.graph.flow import Flow, bound, walk
+from octavo.graph.instances import taken_apart
 from octavo.graph.sizes import value_of
 from octavo.graph.trace import Untraceable
 from octavo.nn.surgery import MODULE_STATE
@@ -43,15 +44,13 @@ def agreed(
     pair = _Pair(flow, form, copied(), copied())
     try:
         before = _attributes(pair.module)
-        for _ in range(2):
+        for _ in range(2 if any(True for _ in pair.module.buffers()) else 1):
             pair.call(form.tensors, "")
-        pair.call(_altered(form.tensors, -0.75), "with other values")
-        pair.call(_altered(form.tensors, 40.0), "with larger values")
+        many = pair.with_samples(_MANY) if pair.batched else form.tensors
+        pair.call(_altered(many), "with other values")
         flow = pair.flow = _for_one(pair)
-        if pair.batched:
-            pair.call(pair.with_samples(_MANY), "for three samples")
-            if bound(flow, pair.all_of(pair.with_samples(_MORE))) is None:
-                raise Untraceable("it is made for few numbers of samples")
+        if pair.batched and bound(flow, pair.all_of(pair.with_samples(_MORE))) is None:
+            raise Untraceable("it is made for few numbers of samples")
         if numbers is not None:
             pair.call(pair.with_sizes(numbers), "for other sizes", must_run=True)
         changed = _changed(before, _attributes(pair.module))
@@ -181,12 +180,16 @@ def _for_one(pair: _Pair) -> Flow:
     return wider
 
 
-def _altered(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+def _altered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Other values: floats of other signs, sizes and order, integers and booleans permuted."""
     found = {}
     for name, x in tensors.items():
         flipped = x.flip(tuple(range(x.dim())))
-        found[name] = factor * flipped if x.is_floating_point() else flipped
+        if x.is_floating_point():  # The last sample is much larger than the others.
+            factors = torch.full(x.shape[:1] or (1,), -0.75, dtype=x.dtype)
+            factors[-1] = 40.0
+            flipped = flipped * factors.view(-1, *[1] * (x.dim() - 1)).to(x.device)
+        found[name] = flipped
     return found
 
 
@@ -211,9 +214,14 @@ def same_bits(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(same_bits, a, b))
+        return len(a) == len(b) and all(same_bits(*pair) for pair in zip(a, b, strict=True))
+    if isinstance(a, dict) and list(a) != list(b):
+        return False
+    parts, others = taken_apart(a), taken_apart(b)
+    if parts is not None and others is not None:
+        return same_bits(parts.fields, others.fields)
     if isinstance(a, dict):
-        return list(a) == list(b) and all(same_bits(a[key], b[key]) for key in a)
+        return all(same_bits(a[key], b[key]) for key in a)
     return bool(a == b)
 
 

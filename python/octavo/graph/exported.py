@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import random
 import threading
 import time
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from octavo.graph.flow import Flow, Ref, Step, refs
+from octavo.graph.instances import Instance, taken_apart
 from octavo.graph.operators import OPERATOR, functional_form, is_operator
 from octavo.graph.sizes import (
     NotWhole,
@@ -142,6 +144,9 @@ def _apart(value: Any, leaves: list[Tensor]) -> Any:
         return Size(_expression(value))
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    instance = taken_apart(value)
+    if instance is not None:
+        return Instance(instance.name, tuple((k, _apart(v, leaves)) for k, v in instance.fields))
     raise Untraceable(f"its result is a {type(value).__name__}")
 
 
@@ -201,9 +206,23 @@ def _free(x: Tensor, samples: int, all_sizes: bool) -> dict[int, Any]:
     }
 
 
+class _Silence(logging.Filter):
+    """Nothing is said by the thread that made it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self.thread
+
+
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """torch's flags and random generators come back as they were; nothing is printed."""
+    silence, handlers = _Silence(), [*logging.getLogger("torch").handlers]
+    for handler in handlers:
+        handler.addFilter(silence)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     generators = torch.get_rng_state(), random.getstate()
     try:
@@ -215,6 +234,8 @@ def _undisturbed() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.set_rng_state(generators[0])
         random.setstate(generators[1])
+        for handler in handlers:
+            handler.removeFilter(silence)
 
 
 @contextlib.contextmanager
@@ -314,7 +335,7 @@ class _Conversion:
         self.layers = {
             f"inner.{inside}".removesuffix("."): name
             for inside, (module, name) in modules.items()
-            if is_one_step(module)
+            if is_one_step(module) and _takes_one(module)
         }
         self.writing = {
             name for module, name in modules.values() if getattr(module, "inplace", False)
@@ -630,6 +651,16 @@ def is_one_step(module: nn.Module) -> bool:
     return is_leaf(module) or quantized_class(module)[0] is not None
 
 
+def _takes_one(module: nn.Module) -> bool:
+    """Whether one argument is enough for a call."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    needed = [
+        p for p in parameters
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]  # fmt: skip
+    return len(needed) <= 1
+
+
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
@@ -646,20 +677,24 @@ def _filled(structure: Any, names: list[str]) -> Any:
         return type(structure)(_filled(item, names) for item in structure)
     if isinstance(structure, dict):
         return {key: _filled(item, names) for key, item in structure.items()}
+    if isinstance(structure, Instance):
+        return Instance(structure.name, _filled(structure.fields, names))
     return structure
 
 
 def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, Step):
         yield from _leaves([value.args, value.kwargs])
+    elif isinstance(value, Instance):
+        yield from _leaves([item for _, item in value.fields])
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _leaves(item)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
     else:
         yield value
 
 
 def _sizes_in(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        value = list(value.values())
     return (leaf.expression for leaf in _leaves(value) if isinstance(leaf, Size))

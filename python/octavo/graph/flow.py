@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from octavo.errors import describe
 from octavo.files.typed import made
 from octavo.graph.functions import FUNCTIONS
+from octavo.graph.instances import Instance, build
 from octavo.graph.operators import OPERATOR, operator_of
 from octavo.graph.sizes import Size, holds, symbols_of, value_of
 from octavo.ops.region_steps import PLANNED
@@ -32,10 +33,12 @@ __all__ = [
     "evaluate",
     "from_data",
     "kept_values",
+    "numbers_of",
     "refs",
     "run",
     "substitute",
     "to_data",
+    "typed",
     "walk",
     "with_values",
     "write_back",
@@ -149,6 +152,8 @@ def substitute(value: Any, replace: Callable[[Ref], Any]) -> Any:
         return {key: substitute(item, replace) for key, item in value.items()}
     if isinstance(value, slice):
         return slice(*(substitute(part, replace) for part in (value.start, value.stop, value.step)))
+    if isinstance(value, Instance):
+        return Instance(value.name, substitute(value.fields, replace))
     return value
 
 
@@ -165,6 +170,8 @@ def with_values(value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, slice):
         parts = (value.start, value.stop, value.step)
         return slice(*(with_values(part, values) for part in parts))
+    if isinstance(value, Instance):
+        return build(value.name, tuple((k, with_values(item, values)) for k, item in value.fields))
     return value
 
 
@@ -173,6 +180,15 @@ def bound(flow: Flow, tensors: Sequence[torch.Tensor]) -> dict[str, Any] | None:
 
     None where the tensors are not such as it was captured for.
     """
+    values = typed(flow, tensors)
+    if values is None or not flow.sizes:
+        return values
+    numbers = numbers_of(flow, [tensor.shape for tensor in tensors])
+    return None if numbers is None else values | numbers
+
+
+def typed(flow: Flow, tensors: Sequence[torch.Tensor]) -> dict[str, Any] | None:
+    """The tensors by name; None where their dtypes, or which of them are one, do not fit."""
     values: dict[str, Any] = dict(zip(flow.parameters, tensors, strict=True))
     for name, other in flow.same.items():
         if values[name] is not values[other]:
@@ -180,9 +196,17 @@ def bound(flow: Flow, tensors: Sequence[torch.Tensor]) -> dict[str, Any] | None:
     for name, dtype in flow.dtypes.items():
         if values[name].dtype is not dtype:
             return None
+    return values
+
+
+def numbers_of(flow: Flow, shapes: Sequence[Sequence[int]]) -> dict[str, int] | None:
+    """The numbers of the flow's symbols for such tensors; None where their sizes do not fit."""
+    numbers: dict[str, int] = {}
     later: list[tuple[Any, int]] = []
-    for name, sizes in flow.sizes.items():
-        shape = values[name].shape
+    for name, shape in zip(flow.parameters, shapes, strict=True):
+        sizes = flow.sizes.get(name)
+        if sizes is None:
+            continue
         if len(shape) != len(sizes):
             return None
         for size, number in zip(sizes, shape, strict=True):
@@ -190,22 +214,16 @@ def bound(flow: Flow, tensors: Sequence[torch.Tensor]) -> dict[str, Any] | None:
                 if size != number:
                     return None
             elif isinstance(size, str):
-                if values.setdefault(size, number) != number:
+                if numbers.setdefault(size, number) != number:
                     return None
             else:
                 later.append((size, number))
     for symbol, (least, most) in flow.ranges.items():
-        number = values.get(symbol)
-        if number is None or number < least or (most >= 0 and number > most):
+        found = numbers.get(symbol)
+        if found is None or found < least or (most >= 0 and found > most):
             return None
-    if later or flow.conditions:
-        for size, number in later:
-            if not holds(("==", size, number), values):
-                return None
-        for condition in flow.conditions:
-            if not holds(condition, values):
-                return None
-    return values
+    fits = all(holds(("==", size, number), numbers) for size, number in later)
+    return numbers if fits and all(holds(c, numbers) for c in flow.conditions) else None
 
 
 def write_back(flow: Flow, module_of: Callable[[str], nn.Module], values: Mapping[str, Any]) -> None:
@@ -246,6 +264,8 @@ def refs(value: Any) -> Iterator[str]:
         yield from refs(list(value.values()))
     elif isinstance(value, slice):
         yield from refs([value.start, value.stop, value.step])
+    elif isinstance(value, Instance):
+        yield from refs([item for _, item in value.fields])
 
 
 def evaluate(step: Step, module_of: Callable[[str], nn.Module], values: dict[str, Any]) -> Any:
@@ -370,6 +390,8 @@ def to_data(value: Any) -> Any:
         return {"ref": value.name}
     if isinstance(value, Size):
         return {"size": to_data(value.expression)}
+    if isinstance(value, Instance):
+        return {"instance": [value.name, to_data(value.fields)]}
     if isinstance(value, list):
         return [to_data(item) for item in value]
     if isinstance(value, tuple):
@@ -413,6 +435,8 @@ def from_data(data: Any) -> Any:
         return float(content)
     if tag == "ref" and isinstance(content, str):
         return Ref(content)
+    if tag == "instance" and isinstance(content, list) and len(content) == 2:
+        return made(Instance, {"name": content[0], "fields": from_data(content[1])})
     if tag == "size":
         return Size(from_data(content))
     if tag == "tuple" and isinstance(content, list):

@@ -21,6 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from octavo.errors import describe
 from octavo.graph.flow import KINDS, Flow, Ref, Step, refs
 from octavo.graph.functions import ATTRIBUTES, FUNCTIONS, takes_word
+from octavo.graph.instances import Instance, class_of
 from octavo.graph.operators import OPERATOR, is_operator, takes
 from octavo.graph.sizes import Size, is_condition, is_expression
 from octavo.graph.exported import is_one_step
@@ -222,6 +223,9 @@ def _leaves(value: Any) -> Iterator[Any]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _leaves(item)
+    elif isinstance(value, Instance):
+        class_of(value.name)
+        yield from _leaves(value.fields)
     elif isinstance(value, slice):
         yield from _leaves([value.start, value.stop, value.step])
     else:

@@ -19,7 +19,7 @@ OPERATOR = "aten."
 
 _NAMES = frozenset(
     """
-    abs acos acosh adaptive_avg_pool1d _adaptive_avg_pool2d adaptive_avg_pool2d
+    __and__ __or__ __xor__ abs acos acosh adaptive_avg_pool1d _adaptive_avg_pool2d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d add addbmm
     addcdiv addcmul addmm addmv affine_grid_generator alias all alpha_dropout amax amin aminmax
     any arange argmax argmin argsort asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from octavo.data import Example
 from octavo.graph.capture import Capture, capture
 from octavo.graph.flow import Flow, Step, refs
+from octavo.graph.form import form_of
 from octavo.graph.functions import operation
 from octavo.nn.decomposed.decompose import decompose
 from octavo.nn.decomposed.protocol import parameter_like
@@ -32,9 +33,11 @@ class Folded:
         model: the one that was given.
         batch_norms: (name of the BatchNorm, name of the layer it went into).
         materialised: "<layer>.<tensor>" of weights that were computed from others before.
+        captured: what the model is now.
     """
 
     model: nn.Module
+    captured: Capture
     batch_norms: tuple[tuple[str, str], ...] = ()
     materialised: tuple[str, ...] = ()
 
@@ -70,7 +73,37 @@ def fold(model: nn.Module, example: Example = None, training: bool = False) -> F
             _scale(model.get_submodule(layer_name), *norm.factors())
             norm.neutralise()
         pairs += tuple((norm.name, layer_name) for norm, layer_name in inside)
-    return Folded(model, pairs, materialised)
+        captured = _with_identities(model, found, pairs)
+    return Folded(model, captured, pairs, materialised)
+
+
+def _with_identities(
+    model: nn.Module, found: Capture, pairs: tuple[tuple[str, str], ...]
+) -> Capture:
+    """What was captured, with an identity in the place of each normalisation that is folded."""
+    if not pairs:
+        return found
+    norms = {norm for norm, _ in pairs}
+
+    def folded(step: Step) -> Step:
+        inside = _inside(model, step) if step.kind == AFFINE.planned and not step.module else None
+        name = step.module if inside is None else inside.name
+        if step.kind != AFFINE.planned or name not in norms:
+            return step
+        return replace(step, kind="identity", params={})
+
+    flows = tuple(
+        replace(
+            flow,
+            steps=tuple(map(folded, flow.steps)),
+            form=form_of(model.get_submodule(flow.path)) if flow.form else (),
+            reads=tuple(entry for entry in flow.reads if entry[0][0] not in norms),
+        )
+        for flow in found.flows
+    )
+    return replace(
+        found, flows=flows, sites=tuple(site for site in found.sites if site.name not in norms)
+    )
 
 
 def materialise(model: nn.Module) -> Iterator[str]:

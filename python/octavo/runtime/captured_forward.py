@@ -27,8 +27,10 @@ from octavo.graph.flow import (
     bound,
     evaluate,
     kept_values,
+    numbers_of,
     refs,
     substitute,
+    typed,
     with_values,
     write_back,
 )
@@ -46,6 +48,8 @@ _FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16, torch.float64
 _GONE = (
     "forward: expected the module that it belongs to, got one that is gone. Keep the module itself."
 )
+_NEW = object()
+_MOST_SHAPES = 256
 _GLOBAL_HOOKS = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
 
 
@@ -91,6 +95,7 @@ class CapturedForward:
         self.items = items
         self._bound: _Bound | None = None
         self._known: dict[tuple[str, ...], Any] = {}
+        self._numbers: dict[tuple[Any, ...], Any] = {}
         self._attach(owner)
 
     def _attach(self, owner: nn.Module) -> None:
@@ -130,13 +135,28 @@ class CapturedForward:
         ):
             modules = self._bound = self._bind(owner, owner._modules)
         if tensors is not None and modules.structure.fits and not any(modules.container_hooks):
-            values = bound(self.flow, tensors)
+            values = self._values(tensors)
             if values is not None and modules.run(values):
                 result = with_values(self.flow.output, values)
                 if self.flow.writes:
                     write_back(self.flow, modules.module_of, values)
                 return result
         return type(owner).forward(owner, *args, **kwargs)
+
+    def _values(self, tensors: tuple[Tensor, ...]) -> dict[str, Any] | None:
+        """`octavo.graph.flow.bound`, with what it finds for the latest shapes kept."""
+        if not self.flow.sizes or torch.compiler.is_compiling():
+            return bound(self.flow, tensors)
+        values = typed(self.flow, tensors)
+        if values is None:
+            return None
+        shapes = tuple([tensor.shape for tensor in tensors])
+        numbers = self._numbers.get(shapes, _NEW)
+        if numbers is _NEW:
+            if len(self._numbers) >= _MOST_SHAPES:
+                self._numbers.clear()
+            numbers = self._numbers[shapes] = numbers_of(self.flow, shapes)
+        return None if numbers is None else values | numbers
 
     # ---- copies: the owner is a module that is copied or pickled at the same time. Its children
     # are complete by then, it is not; so their table comes along, and no first call has anything
@@ -161,7 +181,7 @@ class CapturedForward:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.flow, self.items = state["flow"], state["items"]
-        self._known = {}
+        self._known, self._numbers = {}, {}
         self._attach(state["owner"])
         self._bound = self._bind(state["owner"], state["children"])
 

@@ -7,13 +7,13 @@ has read. Where one has changed, the class's own forward runs, which is always r
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from octavo import _C
 from octavo.graph.flow import Flow
 from octavo.graph.form import ADDED, inner_modules, is_form
 
@@ -83,21 +83,24 @@ class Structure:
                     keys.append(key)
                     values.append(tensor)
                     versions.append((tensor, tensor._version))
+        others = {name: module for name, module in modules.items() if name}
         self._versions = versions
-        self._tables, self._keys, self._values = tables, keys, values
-        self._counted = counted
-        self._counts = [len(table) for table in counted]
         # Not the owner, which would be kept alive by what it holds.
-        self._modules = [module for name, module in modules.items() if name]
-        self._classes = [type(module) for module in self._modules]
+        self._parts = (
+            tuple(tables),
+            tuple(keys),
+            tuple(values),
+            tuple(counted),
+            tuple(map(len, counted)),
+            tuple(others.values()),
+            tuple(map(type, others.values())),
+        )
         self._class = type(owner)
 
     def is_same(self, owner: nn.Module) -> bool:
         """Whether nothing has changed since. Hundreds of comparisons in a few microseconds."""
         return (
             type(owner) is self._class
-            and all(map(operator.is_, map(dict.get, self._tables, self._keys), self._values))
-            and all(map(operator.eq, map(len, self._counted), self._counts))
-            and all(map(operator.is_, map(type, self._modules), self._classes))
+            and _C.is_unchanged(*self._parts)
             and all(tensor._version == version for tensor, version in self._versions)
         )
