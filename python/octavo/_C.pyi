@@ -7,7 +7,7 @@ version: str
 
 def compiled_isas() -> list[str]: ...
 def integer_macs() -> int: ...
-def is_unchanged(  # noqa: PLR0917
+def is_unchanged(
     tables: tuple[dict[str, object], ...],
     keys: tuple[str, ...],
     values: tuple[object, ...],

@@ -333,8 +333,8 @@ def _decided(
     """
     if isinstance(job.asked, Plan):
         arguments.check_plan(job.asked, work)
-        flows = [flow_plan.flow for flow_plan in job.asked.flows]
-        return job.asked, [], None, frozenset(tensors_read(work, flows))
+        known = [flow_plan.flow for flow_plan in job.asked.flows]
+        return job.asked, [], None, frozenset(tensors_read(work, known))
     decision = decide(
         work, found, widths=job.asked, activations=job.activations,
         activation_bits=job.activation_bits, grid=job.grid, group_size=job.group_size,

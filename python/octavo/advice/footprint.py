@@ -12,7 +12,6 @@ from octavo.checkpoint.save import stored_bytes
 from octavo.checks.arguments import check_widths
 from octavo.data import Batches
 from octavo.deciding.decide import decide
-from octavo.graph.capture import capture
 from octavo.graph.keys import RangeKey, SiteKey
 from octavo.lowering.rewrite import rewrite
 from octavo.nn.registry import canonical_weight, layer_bias, looks_up

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from octavo.checks.model import check_model
 from octavo.data import Batches, Call, float_tensors
-from octavo.graph.capture import capture
 from octavo.interrupts import check, held_back, let_through
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model

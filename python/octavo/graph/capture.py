@@ -7,6 +7,7 @@ there is no example. A flow is kept only if it agrees with its module (`octavo.g
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from octavo.data import Example
 from octavo.graph.agreement import agreed, same_bits
 from octavo.graph.exported import Form, exported, is_one_step
-from octavo.graph.flow import Flow, walk
+from octavo.graph.flow import Flow, Step, walk
 from octavo.graph.form import form_of
 from octavo.graph.kinds import recognise
 from octavo.graph.operator_kinds import other_numbers, recognise_operators
@@ -156,6 +157,7 @@ class _Findings:
         hooked: ids of modules that have forward hooks of the user's.
         elsewhere: as ``read_elsewhere``.
         seen: modules of which all reads have been seen.
+        kinds: what was captured of modules that do the same, or why nothing was.
     """
 
     names: dict[int, str]
@@ -166,6 +168,7 @@ class _Findings:
     calls: dict[str, int] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
+    kinds: dict[Any, _Known | str] = field(default_factory=dict)
 
 
 def _run_example(model: nn.Module, example: Example) -> None:
@@ -289,8 +292,75 @@ def _captured(
     model: nn.Module, path: str, found: _Findings, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Flow:
     """The flow of one module for calls like this one; Untraceable if there is none."""
-    form = _form(model.get_submodule(path), args, kwargs)
+    module = model.get_submodule(path)
+    form = _form(module, args, kwargs)
     private = _Private(model, path, found)
+    kind = _kind(module, form)
+    known = found.kinds.get(kind)
+    if isinstance(known, str) and path:
+        raise Untraceable(known)
+    if known is not None and not isinstance(known, str):
+        with contextlib.suppress(Untraceable):
+            return _moved(known, path, private)
+    try:
+        flow, few, numbers = _of_its_own(model, path, form, private, found)
+    except Untraceable as why:
+        found.kinds[kind] = str(why)
+        raise
+    found.kinds[kind] = flow, few, numbers
+    return flow
+
+
+_Known = tuple[Flow, Form, Mapping[str, int] | None]
+"""A flow, the call that it was captured with, and other numbers for its symbols."""
+
+
+def _kind(module: nn.Module, form: Form) -> Any:
+    """What modules that do the same have in common: classes, shapes and the call."""
+    tensors = tuple(
+        (name, tuple(x.shape), x.dtype)
+        for name, x in (*module.named_parameters(), *module.named_buffers())
+    )
+    given = tuple((name, tuple(x.shape), x.dtype) for name, x in form.tensors.items())
+    constants = tuple((name, type(c), c) for name, c in form.constants.items())
+    classes = tuple((name, type(child)) for name, child in module.named_modules())
+    return classes, tensors, given, constants, tuple(form.same.items())
+
+
+def _moved(known: _Known, path: str, private: _Private) -> Flow:
+    """A flow of a module of the same kind, at another path; Untraceable if it is another one."""
+    flow, form, numbers = known
+    if any(step.kind == "identity" and step.fused for step in flow.steps):
+        raise Untraceable("a step of it is one only with the numbers of another module")
+    if not private.runs(form):
+        raise Untraceable("its call fails")
+    private.refuse_hooks()
+    return private.known(agreed(_at(flow, path), form, private.copy, numbers))
+
+
+def _at(flow: Flow, path: str) -> Flow:
+    """The flow of a module at another path."""
+    old = flow.path
+
+    def name(inside: str) -> str:
+        rest = inside.removeprefix(old).removeprefix(".") if old else inside
+        return f"{path}.{rest}" if path and rest else path or rest
+
+    def step(found: Step) -> Step:
+        args = (name(found.args[0]),) if found.function == "get_attr" else found.args
+        module = name(found.module) if found.module else ""
+        return replace(found, module=module, args=args, fused=tuple(map(step, found.fused)))
+
+    writes = tuple(
+        (kind, name(target) if kind == "buffer" else target, value)
+        for kind, target, value in flow.writes
+    )
+    return replace(flow, path=path, steps=tuple(map(step, flow.steps)), writes=writes)
+
+
+def _of_its_own(
+    model: nn.Module, path: str, form: Form, private: _Private, found: _Findings
+) -> _Known:
     forms = [few for few in _of_two_samples(form) if private.runs(few)] or [form]
     reasons = []
     for few in forms:
@@ -298,11 +368,12 @@ def _captured(
             check()
             try:
                 private.refuse_hooks()
-                return _exported(model, path, few, private, all_sizes)
+                flow, numbers = _exported(model, path, few, private, all_sizes)
+                return flow, few, numbers
             except Untraceable as why:
                 reasons.append(str(why))
     try:
-        return _traced(model, path, forms[0], private, found)
+        return _traced(model, path, forms[0], private, found), forms[0], None
     except Untraceable as why:
         reasons.append(str(why))
     raise Untraceable("; ".join(dict.fromkeys(reasons)))
@@ -314,7 +385,7 @@ class _Private:
     def __init__(self, model: nn.Module, path: str, found: _Findings) -> None:
         self.module, self.path, self.found = model.get_submodule(path), path, found
         self.reads = Reads()
-        self.names = [found.names[id(module)] for module in self.module.modules()]
+        self.names = list(_names_inside(self.module, path, found.names))
         try:
             self.base = self._copy(self.module)
         except TypeError as error:
@@ -336,15 +407,26 @@ class _Private:
         return self._copy(self.base)
 
     def names_of(self, copied: nn.Module) -> dict[int, str]:
-        """id of each module of a copy to the qualified name from the root model."""
+        """Id of each module of a copy to the qualified name from the root model."""
         return {id(m): name for m, name in zip(copied.modules(), self.names, strict=True)}
 
     def runs(self, form: Form) -> bool:
         """Whether the module takes such a call. What it makes in its first call is there then."""
-        tensors = {name: x.clone() for name, x in form.tensors.items()}
-        try:
-            with recorded(self.base, self.names_of(self.base)) as reads:
+
+        def attributes() -> list[int]:
+            return [len(vars(module)) for module in self.base.modules()]
+
+        def run() -> Reads:
+            tensors = {name: x.clone() for name, x in form.tensors.items()}
+            with recorded(self.base, self.names_of(self.base)) as reads, torch.no_grad():
                 let_through(form.call, self.base, tensors)
+            return reads
+
+        try:
+            before = attributes()
+            reads = run()
+            if attributes() != before:  # What it has made now is read by the next calls.
+                reads = run()
         except MemoryError:
             raise
         except Exception:  # The user's forward, for arguments that are not the user's.
@@ -377,6 +459,17 @@ class _Private:
                 raise Untraceable("a module in it has a hook")
 
 
+def _names_inside(module: nn.Module, path: str, names: Mapping[int, str]) -> Iterator[str]:
+    """Names from the root model by which modules are found inside ``module``.
+
+    A module that is shared has its first name, and where that is outside another one.
+    """
+    prefix = f"{path}." if path else ""
+    for inside, child in module.named_modules():
+        first = names[id(child)]
+        yield first if first == path or first.startswith(prefix) else f"{prefix}{inside}"
+
+
 def _of_two_samples(form: Form) -> list[Form]:
     """The call with two samples, which torch.export lets be any number; the call as it is."""
     samples = form.samples
@@ -394,7 +487,7 @@ def _of_two_samples(form: Form) -> list[Form]:
 
 def _exported(
     model: nn.Module, path: str, form: Form, private: _Private, all_sizes: bool
-) -> Flow:
+) -> tuple[Flow, Mapping[str, int] | None]:
     copied = private.copy()
     raw = exported(copied, path, form, private.names_of(copied), all_sizes)
     first = next(iter(raw.flow.sizes.values()))[:1]
@@ -402,12 +495,10 @@ def _exported(
         raise Untraceable(f"it is made for {first[0]} samples")
     flow = recognise_operators(raw, model)
     others = other_numbers(flow, raw.numbers) if all_sizes and len(raw.numbers) > 1 else None
-    return private.known(agreed(flow, form, private.copy, others))
+    return private.known(agreed(flow, form, private.copy, others)), others
 
 
-def _traced(
-    model: nn.Module, path: str, form: Form, private: _Private, found: _Findings
-) -> Flow:
+def _traced(model: nn.Module, path: str, form: Form, private: _Private, found: _Findings) -> Flow:
     flow = trace(model, path, list(form.tensors), form.constants, found.names)
     flow, _ = _recognised(flow, model, form)
     return private.known(agreed(flow, form, private.copy, None))

@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,8 +46,13 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.layout, torch.me
 # Operators that may return what they are given although their schema does not say so.
 _PASSING = frozenset({"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"})
 _NO_CALLS = frozenset(
-    "_assert_scalar _assert_async _assert_tensor_metadata sym_constrain_range "
-    "sym_constrain_range_for_size".split(" ")
+    [
+        "_assert_scalar",
+        "_assert_async",
+        "_assert_tensor_metadata",
+        "sym_constrain_range",
+        "sym_constrain_range_for_size",
+    ]
 )
 _lock = threading.RLock()  # torch.export swaps parameters while it runs: one at a time.
 
@@ -219,7 +224,7 @@ class _Silence(logging.Filter):
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """torch's flags and random generators come back as they were; nothing is printed."""
+    """Torch's flags and random generators come back as they were; nothing is printed."""
     silence, handlers = _Silence(), [*logging.getLogger("torch").handlers]
     for handler in handlers:
         handler.addFilter(silence)
@@ -337,6 +342,13 @@ class _Conversion:
             for inside, (module, name) in modules.items()
             if is_one_step(module) and _takes_one(module)
         }
+        # Plain tensors that modules hold, read as parameters are.
+        self.held = {
+            (x.data_ptr(), tuple(x.shape)): f"{name}.{key}".lstrip(".")
+            for module, name in modules.values()
+            for key, x in vars(module).items()
+            if isinstance(x, Tensor) and x.numel() and type(x) is Tensor
+        }
         self.writing = {
             name for module, name in modules.values() if getattr(module, "inplace", False)
         }
@@ -398,7 +410,11 @@ class _Conversion:
             if node.name in parameters:
                 self.tensors[node] = ("get_attr", self._qualified(parameters[node.name]))
             elif node.name in constants:
-                self.tensors[node] = ("constant", constants[node.name])
+                found = self.program.constants[constants[node.name]]
+                is_tensor = isinstance(found, Tensor)
+                held = self.held.get((found.data_ptr(), tuple(found.shape))) if is_tensor else None
+                name = constants[node.name]
+                self.tensors[node] = ("constant", name) if held is None else ("get_attr", held)
             elif node.name in inputs:
                 name, value = inputs[node.name], node.meta["val"]
                 self.current[node] = name

@@ -226,7 +226,9 @@ def numbers_of(flow: Flow, shapes: Sequence[Sequence[int]]) -> dict[str, int] | 
     return numbers if fits and all(holds(c, numbers) for c in flow.conditions) else None
 
 
-def write_back(flow: Flow, module_of: Callable[[str], nn.Module], values: Mapping[str, Any]) -> None:
+def write_back(
+    flow: Flow, module_of: Callable[[str], nn.Module], values: Mapping[str, Any]
+) -> None:
     """Writes what the forward writes into buffers and arguments; ``values`` holds these too."""
     with torch.no_grad():
         for kind, name, value in flow.writes:
@@ -372,7 +374,18 @@ def walk(
 
 
 _MAY_BE_EMPTY = frozenset(
-    "fused training sizes ranges conditions dtypes same writes form reads".split(" ")
+    [
+        "fused",
+        "training",
+        "sizes",
+        "ranges",
+        "conditions",
+        "dtypes",
+        "same",
+        "writes",
+        "form",
+        "reads",
+    ]
 )
 _SPECIAL_FLOATS = {float("inf"): "inf", float("-inf"): "-inf"}
 

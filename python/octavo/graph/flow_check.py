@@ -19,12 +19,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from octavo.errors import describe
+from octavo.graph.exported import is_one_step
 from octavo.graph.flow import KINDS, Flow, Ref, Step, refs
 from octavo.graph.functions import ATTRIBUTES, FUNCTIONS, takes_word
 from octavo.graph.instances import Instance, class_of
 from octavo.graph.operators import OPERATOR, is_operator, takes
 from octavo.graph.sizes import Size, is_condition, is_expression
-from octavo.graph.exported import is_one_step
 from octavo.graph.trace import is_leaf, returns_its_input
 
 __all__ = ["FlowCheck"]
@@ -40,7 +40,7 @@ class FlowCheck:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules())
+        self.modules = dict(model.named_modules(remove_duplicate=False))
         self.tensors = {
             *(name for name, _ in model.named_parameters(remove_duplicate=False)),
             *(name for name, _ in model.named_buffers(remove_duplicate=False)),
@@ -117,11 +117,26 @@ class FlowCheck:
 
     def _check_tensor(self, step: Step, prefix: str) -> None:
         name = step.args[0] if len(step.args) == 1 and not step.kwargs else step.args
-        if not isinstance(name, str) or name not in self.tensors or not name.startswith(prefix):
+        if (
+            not isinstance(name, str)
+            or not name.startswith(prefix)
+            or (name not in self.tensors and not self._may_hold(name))
+        ):
             raise ValueError(
                 "expected steps that read parameters and buffers inside the flow's own module, got "
                 f"{describe(name)}."
             )
+
+    def _may_hold(self, name: str) -> bool:
+        """Whether it is that of a plain tensor which forwards of the module may make and keep."""
+        owner, _, attribute = name.rpartition(".")
+        module = self.modules.get(owner)
+        if module is None or is_leaf(module):
+            return False
+        if not attribute.isidentifier() or attribute.startswith("_"):
+            return False
+        of_class = getattr(type(module), attribute, None)
+        return of_class is None or isinstance(of_class, torch.Tensor)
 
     def _check_function(self, step: Step) -> None:
         if step.function not in FUNCTIONS:
@@ -152,12 +167,12 @@ class FlowCheck:
     def _check_sizes(self, flow: Flow) -> None:
         """Sizes, ranges, conditions, dtypes and writes are those of the flow's own parameters."""
         own = set(flow.parameters)
-        for named in (flow.sizes, flow.dtypes, flow.same, dict.fromkeys(flow.same.values())):
-            if not set(named) <= own:
-                raise ValueError(
-                    f"expected sizes and types of {describe(sorted(own))}, got those of "
-                    f"{describe(sorted(set(named) - own))}."
-                )
+        others = {*flow.sizes, *flow.dtypes, *flow.same, *flow.same.values()} - own
+        if others:
+            raise ValueError(
+                f"expected sizes and types of {describe(sorted(own))}, got those of "
+                f"{describe(sorted(map(str, others)))}."
+            )
         if any(not s.startswith("$") or len(pair) != 2 for s, pair in flow.ranges.items()):
             raise ValueError(f"expected ranges of symbols, got {describe(dict(flow.ranges))}.")
         for size in (size for sizes in flow.sizes.values() for size in sizes):
@@ -189,9 +204,7 @@ class FlowCheck:
 
     def _check_constant(self, step: Step) -> None:
         elements, shape, dtype = step.args
-        plain = isinstance(elements, tuple) and all(
-            type(e) in (bool, int, float) for e in elements
-        )
+        plain = isinstance(elements, tuple) and all(type(e) in (bool, int, float) for e in elements)
         sized = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
         if step.kwargs or not (plain and sized and isinstance(dtype, torch.dtype)):
             raise ValueError(f"expected the numbers of a tensor, got {describe(step.args)}.")

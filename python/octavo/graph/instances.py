@@ -30,7 +30,7 @@ def taken_apart(value: Any) -> Instance | None:
     if not _is_known(cls) or _find(name) is not cls:
         return None
     if issubclass(cls, tuple):
-        return Instance(name, tuple(zip(cls._fields, value, strict=True)))  # type: ignore[attr-defined]
+        return Instance(name, tuple(zip(cls._fields, value, strict=True)))
     own = [field.name for field in dataclasses.fields(cls)]
     extra = set(vars(value)) - set(own)
     if extra or (isinstance(value, dict) and not set(value) <= set(own)):

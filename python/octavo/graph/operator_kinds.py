@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -89,7 +88,16 @@ class _OperatorRecogniser(Recogniser):
 
     def _batch_norm(self, step: Step) -> Step | None:
         norm = self.producer[step.inputs[0]] if operation(step.function) == "getitem" else step
-        names = ("x", "weight", "bias", "mean", "var", "training", "momentum", "eps")
+        names: tuple[str, ...] = (
+            "x",
+            "weight",
+            "bias",
+            "mean",
+            "var",
+            "training",
+            "momentum",
+            "eps",
+        )
         if operation(norm.function) != "batch_norm":
             names = ("x", "weight", "bias", "mean", "var", "momentum", "eps")
         given = {**dict(zip(names, norm.args, strict=False)), **dict(norm.kwargs)}
@@ -176,7 +184,8 @@ class _OperatorRecogniser(Recogniser):
                 continue
             if operation(part.function) != "slice":
                 return None
-            axis, start, stop, stride = (*part.args[1:], *(0, None, None, 1)[len(part.args) - 1 :])
+            given: list[Any] = [*part.args[1:], *(0, None, None, 1)[len(part.args) - 1 :]]
+            axis, start, stop, stride = given
             if any(isinstance(n, Size) for n in (start, stop, stride)):
                 return None
             if stop is not None and stop < 0:
@@ -208,5 +217,3 @@ def _flat(value: Any) -> Iterator[Any]:
             yield from _flat(item)
     else:
         yield value
-
-

@@ -17,21 +17,26 @@ __all__ = ["OPERATOR", "functional_form", "is_operator", "operator_of", "takes"]
 OPERATOR = "aten."
 """How the name of an operator begins in a step."""
 
-_NAMES = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_NAMES = _words(
     """
-    __and__ __or__ __xor__ abs acos acosh adaptive_avg_pool1d _adaptive_avg_pool2d adaptive_avg_pool2d
+    abs acos acosh adaptive_avg_pool1d _adaptive_avg_pool2d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d add addbmm
     addcdiv addcmul addmm addmv affine_grid_generator alias all alpha_dropout amax amin aminmax
-    any arange argmax argmin argsort asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d
-    baddbmm batch_norm bilinear bitwise_and bitwise_not bitwise_or bitwise_xor bmm broadcast_to
-    bucketize cat ceil celu chain_matmul channel_shuffle chunk clamp clamp_max clamp_min clone
-    col2im complex concat concatenate constant_pad_nd contiguous conv1d conv2d conv3d
-    conv_transpose1d conv_transpose2d conv_transpose3d convolution copysign cos cosh
+    __and__ any arange argmax argmin argsort asin asinh atan atan2 atanh avg_pool1d avg_pool2d
+    avg_pool3d baddbmm batch_norm bilinear bitwise_and bitwise_not bitwise_or bitwise_xor bmm
+    broadcast_to bucketize cat ceil celu chain_matmul channel_shuffle chunk clamp clamp_max
+    clamp_min clone col2im complex concat concatenate constant_pad_nd contiguous conv1d conv2d
+    conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution copysign cos cosh
     cosine_similarity count_nonzero cross cummax cummin cumprod cumsum deg2rad detach diag
-    diag_embed diagonal diff div dot dropout einsum elu embedding empty_like eq erf erfc
-    erfinv exp exp2 expand expand_as expm1 eye feature_alpha_dropout feature_dropout fft_fft
-    fft_fft2 fft_ifft fft_ifft2 fft_irfft fft_irfft2 fft_rfft fft_rfft2 fill flatten flip fliplr
-    flipud floor floor_divide fmax fmin fmod frac full full_like gather ge gelu glu grid_sampler
+    diag_embed diagonal diff div dot dropout einsum elu embedding empty_like eq erf erfc erfinv
+    exp exp2 expand expand_as expm1 eye feature_alpha_dropout feature_dropout fft_fft fft_fft2
+    fft_ifft fft_ifft2 fft_irfft fft_irfft2 fft_rfft fft_rfft2 fill flatten flip fliplr flipud
+    floor floor_divide fmax fmin fmod frac full full_like gather ge gelu glu grid_sampler
     grid_sampler_2d group_norm gt hardshrink hardsigmoid hardswish hardtanh hstack hypot im2col
     imag index index_add index_copy index_fill index_put index_select inner instance_norm isclose
     isfinite isinf isnan kron kthvalue layer_norm le leaky_relu lerp lift_fresh_copy linalg_norm
@@ -41,7 +46,7 @@ _NAMES = frozenset(
     max_pool2d_with_indices max_pool3d maximum mean median meshgrid min minimum mish mm mode
     moveaxis movedim mul multiply mv mvlgamma nan_to_num nanmean nansum narrow native_batch_norm
     _native_batch_norm_legit_no_training native_group_norm native_layer_norm ne neg new_empty
-    new_full new_ones new_zeros nonzero norm numpy_T one_hot ones ones_like outer pad
+    new_full new_ones new_zeros nonzero norm numpy_T one_hot ones ones_like __or__ outer pad
     pairwise_distance permute pixel_shuffle pixel_unshuffle polar pow prelu prod quantile rad2deg
     real reciprocal reflection_pad1d reflection_pad2d relu relu6 remainder repeat
     repeat_interleave replication_pad1d replication_pad2d reshape rms_norm roll rot90 round rsqrt
@@ -55,8 +60,8 @@ _NAMES = frozenset(
     _upsample_bicubic2d_aa upsample_bilinear2d _upsample_bilinear2d_aa upsample_linear1d
     upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
     _upsample_nearest_exact2d upsample_trilinear3d var var_mean view view_as view_as_complex
-    view_as_real vstack where xlogy zeros zeros_like
-    """.split()
+    view_as_real vstack where xlogy __xor__ zeros zeros_like
+    """
 )
 
 

@@ -41,7 +41,7 @@ class Reads:
     def plain(self) -> tuple[tuple[Read, bool, Any], ...]:
         """Attributes, whether they are plain data, and that data."""
         return tuple(
-            (read, True, value) if isinstance(value, _PLAIN) else (read, False, None)
+            (read, True, value) if _is_plain(value) else (read, False, None)
             for read, value in self.attributes.items()
         )
 
@@ -85,7 +85,6 @@ def _watch_module(
     changed: list[tuple[Any, type]],
 ) -> None:
     own = vars(module)
-    kept = {"training"} | {key for key in own if key not in MODULE_STATE}
     tensors = {
         key
         for table in (module._parameters, module._buffers)
@@ -96,9 +95,9 @@ def _watch_module(
     def read(watched: Any, key: str) -> Any:
         if key in tensors and (not running or running[-1] is not watched):
             reads.elsewhere.add(f"{name}.{key}" if name else key)
-        value = cls.__getattribute__(watched, key)
-        if key in kept:
-            reads.attributes.setdefault((name, key), value)
+        value = get(watched, key)
+        if key in own and (key == "training" or key not in MODULE_STATE):
+            reads.attributes[name, key] = value
         return value
 
     def call(watched: Any, *args: Any, **kwargs: Any) -> Any:
@@ -109,22 +108,21 @@ def _watch_module(
             running.pop()
 
     cls = type(module)
+    get: Any = cls.__getattribute__
     _become(module, {"__getattribute__": read, "__call__": call}, changed)
-    for key in sorted(kept - {"training"}):
-        if _is_config(own[key]):
-            _watch_config(own[key], (name, key), reads, changed)
+    for key, held in list(own.items()):
+        if key not in MODULE_STATE and _is_config(held):
+            _watch_config(held, (name, key), reads, changed)
 
 
-def _watch_config(
-    config: Any, where: Read, reads: Reads, changed: list[tuple[Any, type]]
-) -> None:
-    cls = type(config)
+def _watch_config(config: Any, where: Read, reads: Reads, changed: list[tuple[Any, type]]) -> None:
+    get: Any = type(config).__getattribute__
     if any(watched is config for watched, _ in changed):
         return
 
     def read(watched: Any, key: str) -> Any:
-        value = cls.__getattribute__(watched, key)
-        if key in cls.__getattribute__(watched, "__dict__") and not key.startswith("__"):
+        value = get(watched, key)
+        if key in get(watched, "__dict__") and not key.startswith("__"):
             reads.attributes.setdefault((*where, key), value)
         return value
 
@@ -133,13 +131,19 @@ def _watch_config(
 
 def _become(watched: Any, members: dict[str, Any], changed: list[tuple[Any, type]]) -> None:
     """Gives an object a subclass of its class; leaves it alone where that cannot be."""
-    cls = type(watched)
+    cls: Any = type(watched)
     try:
         made = type(cls)(cls.__name__, (cls,), {**members, "__module__": cls.__module__})
         object.__setattr__(watched, "__class__", made)
     except Exception:  # A metaclass or __init_subclass__ of the user's: any error may come out.
         return
     changed.append((watched, cls))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value)) and type(value) in (tuple, torch.Size)
+    return isinstance(value, _PLAIN) and type(value) in _PLAIN
 
 
 def _is_config(value: Any) -> bool:

@@ -16,8 +16,10 @@ from torch import nn
 from octavo import _C
 from octavo.graph.flow import Flow
 from octavo.graph.form import ADDED, inner_modules, is_form
+from octavo.nn.layer import QLayer
 
 __all__ = ["Structure"]
+
 
 class Structure:
     """The modules of one owner as they are now, and how to see that they are other ones.
@@ -46,23 +48,28 @@ class Structure:
         modules = {"": owner, **dict(inner_modules(owner, children))}
         modules = {n: m for n, m in modules.items() if not isinstance(m, torch.jit.ScriptModule)}
         counted = [module._modules if name else children for name, module in modules.items()]
-        for table in counted:
-            for key, child in table.items():
+        table: dict[str, Any]
+        for below in counted:
+            for key, child in below.items():
                 if key not in ADDED:
-                    tables.append(table)
+                    tables.append(below)
                     keys.append(key)
                     values.append(child)
         for read, is_plain, wanted in flow.reads:
             name, key, *rest = read
             inside = name.removeprefix(flow.path).removeprefix(".") if flow.path else name
-            table = vars(modules[inside]) if inside in modules else {}
+            module = modules.get(inside)
+            table = {} if module is None else vars(module)
             if rest:
                 table, key = getattr(table.get(key), "__dict__", {}), rest[0]
             if key not in table:
+                # Quantized layers do without some attributes; identities without all.
+                self.fits = self.fits and (module is None or isinstance(module, QLayer))
                 continue
             now = table[key]
             if is_plain:
-                self.fits = self.fits and type(now) is type(wanted) and now == wanted
+                alike = type(now) is type(wanted) or isinstance(now, tuple)
+                self.fits = self.fits and alike and now == wanted
             elif known.setdefault(read, now) is not now:
                 self.fits = False
             tables.append(table)
@@ -86,7 +93,7 @@ class Structure:
         others = {name: module for name, module in modules.items() if name}
         self._versions = versions
         # Not the owner, which would be kept alive by what it holds.
-        self._parts = (
+        self._parts: tuple[Any, ...] = (
             tuple(tables),
             tuple(keys),
             tuple(values),
