@@ -27,6 +27,7 @@ from octavo.graph.trace import Untraceable, bind, is_leaf, trace, training_steps
 from octavo.interrupts import check, let_through
 from octavo.nn.decomposed.decompose import BORDERS
 from octavo.nn.hooks import any_global
+from octavo.nn.kept_state import state_kept
 from octavo.nn.registry import float_reasons, looks_up, quantized_class
 from octavo.nn.surgery import copy_model
 
@@ -169,11 +170,12 @@ class _Findings:
 
 
 def _run_example(model: nn.Module, example: Example) -> None:
-    if callable(example):
-        let_through(example, model)
-    elif example is not None:
-        args, kwargs = example
-        let_through(model, *args, **kwargs)
+    with state_kept(model):
+        if callable(example):
+            let_through(example, model)
+        elif example is not None:
+            args, kwargs = example
+            let_through(model, *args, **kwargs)
 
 
 def _trace_down(model: nn.Module, path: str, found: _Findings) -> None:
@@ -392,9 +394,7 @@ def _of_two_samples(form: Form) -> list[Form]:
     return [Form.of(given, form.constants), form]
 
 
-def _exported(
-    model: nn.Module, path: str, form: Form, private: _Private, all_sizes: bool
-) -> Flow:
+def _exported(model: nn.Module, path: str, form: Form, private: _Private, all_sizes: bool) -> Flow:
     copied = private.copy()
     raw = exported(copied, path, form, private.names_of(copied), all_sizes)
     first = next(iter(raw.flow.sizes.values()))[:1]
@@ -405,9 +405,7 @@ def _exported(
     return private.known(agreed(flow, form, private.copy, others))
 
 
-def _traced(
-    model: nn.Module, path: str, form: Form, private: _Private, found: _Findings
-) -> Flow:
+def _traced(model: nn.Module, path: str, form: Form, private: _Private, found: _Findings) -> Flow:
     flow = trace(model, path, list(form.tensors), form.constants, found.names)
     flow, _ = _recognised(flow, model, form)
     return private.known(agreed(flow, form, private.copy, None))

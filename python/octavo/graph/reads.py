@@ -7,6 +7,7 @@ that the modules of a private copy are given for one call.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ Read = tuple[str, ...]
 """A module's qualified name, an attribute, and maybe an attribute of what that holds."""
 
 _PLAIN = (bool, int, float, str, type(None))
+_MOST_ITEMS = 100  # Of a container that is plain data.
 
 
 class Reads:
@@ -39,9 +41,9 @@ class Reads:
         self.elsewhere: set[str] = set()
 
     def plain(self) -> tuple[tuple[Read, bool, Any], ...]:
-        """Attributes, whether they are plain data, and that data."""
+        """Attributes, whether they are plain data, and a copy of that data."""
         return tuple(
-            (read, True, value) if isinstance(value, _PLAIN) else (read, False, None)
+            (read, True, copy.deepcopy(value)) if _is_plain(value) else (read, False, None)
             for read, value in self.attributes.items()
         )
 
@@ -75,6 +77,16 @@ def tensors_read(model: nn.Module, flows: Iterable[Flow]) -> Iterator[str]:
                     name = part.args[0]
                     if is_leaf(model.get_submodule(name.rpartition(".")[0])):
                         yield name
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether it is data that a file can hold: numbers, words, and short containers of these."""
+    if type(value) in (tuple, list, dict):
+        if depth > 3 or len(value) > _MOST_ITEMS:
+            return False
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return all(_is_plain(item, depth + 1) for item in items)
+    return isinstance(value, _PLAIN) and not (isinstance(value, float) and value != value)
 
 
 def _watch_module(
@@ -115,9 +127,7 @@ def _watch_module(
             _watch_config(own[key], (name, key), reads, changed)
 
 
-def _watch_config(
-    config: Any, where: Read, reads: Reads, changed: list[tuple[Any, type]]
-) -> None:
+def _watch_config(config: Any, where: Read, reads: Reads, changed: list[tuple[Any, type]]) -> None:
     cls = type(config)
     if any(watched is config for watched, _ in changed):
         return
