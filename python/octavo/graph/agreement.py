@@ -72,7 +72,9 @@ class _Pair:
         self.batch = next((s for s in symbols if isinstance(s, str)), "")
         if not flow.sizes:  # Traced: whatever has the example's number of samples.
             self.batched = {
-                name for name, x in form.tensors.items() if x.dim() and x.shape[0] == form.samples
+                name
+                for name, x in form.tensors.items()
+                if x.dim() and x.shape[0] == form.samples
             }
         else:
             self.batched = {
@@ -257,3 +259,5 @@ def _alike(one: Any, other: Any) -> bool:
     if isinstance(one, (bool, int, float, str, bytes)):
         return type(one) is type(other) and (one == other or one != one)
     return False
+
+

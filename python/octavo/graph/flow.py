@@ -208,9 +208,7 @@ def bound(flow: Flow, tensors: Sequence[torch.Tensor]) -> dict[str, Any] | None:
     return values
 
 
-def write_back(
-    flow: Flow, module_of: Callable[[str], nn.Module], values: Mapping[str, Any]
-) -> None:
+def write_back(flow: Flow, module_of: Callable[[str], nn.Module], values: Mapping[str, Any]) -> None:
     """Writes what the forward writes into buffers and arguments; ``values`` holds these too."""
     with torch.no_grad():
         for kind, name, value in flow.writes:

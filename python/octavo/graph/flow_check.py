@@ -188,7 +188,9 @@ class FlowCheck:
 
     def _check_constant(self, step: Step) -> None:
         elements, shape, dtype = step.args
-        plain = isinstance(elements, tuple) and all(type(e) in (bool, int, float) for e in elements)
+        plain = isinstance(elements, tuple) and all(
+            type(e) in (bool, int, float) for e in elements
+        )
         sized = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
         if step.kwargs or not (plain and sized and isinstance(dtype, torch.dtype)):
             raise ValueError(f"expected the numbers of a tensor, got {describe(step.args)}.")

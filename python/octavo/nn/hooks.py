@@ -22,4 +22,6 @@ def is_watched(module: nn.Module) -> bool:
 
 def any_global() -> bool:
     """Whether hooks are there that see the calls of all modules."""
-    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+    return bool(
+        torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks
+    )

@@ -199,7 +199,9 @@ def _inside(model: nn.Module, step: Step) -> _Inside | None:
     (owner,) = owners
     gain, shift, mean, var = (None if n is None else n.rpartition(".")[2] for n in found)
     assert mean is not None and var is not None
-    return _Inside(model.get_submodule(owner), owner, (gain, shift, mean, var), float(last.args[7]))
+    return _Inside(
+        model.get_submodule(owner), owner, (gain, shift, mean, var), float(last.args[7])
+    )
 
 
 def _takes_factors(source: nn.Module, flow: Flow, layer: Step, step: Step) -> bool:
