@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from octavo.graph.flow import Flow, Ref, Step, evaluate, refs
 from octavo.graph.functions import BINARY, CLAMPS, LAYOUT, UNARY, operation
-from octavo.graph.layouts import map_of, numbered, slice_params, slices_as
+from octavo.graph.layouts import map_of, numbered, shape_of, slice_params, slices_as
 from octavo.graph.sizes import is_symbol
 from octavo.nn.registry import quantized_class
 from octavo.graph.trace import prune, returns_its_input
@@ -629,6 +629,9 @@ class Recogniser:
         result = map_of(numbered((2, *shape[1:])), attempt)
         if result is None:
             return None
+        two, one = (shape_of(numbered((n, *shape[1:])), attempt) for n in (2, 1))
+        if two is None or one != (1, *two[1:]):
+            return None  # `squeeze` takes a lone sample's dimension away.
         kind, params = result
         free = {"to_image": (1, 2), "identity": tuple(range(1, len(shape)))}.get(
             kind, tuple(range(2, len(shape)))

@@ -13,7 +13,7 @@ from octavo.graph.exported import Exported
 from octavo.graph.flow import Flow, Ref, Step
 from octavo.graph.functions import LAYOUT, operation
 from octavo.graph.kinds import Recogniser
-from octavo.graph.layouts import map_of, numbered
+from octavo.graph.layouts import map_of, numbered, shape_of
 from octavo.graph.sizes import Size, holds, value_of
 from octavo.graph.trace import prune
 
@@ -62,6 +62,8 @@ class _OperatorRecogniser(Recogniser):
         super().__init__(exported.flow, model, shapes)
         self.example = dict(exported.numbers)
         self.other = other_numbers(exported.flow, exported.numbers)
+        firsts = [sizes[0] for sizes in exported.flow.sizes.values() if sizes]
+        self.samples = [size for size in firsts if isinstance(size, str)]
 
     def _function(self, step: Step) -> Step | None:
         name = operation(step.function)
@@ -155,7 +157,12 @@ class _OperatorRecogniser(Recogniser):
             found.append(map_of(numbered(_concrete(self.symbolic[x], numbers)), attempt))
             if found[-1] is None or not numbers:
                 break
+        single = {**self.example, **dict.fromkeys(self.samples, 1)}
+        self.numbers = single
+        shape = shape_of(numbered(_concrete(self.symbolic[x], single)), attempt)
         self.numbers = {}
+        if shape != _concrete(self.symbolic[step.output], single):
+            return None  # `squeeze` takes a lone sample's dimension away.
         if found[0] is None or any(other != found[0] for other in found):
             return None
         kind, params = found[0]
