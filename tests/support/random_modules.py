@@ -223,6 +223,8 @@ def _holds(draw: Draw, made: Piece) -> bool:
     if not fine:
         draw.modules, draw.values = both
         return False
+    if 0 in noisy.stride():  # Expanded: it can not be written to.
+        return True
     noisy += NOISE * clean.std() * torch.randn_like(noisy)
     return True
 
@@ -237,6 +239,7 @@ def _is_sound(clean: Tensor, noisy: Tensor) -> bool:
         and 0.2 < std < 4
         and largest < 7 * std + 2
         and float((clean - noisy).norm() / (clean - clean.mean()).norm()) < MOST_NOISE
+        and float((clean - noisy).flatten(1).square().mean(1).sqrt().max()) < 2 * MOST_NOISE * std
     )
 
 
@@ -414,8 +417,8 @@ def _norm(draw: Draw, x: str) -> Piece | None:
     if len(shape) == 4:
         if shape[1] % 2:
             return None
-        return _simple(draw, x, f"nn.GroupNorm(2, {shape[1]})", "gn")
-    return _simple(draw, x, f"nn.LayerNorm({shape[-1]})", "ln")
+        return _simple(draw, x, f"nn.GroupNorm(2, {shape[1]}, eps=0.05)", "gn")
+    return _simple(draw, x, f"nn.LayerNorm({shape[-1]}, eps=0.05)", "ln")
 
 
 _MODULES = [
@@ -433,7 +436,7 @@ _FUNCTIONS = [
     "torch.where({x} > 0, {x}, 0.2 * {x})", "torch.maximum({x}, -{x} * 0.2)",
     "F.dropout({x}, 0.5, self.training)", "{x}.exp().clamp(max=3.0)", "-{x}", "{x} - 0.3",
     "{x} / 1.5", "1.0 - {x}", "{x}.clone()", "{x}.contiguous()", "{x}.detach()", "{x} * 1.0",
-    "F.hardtanh({x})", "F.relu({x}.clone(), inplace=True)", "F.normalize({x}, dim=-1) * 2",
+    "F.hardtanh({x})", "F.relu({x}.clone(), inplace=True)", "F.normalize({x}, dim=-1, eps=1.0) * 2",
     "{x}.softmax(1) * {x}.shape[1]", "{x} ** 2 * 0.5", "torch.square({x}) * 0.5",
 ]  # fmt: skip
 
@@ -539,7 +542,7 @@ def _read_elsewhere(draw: Draw, x: str) -> Piece | None:
             f"self.{name}({x}) * (1 + self.{name}.weight.std())",
         ]
     else:
-        make.append(f"self.{norm} = nn.LayerNorm({shape[-1]})")
+        make.append(f"self.{norm} = nn.LayerNorm({shape[-1]}, eps=0.05)")
         forms = [
             f"F.linear({x}, self.{name}.weight) + self.{name}({x})",
             f"self.{name}(self.{norm}({x})) * self.{norm}.weight.mean()",

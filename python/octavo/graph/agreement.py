@@ -42,7 +42,6 @@ def agreed(
     """
     pair = _Pair(flow, form, copied(), copied())
     try:
-        before = _attributes(pair.module)
         for _ in range(2):
             pair.call(form.tensors, "")
         pair.call(_altered(form.tensors, -0.75), "with other values")
@@ -54,11 +53,8 @@ def agreed(
                 raise Untraceable("it is made for few numbers of samples")
         if numbers is not None:
             pair.call(pair.with_sizes(numbers), "for other sizes", must_run=True)
-        changed = _changed(before, _attributes(pair.module))
     finally:
         pair.release()
-    if changed:
-        raise Untraceable(f"it changes its attribute {changed!r}")
     return flow
 
 
@@ -68,6 +64,7 @@ class _Pair:
     def __init__(self, flow: Flow, form: Form, module: nn.Module, other: nn.Module) -> None:
         self.flow, self.form, self.module = flow, form, module
         self.other = _Rooted(other, flow.path)
+        self.before = _attributes(module)
         symbols = [sizes[0] for sizes in flow.sizes.values() if sizes]
         self.batch = next((s for s in symbols if isinstance(s, str)), "")
         if not flow.sizes:  # Traced: whatever has the example's number of samples.
@@ -138,6 +135,9 @@ class _Pair:
         buffers = [dict(m.named_buffers()) for m in (self.module, self.other.module)]
         if not same_bits(*buffers):
             raise Untraceable(f"its captured form leaves other buffers {what}".rstrip())
+        changed = _changed(self.before, _attributes(self.module))
+        if changed:  # Looked at after each call: the next one may change it back.
+            raise Untraceable(f"it changes its attribute {changed!r}")
 
     def _cloned(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {name: x.clone() for name, x in tensors.items()}

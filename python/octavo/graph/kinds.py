@@ -14,8 +14,8 @@ from octavo.graph.flow import Flow, Ref, Step, evaluate, refs
 from octavo.graph.functions import BINARY, CLAMPS, LAYOUT, UNARY, operation
 from octavo.graph.layouts import map_of, numbered, shape_of, slice_params, slices_as
 from octavo.graph.sizes import is_symbol
-from octavo.nn.registry import quantized_class
 from octavo.graph.trace import prune, returns_its_input
+from octavo.nn.registry import quantized_class
 
 __all__ = ["Recogniser", "clamp_of", "recognise"]
 

@@ -337,9 +337,11 @@ class _Collector:
     def hook(self, key: SiteKey) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """A forward pre-hook that sees the layer's input."""
 
-        def see_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def see_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()), None)
-            in_region = self.inside and key.layer in self.covered
+            # Where a hook of the user's may change the input, its own forward runs in regions too.
+            is_alone = len(module._forward_pre_hooks) == 1
+            in_region = self.inside and key.layer in self.covered and is_alone
             if isinstance(x, Tensor) and not in_region:
                 self.see(key, f"the input of layer {key.layer!r}", x)
 
@@ -349,9 +351,11 @@ class _Collector:
         """Parameters of everything that was seen."""
         rule = RULES[ranges]
         qparams, shares, unreached, constant = {}, {}, [], []
-        beside = {SiteKey(name): bits for name, bits in self.covered.items()}
-        beside = {key: bits for key, bits in beside.items() if self.histograms[key].count}
-        for key, bits in {**self.bits, **beside}.items():
+        wanted = dict(self.bits)
+        for name, bits in self.covered.items():
+            if self.histograms[SiteKey(name)].count:
+                wanted[SiteKey(name)] = bits
+        for key, bits in wanted.items():
             check()
             histogram = self.histograms[_observed(key)]
             if histogram.count == 0:

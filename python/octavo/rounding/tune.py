@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from octavo.data import Batches, Call, float_tensors
 from octavo.interrupts import let_through
-from octavo.nn.kept_state import state_kept
 from octavo.nn.forwards import replaced_forwards
+from octavo.nn.kept_state import state_kept
 from octavo.nn.registry import canonical_weight, looks_up
 from octavo.numerics.codes import Codes
 from octavo.rounding.blocks import apply_layer

@@ -12,14 +12,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import octavo
 import pytest
 import torch
+from torch import Tensor, nn
+
+import octavo
 from octavo.errors import CalibrationError
 from octavo.graph.capture import capture
 from octavo.runtime.captured_forward import captured_forward
 from random_modules import Program, random_program
-from torch import Tensor, nn
 
 BOUND = 0.06
 _AT_ONCE = 10
