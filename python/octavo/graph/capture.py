@@ -374,6 +374,11 @@ class _Private:
                 raise Untraceable("a forward in it is replaced on the instance")
             if isinstance(module, BORDERS):
                 raise Untraceable(f"it calls a {type(module).__bases__[-1].__name__} step by step")
+        self.refuse_hooked_parts()
+
+    def refuse_hooked_parts(self) -> None:
+        """Untraceable where a module that is no step has a hook: no flow has a place for it."""
+        for module in self.module.modules():
             inside = module is not self.module and not is_one_step(module)
             if inside and id(module) in self.found.hooked:
                 raise Untraceable("a module in it has a hook")
@@ -406,6 +411,7 @@ def _exported(model: nn.Module, path: str, form: Form, private: _Private, all_si
 
 
 def _traced(model: nn.Module, path: str, form: Form, private: _Private, found: _Findings) -> Flow:
+    private.refuse_hooked_parts()
     flow = trace(model, path, list(form.tensors), form.constants, found.names)
     flow, _ = _recognised(flow, model, form)
     return private.known(agreed(flow, form, private.copy, None))

@@ -326,11 +326,14 @@ class Recogniser:
         return None
 
     def _constant(self, value: str) -> Tensor | None:
-        """A value that depends on parameters and buffers only."""
+        """A value that depends on parameters and buffers only, which the flow does not write."""
         if self.shape(value) is None:
             return None
         steps = self.between(value, [])
         if steps is None or len(steps) > _CONSTANT_CALLS or any(map(self._is_layer, steps)):
+            return None
+        written = {name for kind, name, _ in self.raw.writes if kind == "buffer"}
+        if any(step.function == "get_attr" and step.args[0] in written for step in steps):
             return None
         values: dict[str, Any] = {}
         for step in steps:
