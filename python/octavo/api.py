@@ -22,7 +22,7 @@ from octavo.deciding.decide import decide
 from octavo.deciding.search import Search
 from octavo.errors import describe
 from octavo.graph.capture import Capture, capture
-from octavo.graph.keys import RangeKey
+from octavo.graph.keys import RangeKey, SiteKey
 from octavo.graph.reads import tensors_read
 from octavo.interrupts import held_back
 from octavo.lowering.rewrite import dequantize as _dequantize
@@ -302,6 +302,8 @@ def _trainee(job: _Job) -> nn.Module:
     found = capture(work, example, training=True)
     decided, flows, *_ = _decided(job, work, found, training=True, normed=normed)
     decided, params = _calibrated(job, work, decided)
+    own = set(plan_keys(decided))  # Layers of regions share their regions' fake-quantizers.
+    params = {key: p for key, p in params.items() if key in own}
     # For the report: training decides how weights round.
     rounded = round_model(
         work, decided, METHODS["nearest"], qparams=params, data=job.batches, flows=flows,
@@ -392,7 +394,7 @@ def _calibrated(
         )
     decided = without_unreached(decided, calibration, by_rows=replan is not None and bool(uneven))
     job.notes.add_all(calibration.notes)
-    kept = set(plan_keys(decided))
+    kept = {*plan_keys(decided), *(SiteKey(s.name) for s in decided.sites if s.region)}
     return decided, {key: p for key, p in calibration.qparams.items() if key in kept}
 
 

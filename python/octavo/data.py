@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from octavo.errors import CalibrationError, describe
 from octavo.interrupts import let_through
+from octavo.nn.kept_state import state_kept
 
 __all__ = ["Batches", "Call", "Example", "float_tensors"]
 
@@ -141,7 +142,7 @@ class Batches:
 
         handle = model.register_forward_pre_hook(record, with_kwargs=True)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), state_kept(model):
                 let_through(self.runs_model, model)
         finally:
             handle.remove()
@@ -158,7 +159,7 @@ class Batches:
             return self.runs_model
         few = call.shortened(2)
         if few is not None:
-            with torch.no_grad(), contextlib.suppress(Exception):
+            with torch.no_grad(), contextlib.suppress(Exception), state_kept(model):
                 let_through(model, *few.args, **few.kwargs)
                 return few.args, few.kwargs
         return call.args, call.kwargs

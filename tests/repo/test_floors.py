@@ -21,8 +21,8 @@ PYTHON = Path(__file__).resolve().parents[2] / "python"
 FLOORS = (
     ("errors", "interrupts", "signature", "files"),
     ("numerics",),
-    ("ops", "data", "library"),
-    ("nn",),
+    ("ops", "library"),
+    ("nn", "data"),
     ("graph", "checks.model"),
     ("planning", "runtime"),
     ("prepare", "rounding", "lowering"),

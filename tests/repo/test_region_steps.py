@@ -17,7 +17,13 @@ KINDS = frozenset(STEPS) | frozenset(PLANNED)
 # Where kinds are named: the rows, what lowering fills panels with, and recognition, which says what
 # a call of torch amounts to.
 HOMES = frozenset(
-    {"ops/region_steps.py", "lowering/lower.py", "graph/kinds.py", "graph/layouts.py"}
+    {
+        "ops/region_steps.py",
+        "lowering/lower.py",
+        "graph/kinds.py",
+        "graph/layouts.py",
+        "graph/operator_kinds.py",
+    }
 )
 # Words that mean other things elsewhere: a grid, an operator of the package, a tag in a file, a param.
 COMMON = frozenset({"add", "flatten", "linear", "mul", "pad", "quantize", "slice", "table"})

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from octavo.checks.model import check_model
 from octavo.data import Batches, Call, float_tensors
 from octavo.interrupts import check, held_back, let_through
+from octavo.nn.kept_state import state_kept
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import Scheme, default_group_size
@@ -235,7 +236,8 @@ class _Replaced:
 def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
     """The floating-point tensors that a call returns."""
     arguments = copy.deepcopy((call.args, call.kwargs))  # A model may write into its inputs.
-    outputs = let_through(model, *arguments[0], **arguments[1])
+    with state_kept(model):
+        outputs = let_through(model, *arguments[0], **arguments[1])
     return [tensor.float() for tensor in float_tensors(outputs)]
 
 

@@ -1,8 +1,9 @@
 """Whether a captured forward does what its module does: in calls in a row, bit for bit.
 
 Both run on private copies, each on the state that its own earlier calls left: the example (twice
-where there is state), three samples of other values, one sample, other sizes where they are free. Compared are results,
-arguments and buffers; a forward that changes attributes is none that a flow could stand for.
+where there is state), three samples of other values, one sample, other sizes where they are free.
+Compared are results, arguments, buffers and attributes: a forward that changes attributes is none
+that a flow could stand for.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ def agreed(
     """
     pair = _Pair(flow, form, copied(), copied())
     try:
-        before = _attributes(pair.module)
         for _ in range(2 if any(True for _ in pair.module.buffers()) else 1):
             pair.call(form.tensors, "")
         many = pair.with_samples(_MANY) if pair.batched else form.tensors
@@ -53,11 +53,8 @@ def agreed(
             raise Untraceable("it is made for few numbers of samples")
         if numbers is not None:
             pair.call(pair.with_sizes(numbers), "for other sizes", must_run=True)
-        changed = _changed(before, _attributes(pair.module))
     finally:
         pair.release()
-    if changed:
-        raise Untraceable(f"it changes its attribute {changed!r}")
     return flow
 
 
@@ -67,6 +64,7 @@ class _Pair:
     def __init__(self, flow: Flow, form: Form, module: nn.Module, other: nn.Module) -> None:
         self.flow, self.form, self.module = flow, form, module
         self.other = _Rooted(other, flow.path)
+        self.before = _attributes(module)
         symbols = [sizes[0] for sizes in flow.sizes.values() if sizes]
         self.batch = next((s for s in symbols if isinstance(s, str)), "")
         if not flow.sizes:  # Traced: whatever has the example's number of samples.
@@ -135,6 +133,9 @@ class _Pair:
         buffers = [dict(m.named_buffers()) for m in (self.module, self.other.module)]
         if not same_bits(*buffers):
             raise Untraceable(f"its captured form leaves other buffers {what}".rstrip())
+        changed = _changed(self.before, _attributes(self.module))
+        if changed:  # Looked at after each call: the next one may change it back.
+            raise Untraceable(f"it changes its attribute {changed!r}")
 
     def _cloned(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {name: x.clone() for name, x in tensors.items()}
@@ -263,5 +264,5 @@ def _alike(one: Any, other: Any) -> bool:
     if one is other:
         return True
     if isinstance(one, (bool, int, float, str, bytes)):
-        return type(one) is type(other) and (one == other or one != one)
+        return type(one) is type(other) and (one == other or repr(one) == repr(other))
     return False

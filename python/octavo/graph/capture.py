@@ -28,6 +28,7 @@ from octavo.graph.trace import Untraceable, bind, is_leaf, trace, training_steps
 from octavo.interrupts import check, let_through
 from octavo.nn.decomposed.decompose import BORDERS
 from octavo.nn.hooks import any_global
+from octavo.nn.kept_state import state_kept
 from octavo.nn.registry import float_reasons, looks_up, quantized_class
 from octavo.nn.surgery import copy_model
 
@@ -172,11 +173,12 @@ class _Findings:
 
 
 def _run_example(model: nn.Module, example: Example) -> None:
-    if callable(example):
-        let_through(example, model)
-    elif example is not None:
-        args, kwargs = example
-        let_through(model, *args, **kwargs)
+    with state_kept(model):
+        if callable(example):
+            let_through(example, model)
+        elif example is not None:
+            args, kwargs = example
+            let_through(model, *args, **kwargs)
 
 
 def _trace_down(model: nn.Module, path: str, found: _Findings) -> None:
@@ -454,6 +456,11 @@ class _Private:
                 raise Untraceable("a forward in it is replaced on the instance")
             if isinstance(module, BORDERS):
                 raise Untraceable(f"it calls a {type(module).__bases__[-1].__name__} step by step")
+        self.refuse_hooked_parts()
+
+    def refuse_hooked_parts(self) -> None:
+        """Untraceable where a module that is no step has a hook: no flow has a place for it."""
+        for module in self.module.modules():
             inside = module is not self.module and not is_one_step(module)
             if inside and id(module) in self.found.hooked:
                 raise Untraceable("a module in it has a hook")
@@ -499,6 +506,7 @@ def _exported(
 
 
 def _traced(model: nn.Module, path: str, form: Form, private: _Private, found: _Findings) -> Flow:
+    private.refuse_hooked_parts()
     flow = trace(model, path, list(form.tensors), form.constants, found.names)
     flow, _ = _recognised(flow, model, form)
     return private.known(agreed(flow, form, private.copy, None))

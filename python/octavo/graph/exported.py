@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import random
 import threading
 import time
@@ -187,7 +188,7 @@ def exported(
                 name: (child, names[id(child)])
                 for name, child in module.named_modules(remove_duplicate=False)
             }
-            return _Conversion(program, path, form, modules, found[0], in_place).result()
+            return _Conversion(program, path, form, modules, (found[0], in_place)).result()
         except (MemoryError, Untraceable):
             raise
         except NotWhole as error:
@@ -324,7 +325,10 @@ def _in_place(graph: fx.Graph) -> dict[fx.Node, Any] | None:
 
 
 class _Conversion:
-    """Steps of one exported program."""
+    """Steps of one exported program.
+
+    found: the structure of the result, and what `_in_place` says.
+    """
 
     def __init__(
         self,
@@ -332,22 +336,15 @@ class _Conversion:
         path: str,
         form: Form,
         modules: Mapping[str, tuple[nn.Module, str]],
-        structure: Any,
-        in_place: dict[fx.Node, Any] | None,
+        found: tuple[Any, dict[fx.Node, Any] | None],
     ) -> None:
+        structure, in_place = found
         self.program, self.path, self.form, self.structure = program, path, form, structure
         # Layers by the paths that torch.export says, and by their names from the root model.
         self.layers = {
             f"inner.{inside}".removesuffix("."): name
             for inside, (module, name) in modules.items()
             if is_one_step(module) and _takes_one(module)
-        }
-        # Plain tensors that modules hold, read as parameters are.
-        self.held = {
-            (x.data_ptr(), tuple(x.shape)): f"{name}.{key}".lstrip(".")
-            for module, name in modules.values()
-            for key, x in vars(module).items()
-            if isinstance(x, Tensor) and x.numel() and type(x) is Tensor
         }
         self.writing = {
             name for module, name in modules.values() if getattr(module, "inplace", False)
@@ -410,11 +407,7 @@ class _Conversion:
             if node.name in parameters:
                 self.tensors[node] = ("get_attr", self._qualified(parameters[node.name]))
             elif node.name in constants:
-                found = self.program.constants[constants[node.name]]
-                is_tensor = isinstance(found, Tensor)
-                held = self.held.get((found.data_ptr(), tuple(found.shape))) if is_tensor else None
-                name = constants[node.name]
-                self.tensors[node] = ("constant", name) if held is None else ("get_attr", held)
+                self.tensors[node] = ("constant", constants[node.name])
             elif node.name in inputs:
                 name, value = inputs[node.name], node.meta["val"]
                 self.current[node] = name
@@ -638,7 +631,7 @@ class _Conversion:
         if type(found) is not Tensor or found.is_complex():
             raise Untraceable(f"it holds a {type(found).__name__}")
         elements = tuple(found.detach().flatten().tolist())
-        if any(isinstance(e, float) and e != e for e in elements):
+        if any(isinstance(e, float) and math.isnan(e) for e in elements):
             raise Untraceable("it makes a tensor of NaN")
         args = (elements, tuple(found.shape), found.dtype)
         return Step("float", (), value, function="constant", args=args)

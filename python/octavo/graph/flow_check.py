@@ -117,26 +117,11 @@ class FlowCheck:
 
     def _check_tensor(self, step: Step, prefix: str) -> None:
         name = step.args[0] if len(step.args) == 1 and not step.kwargs else step.args
-        if (
-            not isinstance(name, str)
-            or not name.startswith(prefix)
-            or (name not in self.tensors and not self._may_hold(name))
-        ):
+        if not isinstance(name, str) or not name.startswith(prefix) or name not in self.tensors:
             raise ValueError(
                 "expected steps that read parameters and buffers inside the flow's own module, got "
                 f"{describe(name)}."
             )
-
-    def _may_hold(self, name: str) -> bool:
-        """Whether it is that of a plain tensor which forwards of the module may make and keep."""
-        owner, _, attribute = name.rpartition(".")
-        module = self.modules.get(owner)
-        if module is None or is_leaf(module):
-            return False
-        if not attribute.isidentifier() or attribute.startswith("_"):
-            return False
-        of_class = getattr(type(module), attribute, None)
-        return of_class is None or isinstance(of_class, torch.Tensor)
 
     def _check_function(self, step: Step) -> None:
         if step.function not in FUNCTIONS:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from octavo.graph.flow import Flow, Ref, Step, evaluate, refs
 from octavo.graph.functions import BINARY, CLAMPS, LAYOUT, UNARY, operation
-from octavo.graph.layouts import map_of, numbered, slice_params, slices_as
+from octavo.graph.layouts import map_of, numbered, shape_of, slice_params, slices_as
 from octavo.graph.sizes import is_symbol
 from octavo.graph.trace import prune, returns_its_input
 from octavo.nn.registry import quantized_class
@@ -149,6 +149,7 @@ class Recogniser:
         self.numbers: Mapping[str, int] = {}
 
     def flow(self) -> Flow:
+        """The flow with the kinds that were found."""
         for step in self.raw.steps:
             try:
                 found = self._module(step) if step.module else self._function(step)
@@ -162,6 +163,7 @@ class Recogniser:
     # ---- helpers
 
     def shape(self, value: str) -> tuple[int, ...] | None:
+        """Shape of a float tensor on the example, None for anything else."""
         return self.shapes.get(value)
 
     def _dims(self, value: str) -> int:
@@ -326,11 +328,14 @@ class Recogniser:
         return None
 
     def _constant(self, value: str) -> Tensor | None:
-        """A value that depends on parameters and buffers only."""
+        """A value that depends on parameters and buffers only, which the flow does not write."""
         if self.shape(value) is None:
             return None
         steps = self.between(value, [])
         if steps is None or len(steps) > _CONSTANT_CALLS or any(map(self._is_layer, steps)):
+            return None
+        written = {name for kind, name, _ in self.raw.writes if kind == "buffer"}
+        if any(step.function == "get_attr" and step.args[0] in written for step in steps):
             return None
         values: dict[str, Any] = {}
         for step in steps:
@@ -629,6 +634,9 @@ class Recogniser:
         result = map_of(numbered((2, *shape[1:])), attempt)
         if result is None:
             return None
+        two, one = (shape_of(numbered((n, *shape[1:])), attempt) for n in (2, 1))
+        if two is None or one != (1, *two[1:]):
+            return None  # `squeeze` takes a lone sample's dimension away.
         kind, params = result
         free = {"to_image": (1, 2), "identity": tuple(range(1, len(shape)))}.get(
             kind, tuple(range(2, len(shape)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.graph.flow import Step, refs
 from octavo.graph.functions import operation
 
-__all__ = ["map_of", "numbered", "slice_params", "slices_as"]
+__all__ = ["map_of", "numbered", "shape_of", "slice_params", "slices_as"]
 
 Params = dict[str, Any]
 
@@ -20,6 +20,14 @@ Params = dict[str, Any]
 def numbered(shape: tuple[int, ...]) -> Tensor:
     """float64 0, 1, 2, ... of a shape."""
     return torch.arange(math.prod(shape), dtype=torch.float64).view(shape)
+
+
+def shape_of(x: Tensor, attempt: Callable[[Tensor], Tensor]) -> tuple[int, ...] | None:
+    """Sizes of what `attempt` gives for a tensor; None where it takes none of that size."""
+    try:
+        return tuple(attempt(x).shape)
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return None
 
 
 def map_of(x: Tensor, attempt: Callable[[Tensor], Tensor]) -> tuple[str, Params] | None:

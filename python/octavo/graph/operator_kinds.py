@@ -12,7 +12,7 @@ from octavo.graph.exported import Exported
 from octavo.graph.flow import Flow, Ref, Step
 from octavo.graph.functions import LAYOUT, operation
 from octavo.graph.kinds import Recogniser
-from octavo.graph.layouts import map_of, numbered
+from octavo.graph.layouts import map_of, numbered, shape_of
 from octavo.graph.sizes import Size, holds, value_of
 from octavo.graph.trace import prune
 
@@ -61,6 +61,8 @@ class _OperatorRecogniser(Recogniser):
         super().__init__(exported.flow, model, shapes)
         self.example = dict(exported.numbers)
         self.other = other_numbers(exported.flow, exported.numbers)
+        firsts = [sizes[0] for sizes in exported.flow.sizes.values() if sizes]
+        self.samples = [size for size in firsts if isinstance(size, str)]
 
     def _function(self, step: Step) -> Step | None:
         name = operation(step.function)
@@ -163,7 +165,12 @@ class _OperatorRecogniser(Recogniser):
             found.append(map_of(numbered(_concrete(self.symbolic[x], numbers)), attempt))
             if found[-1] is None or not numbers:
                 break
+        single = {**self.example, **dict.fromkeys(self.samples, 1)}
+        self.numbers = single
+        shape = shape_of(numbered(_concrete(self.symbolic[x], single)), attempt)
         self.numbers = {}
+        if shape != _concrete(self.symbolic[step.output], single):
+            return None  # `squeeze` takes a lone sample's dimension away.
         if found[0] is None or any(other != found[0] for other in found):
             return None
         kind, params = found[0]
@@ -171,8 +178,19 @@ class _OperatorRecogniser(Recogniser):
             cuts = self._cuts(step, x)
             if cuts is None:
                 return None
-            params = cuts
+            x, params = self._with_cuts_before(x, cuts)
         return self._as(step, kind, [x], **params)
+
+    def _with_cuts_before(self, x: str, cuts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """One slice for height and width, which are cut by a call each."""
+        before = self.found.get(x)
+        if before is None or before.kind != "slice":
+            return x, cuts
+        whole, earlier = [0, -1, 1], before.params
+        if any(cuts[axis] != whole and earlier[axis] != whole for axis in "hw"):
+            return x, cuts
+        both = {axis: cuts[axis] if earlier[axis] == whole else earlier[axis] for axis in "hw"}
+        return before.inputs[0], both
 
     def _cuts(self, step: Step, x: str) -> dict[str, Any] | None:
         """Start, stop (-1: the end) and stride of height and width."""

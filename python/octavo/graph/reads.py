@@ -7,6 +7,8 @@ that the modules of a private copy are given for one call.
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +25,7 @@ Read = tuple[str, ...]
 """A module's qualified name, an attribute, and maybe an attribute of what that holds."""
 
 _PLAIN = (bool, int, float, str, type(None))
+_MOST_ITEMS = 100  # Of a container that is plain data.
 
 
 class Reads:
@@ -39,9 +42,9 @@ class Reads:
         self.elsewhere: set[str] = set()
 
     def plain(self) -> tuple[tuple[Read, bool, Any], ...]:
-        """Attributes, whether they are plain data, and that data."""
+        """Attributes, whether they are plain data, and a copy of that data."""
         return tuple(
-            (read, True, value) if _is_plain(value) else (read, False, None)
+            (read, True, copy.deepcopy(value)) if _is_plain(value) else (read, False, None)
             for read, value in self.attributes.items()
         )
 
@@ -75,6 +78,16 @@ def tensors_read(model: nn.Module, flows: Iterable[Flow]) -> Iterator[str]:
                     name = part.args[0]
                     if is_leaf(model.get_submodule(name.rpartition(".")[0])):
                         yield name
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    """Whether it is data that a file can hold: numbers, words, and short containers of these."""
+    if type(value) in (tuple, torch.Size, list, dict):
+        if depth > 3 or len(value) > _MOST_ITEMS:
+            return False
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        return all(_is_plain(item, depth + 1) for item in items)
+    return type(value) in _PLAIN and not (isinstance(value, float) and math.isnan(value))
 
 
 def _watch_module(
@@ -138,12 +151,6 @@ def _become(watched: Any, members: dict[str, Any], changed: list[tuple[Any, type
     except Exception:  # A metaclass or __init_subclass__ of the user's: any error may come out.
         return
     changed.append((watched, cls))
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value)) and type(value) in (tuple, torch.Size)
-    return isinstance(value, _PLAIN) and type(value) in _PLAIN
 
 
 def _is_config(value: Any) -> bool:

@@ -16,6 +16,7 @@ from octavo.nn.layer import QLayer
 from octavo.nn.registry import quantized_class
 from octavo.nn.surgery import copy_model, replace_modules
 from octavo.numerics.codes import Codes
+from octavo.numerics.ranges import spanning
 from octavo.numerics.scheme import QParams
 from octavo.ops.region_steps import PRODUCTS
 from octavo.planning.plan import FlowPlan, Plan, RegionPlan, SitePlan
@@ -157,9 +158,14 @@ def is_packed(site: SitePlan, rank: int) -> bool:
 
 
 def _input_params(plan: Plan, params: Mapping[RangeKey, QParams]) -> dict[str, QParams]:
-    """The input's range of each static site: its own, or that of what its region reads."""
+    """The input's range of each static site: where its own forward runs, any of its calls may come.
+
+    It spans that of its calls outside of regions and those of what regions give it.
+    """
     found = {
-        site.name: params[SiteKey(site.name)] for site in plan.sites if SiteKey(site.name) in params
+        site.name: [params[SiteKey(site.name)]]
+        for site in plan.sites
+        if SiteKey(site.name) in params
     }
     for flow_plan in plan.flows:
         for region in flow_plan.items:
@@ -171,8 +177,8 @@ def _input_params(plan: Plan, params: Mapping[RangeKey, QParams]) -> dict[str, Q
                         value = region.params_of.get(step.inputs[0], "")
                         key = ValueKey(flow_plan.flow.path, value)
                         if key in params:
-                            found.setdefault(part.module, params[key])
-    return found
+                            found.setdefault(part.module, []).append(params[key])
+    return {name: spanning(ranges) for name, ranges in found.items()}
 
 
 def install(root: nn.Module, flow: Flow, items: tuple[Region | Step, ...]) -> None:

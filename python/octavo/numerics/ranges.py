@@ -7,7 +7,7 @@ values alone, so the result does not depend on how the data is split into batche
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "mse",
     "percentile",
     "qparams_of_range",
+    "spanning",
     "squared_error",
     "typical",
 ]
@@ -149,6 +150,16 @@ def qparams_of_range(low: float, high: float, bits: int = 8) -> QParams:
     qmax = 2**bits - 1
     scale = _float32(max((high - low) / qmax, MIN_SCALE))
     return QParams(scale, min(max(round(-low / scale), 0), qmax), bits)
+
+
+def spanning(parameters: Sequence[QParams]) -> QParams:
+    """Parameters whose codes reach what any of those given reach; those themselves if they do."""
+    lows = [-p.zero_point * p.scale for p in parameters]
+    highs = [(p.qmax - p.zero_point) * p.scale for p in parameters]
+    for p, low, high in zip(parameters, lows, highs, strict=True):
+        if low == min(lows) and high == max(highs):
+            return p
+    return qparams_of_range(min(lows), max(highs), max(p.bits for p in parameters))
 
 
 def minmax(histogram: Histogram, bits: int = 8) -> QParams:

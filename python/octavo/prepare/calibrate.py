@@ -6,7 +6,7 @@ import dataclasses
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from octavo import ops
 from octavo.data import Batches, Call
 from octavo.errors import CalibrationError
-from octavo.graph.flow import Flow, run
+from octavo.graph.flow import Flow, Ref, run
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey, wide
+from octavo.graph.operators import OPERATOR
 from octavo.graph.replay import replayed
 from octavo.interrupts import check
+from octavo.nn.kept_state import state_kept
 from octavo.nn.linear import QLinear
 from octavo.nn.registry import quantized_class
 from octavo.numerics.ranges import RULES, Histogram, clipped, squared_error
@@ -34,7 +36,7 @@ class Calibration:
 
     Attributes:
         qparams: values inside regions, and the inputs of static layers that run alone, to their
-            parameters.
+            parameters; for layers of regions too, of the calls that their own forwards took.
         clipped: share of the values (0..1) that lie beyond the codes, by the same keys.
         unreached: keys that no batch reached; they have no parameters.
         constant: keys whose values were all equal.
@@ -102,15 +104,18 @@ def calibrate(
         model.get_submodule(name).register_forward_pre_hook(
             collector.hook(SiteKey(name)), with_kwargs=True
         )
-        for name in collector.sites
+        for name in (*collector.sites, *collector.covered)
     ]
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with replayed(
-            model,
-            collector.watched_flows,
-            lambda flow, tensors: run(flow, model, *tensors, observe=collector.observer(flow)),
+        with (
+            state_kept(model),
+            replayed(
+                model,
+                collector.watched_flows,
+                lambda flow, tensors: collector.run(flow, model, tensors),
+            ),
         ):
             batches.run(model, collector.before)
     finally:
@@ -210,6 +215,21 @@ def _row_readers(model: nn.Module, plan: Plan) -> dict[str, RangeKey]:
     }
 
 
+def _read_as_operators(flow: Flow) -> Iterator[tuple[str, list[str]]]:
+    """Values to the layers whose calls on them are operators in the flow: those on constants."""
+    parts = [part for step in flow.steps for part in step.fused or (step,)]
+    tensors = {part.output: part.args[0] for part in parts if part.function == "get_attr"}
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        given = [arg.name if isinstance(arg, Ref) else "" for arg in part.args[:2]]
+        owner, _, name = (
+            tensors.get(given[-1], "").rpartition(".") if len(given) == 2 else ("",) * 3
+        )
+        if part.function.startswith(OPERATOR) and name == "weight" and given[0]:
+            found.setdefault(given[0], []).append(owner)
+    yield from found.items()
+
+
 class _Collector:
     """Histograms of each value, and where the data stands."""
 
@@ -220,6 +240,13 @@ class _Collector:
             if site.scheme and site.activations == "static" and not site.region
         ]
         self.sites = [site.name for site in alone]
+        # In regions, but where a call does not fit the flow, their own forwards run.
+        self.covered = {
+            site.name: site.activation_bits
+            for site in plan.sites
+            if site.scheme and site.activations == "static" and site.region
+        }
+        self.inside = 0  # flows that run
         self.watched_flows = [plan_of.flow for plan_of in plan.flows]
         # Bits of each key. A value that is stored in two widths has one histogram.
         self.bits: dict[RangeKey, int] = {
@@ -229,8 +256,9 @@ class _Collector:
             for region in plan_of.regions:
                 for value in region.params_of.values():
                     self.bits[ValueKey(plan_of.flow.path, value)] = region.bits.get(value, 8)
+        keys = (*self.bits, *map(SiteKey, self.covered))
         self.histograms = {
-            _observed(key): Histogram(samples=(Histogram(), Histogram())) for key in self.bits
+            _observed(key): Histogram(samples=(Histogram(), Histogram())) for key in keys
         }
         self.row_readers = row_readers
         # Of each row, zero included; the whole span of finite floats may be infinite.
@@ -281,11 +309,23 @@ class _Collector:
         for found, ends in zip(histogram.samples, (lows, highs), strict=True):
             _add(found, ends)
 
+    def run(self, flow: Flow, model: nn.Module, tensors: tuple[Tensor, ...]) -> Any:
+        """A flow in float, whose values are seen."""
+        self.inside += 1
+        try:
+            return run(flow, model, *tensors, observe=self.observer(flow))
+        finally:
+            self.inside -= 1
+
     def observer(self, flow: Flow) -> Callable[[str, Tensor], None]:
         """What `octavo.graph.flow.run` calls with every value."""
         makers = {part.output: part.module for step in flow.steps for part in step.fused or (step,)}
+        constants = dict(_read_as_operators(flow))
 
         def observe(value: str, x: Tensor) -> None:
+            for layer in constants.get(value, ()):
+                if layer in self.covered:
+                    self.see(SiteKey(layer), f"an input of layer {layer!r}", x)
             key = ValueKey(flow.path, value)
             if key in self.histograms:
                 maker = makers.get(value)
@@ -297,9 +337,12 @@ class _Collector:
     def hook(self, key: SiteKey) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         """A forward pre-hook that sees the layer's input."""
 
-        def see_input(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def see_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(x, Tensor):
+            # Where a hook of the user's may change the input, its own forward runs in regions too.
+            is_alone = len(module._forward_pre_hooks) == 1
+            in_region = self.inside and key.layer in self.covered and is_alone
+            if isinstance(x, Tensor) and not in_region:
                 self.see(key, f"the input of layer {key.layer!r}", x)
 
         return see_input
@@ -308,7 +351,11 @@ class _Collector:
         """Parameters of everything that was seen."""
         rule = RULES[ranges]
         qparams, shares, unreached, constant = {}, {}, [], []
-        for key, bits in self.bits.items():
+        wanted = dict(self.bits)
+        for name, bits in self.covered.items():
+            if self.histograms[SiteKey(name)].count:
+                wanted[SiteKey(name)] = bits
+        for key, bits in wanted.items():
             check()
             histogram = self.histograms[_observed(key)]
             if histogram.count == 0:

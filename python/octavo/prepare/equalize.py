@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from octavo.data import Batches
 from octavo.graph.flow import Flow, Step, run
 from octavo.graph.replay import replayed
+from octavo.nn.kept_state import state_kept
 from octavo.nn.registry import is_depthwise
 from octavo.ops.region_steps import PLANNED
 from octavo.planning.plan import Plan, RegionPlan
@@ -138,7 +139,7 @@ def _observe(
 
         return run(flow, model, *tensors, observe=observe)
 
-    with replayed(model, [plan_of.flow for plan_of in plan.flows], handle):
+    with state_kept(model), replayed(model, [plan_of.flow for plan_of in plan.flows], handle):
         batches.run(model, lambda _number, _call: None, samples=_SAMPLES)
     return seen
 

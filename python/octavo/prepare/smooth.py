@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from octavo.data import Batches
 from octavo.graph.flow import Flow, refs
+from octavo.nn.kept_state import state_kept
 from octavo.nn.linear import QLinear
 from octavo.nn.registry import canonical_weight, quantized_class
 from octavo.planning.plan import Plan, SitePlan
@@ -110,7 +111,8 @@ def smooth(
             handles.append(model.get_submodule(name).register_forward_pre_hook(found.reads))
     try:
         batches = data if isinstance(data, Batches) else Batches(data)
-        batches.run(model, lambda _number, _call: None, samples=_SAMPLES)
+        with state_kept(model):
+            batches.run(model, lambda _number, _call: None, samples=_SAMPLES)
     finally:
         for handle in handles:
             handle.remove()

@@ -9,6 +9,7 @@ from torch import nn
 
 from octavo import _C
 from octavo.data import Batches
+from octavo.nn.kept_state import state_kept
 
 __all__ = ["Multiplies", "count_multiplies"]
 
@@ -54,7 +55,7 @@ def count_multiplies(model: nn.Module, data: object) -> Multiplies:
         elif batches.runs_model is not None:
             batches.runs_model(model)
 
-    with torch.no_grad():
+    with torch.no_grad(), state_kept(model):
         _C.reset_integer_macs()
         run()
         integer = int(_C.integer_macs())

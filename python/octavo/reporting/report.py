@@ -18,6 +18,7 @@ from octavo.data import Batches
 from octavo.errors import describe
 from octavo.files.atomic_file import write_text
 from octavo.interrupts import held_back, let_through
+from octavo.nn.kept_state import state_kept
 from octavo.nn.layer import QLayer
 from octavo.nn.surgery import copy_model
 from octavo.numerics.sqnr import bytes_of, decibels
@@ -210,11 +211,12 @@ def _compare(
     whole = _Noise()
     for call in batches.calls(model):
         with torch.no_grad():
-            with _recorded(reference, names) as wanted:
+            with state_kept(reference), _recorded(reference, names) as wanted:
                 expected = let_through(reference, *call.args, **call.kwargs)
-            with _recorded(model, names) as got:
+            with state_kept(model), _recorded(model, names) as got:
                 let_through(model, *call.args, **call.kwargs)
-            output = let_through(model, *call.args, **call.kwargs)
+            with state_kept(model):
+                output = let_through(model, *call.args, **call.kwargs)
         for name in names:
             for one, other in zip(wanted[name], got[name], strict=False):
                 alike = name in equalized and one.shape == other.shape

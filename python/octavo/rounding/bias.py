@@ -25,6 +25,7 @@ from octavo.graph.flow import Flow, Step, bound, evaluate, refs, with_values
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey
 from octavo.graph.replay import replayed
 from octavo.nn.hooks import is_watched
+from octavo.nn.kept_state import state_kept
 from octavo.nn.registry import looks_up
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
@@ -255,10 +256,13 @@ class _Walk:
         ]
         plans = {id(plan_of.flow): plan_of for plan_of in self.flows}
         try:
-            with replayed(
-                self.model,
-                [plan_of.flow for plan_of in self.flows],
-                lambda flow, tensors: self._run(plans[id(flow)], tensors),
+            with (
+                state_kept(self.model),
+                replayed(
+                    self.model,
+                    [plan_of.flow for plan_of in self.flows],
+                    lambda flow, tensors: self._run(plans[id(flow)], tensors),
+                ),
             ):
                 batches.run(self.model, lambda _number, _call: before())
         finally:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from octavo.data import Batches
 from octavo.graph.keys import RangeKey
 from octavo.interrupts import check
+from octavo.nn.kept_state import state_kept
 from octavo.nn.registry import canonical_weight, looks_up
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import QParams
@@ -114,7 +115,7 @@ def round_model(
     sites = [site for site in plan.sites if site.scheme is not None]
     label = f"octavo: rounding ({method.name})"
     bar = tqdm(total=len(sites), desc=label, unit="layer", disable=not progress, leave=False)
-    with bar, torch.inference_mode(False), torch.no_grad():
+    with bar, state_kept(model), torch.inference_mode(False), torch.no_grad():
         if method.from_weight is not None:
             codes = {}
             for site in sites:

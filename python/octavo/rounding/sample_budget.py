@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from octavo.data import Batches, Call
 from octavo.interrupts import let_through
+from octavo.nn.kept_state import state_kept
 
 __all__ = ["SampleBudget", "training_calls"]
 
@@ -158,7 +159,7 @@ def _sizes(model: nn.Module, call: Call) -> list[tuple[str, float]]:
         if not list(module.children())
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), state_kept(model):
             let_through(model, *call.args, **call.kwargs)
     finally:
         for handle in handles:

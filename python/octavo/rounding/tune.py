@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from octavo.data import Batches, Call, float_tensors
 from octavo.interrupts import let_through
 from octavo.nn.forwards import replaced_forwards
+from octavo.nn.kept_state import state_kept
 from octavo.nn.registry import canonical_weight, looks_up
 from octavo.numerics.codes import Codes
 from octavo.rounding.blocks import apply_layer
@@ -130,9 +131,9 @@ def _error(
     call: Call,
 ) -> Tensor:
     """Mean squared error of the outputs, each in units of its variance."""
-    with torch.no_grad():
+    with torch.no_grad(), state_kept(model):
         wanted = list(float_tensors(let_through(model, *call.args, **call.kwargs)))
-    with _installed(model, names, weights):
+    with _installed(model, names, weights), state_kept(model):
         got = list(float_tensors(let_through(model, *call.args, **call.kwargs)))
     total = torch.zeros((), dtype=torch.float32)
     for in_float, y in zip(wanted, got, strict=False):

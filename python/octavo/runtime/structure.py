@@ -45,6 +45,7 @@ class Structure:
     ) -> None:
         self.fits = is_form(owner, children, flow.form)
         tables, keys, values = list[Any](), list[str](), list[Any]()
+        contents = list[tuple[Any, Any]]()
         modules = {"": owner, **dict(inner_modules(owner, children))}
         modules = {n: m for n, m in modules.items() if not isinstance(m, torch.jit.ScriptModule)}
         counted = [module._modules if name else children for name, module in modules.items()]
@@ -75,6 +76,10 @@ class Structure:
             tables.append(table)
             keys.append(key)
             values.append(now)
+            if isinstance(now, (torch.Tensor, list, dict, set)):
+                content = known.setdefault(("", *read), _content(now))
+                self.fits = self.fits and _is_content(now, content)
+                contents.append((now, content))
         versions = list[tuple[torch.Tensor, int]]()
         for name in tensors:
             inside, _, key = name.rpartition(".")
@@ -92,6 +97,7 @@ class Structure:
                     versions.append((tensor, tensor._version))
         others = {name: module for name, module in modules.items() if name}
         self._versions = versions
+        self._contents = contents
         # Not the owner, which would be kept alive by what it holds.
         self._parts: tuple[Any, ...] = (
             tuple(tables),
@@ -110,4 +116,31 @@ class Structure:
             type(owner) is self._class
             and _C.is_unchanged(*self._parts)
             and all(tensor._version == version for tensor, version in self._versions)
+            and all(_is_content(value, content) for value, content in self._contents)
         )
+
+
+def _content(value: Any, depth: int = 0) -> Any:
+    """What can be written into a value without making it another object."""
+    if isinstance(value, torch.Tensor):
+        return None if value.is_inference() else (value, value._version)
+    if type(value) is list and depth < 4:
+        return [_content(item, depth + 1) for item in value]
+    if type(value) is dict and depth < 4:
+        return {key: _content(item, depth + 1) for key, item in value.items()}
+    return set(value) if type(value) is set else value
+
+
+def _is_content(value: Any, content: Any) -> bool:
+    """Whether a value holds what it held."""
+    if isinstance(value, torch.Tensor):
+        return content is None or (content[0] is value and content[1] == value._version)
+    if type(value) is list and type(content) is list:
+        return len(value) == len(content) and all(map(_is_content, value, content))
+    if type(value) is dict and type(content) is dict:
+        return value.keys() == content.keys() and all(
+            _is_content(item, content[key]) for key, item in value.items()
+        )
+    if isinstance(value, (bool, int, float, str, set)):
+        return type(value) is type(content) and (value is content or value == content)
+    return value is content

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+import octavo
 from octavo.graph.keys import SiteKey
 from octavo.lowering.rewrite import dequantize, install, rewrite
 from octavo.nn import QConv2d, QLayer, QLinear
+from octavo.nn.forwards import restore_forward
 from octavo.nn.surgery import copy_model
 from octavo.numerics.scheme import QParams, Scheme
 from octavo.planning.plan import Plan, SitePlan
@@ -164,3 +166,52 @@ def test_a_replaced_forward_is_not_overwritten() -> None:
         ValueError, match="expected its class's forward, got one replaced on the instance"
     ):
         install(plain, forward.flow, forward.items)
+
+
+class Queried(nn.Module):
+    """One layer for data and for a constant with a far larger range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 8, 1)
+        self.query = nn.Parameter(torch.randn(1, 8, 1, 1) * 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + self.layer(self.query)
+
+
+class Sized(nn.Module):
+    """Five samples take another way, on which the layers get larger values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] == 5:
+            x = x * 6
+        return self.b(torch.relu(self.a(x)))
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 8, 1)
+        self.layer.register_forward_pre_hook(lambda _module, args: (args[0] + 4,))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.layer(x))
+
+
+@pytest.mark.parametrize("make", [Queried, Sized, Shifted])
+def test_a_layers_own_forward_takes_all_of_its_calls(make: type[nn.Module]) -> None:
+    model = make().eval()
+    data = [torch.randn(n, 8, 4, 4) for n in (32, 5, 5, 5, 5)]
+    quantized = octavo.quantize(model, 8, data=data, progress=False)
+    x, few = torch.randn(7, 8, 4, 4), torch.randn(5, 8, 4, 4)
+    assert captured_forward(quantized) is not None
+    assert error_of(quantized(x), model(x)) < 4e-4
+    assert error_of(quantized(few), model(few)) < 4e-4
+    restore_forward(quantized)
+    assert error_of(quantized(x), model(x)) < 36e-4  # With the range of larger values, too.
+    assert error_of(quantized(few), model(few)) < 4e-4

@@ -53,19 +53,19 @@ def test_residual_network_is_one_region() -> None:
     assert form(region) == [
         "relu = conv(x)",
         "relu6 = conv(relu, relu)",
-        "add_1 = conv(relu6, relu6)",
-        "max_pool2d = max_pool(add_1)",
+        "add = conv(relu6, relu6)",
+        "max_pool2d = max_pool(add)",
         "mean = adaptive_avg_pool(max_pool2d)",
         "drop_1 = linear_f32(mean)",
     ]
-    assert [part.output for part in region.steps[1].fused] == ["conv2", "drop", "add", "relu6"]
+    assert [part.output for part in region.steps[1].fused] == ["conv2", "drop", "add_", "relu6"]
     assert (region.steps[1].params["lo"], region.steps[1].params["hi"]) == (0.0, 6.0)
     assert region.params_of == {
         "x": "x",
         "relu": "relu",
         "relu6": "relu6",
-        "add_1": "add_1",
-        "max_pool2d": "add_1",
+        "add": "add",
+        "max_pool2d": "add",
         "mean": "mean",
     }
     assert (region.inputs, region.outputs) == (("x",), ("drop_1",))
@@ -92,8 +92,8 @@ def test_a_layer_waits_for_the_other_operand() -> None:
     (region,) = regions(planned(Shortcut(), torch.randn(2, 3, 6, 6)))
     assert form(region) == [
         "b = conv(x)",
-        "getitem = slice(b)",
-        "pad = gather_channels(getitem)",
+        "slice_3 = slice(b)",
+        "pad = gather_channels(slice_3)",
         "relu = conv(b, pad)",
         "out = conv_f32(relu)",
     ]
@@ -197,7 +197,7 @@ def test_values_for_both_kinds_of_reader_are_stored_twice() -> None:
         "relu@4 = unary(relu)",
         "relu6 = conv(relu@4, relu)",
         "relu6@4 = unary(relu6)",
-        "add_1 = conv(relu6@4, relu6)",
+        "add = conv(relu6@4, relu6)",
     ]
     assert region.bits == {"relu@4": 4, "relu6@4": 4, "mean": 4}
     assert region.params_of["relu@4"] == "relu@4"
@@ -213,7 +213,7 @@ def test_no_regions_without_static_activations(activations: Any) -> None:
 def test_text() -> None:
     text = str(planned(Block(), torch.randn(2, 8, 6, 6)))
     assert "conv1  Conv2d  8 bits linear per channel, activations static 8 bits  region #0" in text
-    assert "max_pool2d = max_pool(add_1)" in text and "range of add_1" in text
+    assert "max_pool2d = max_pool(add)" in text and "range of add" in text
 
 
 @pytest.mark.parametrize(
