@@ -117,10 +117,10 @@ def randomize(model: nn.Module) -> None:
             assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.4, 1.5)
-        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)):
-            if module.weight is not None:
-                nn.init.uniform_(module.weight, 0.6, 1.4)
-                nn.init.normal_(module.bias, 0, 0.2)
+        norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+        if isinstance(module, norms) and module.weight is not None:
+            nn.init.uniform_(module.weight, 0.6, 1.4)
+            nn.init.normal_(module.bias, 0, 0.2)
 
 
 def _indented(lines: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from octavo.numerics.scheme import QParams
 
 __all__ = ["FORMAT_VERSION", "file_name", "join", "range_from_data", "range_to_data", "tensors_of"]
 
-FORMAT_VERSION = (1, 1)
+FORMAT_VERSION = (1, 2)
 
 
 def range_to_data(p: QParams) -> list[Any]:

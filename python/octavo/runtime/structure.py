@@ -33,6 +33,7 @@ class Structure:
 
     Attributes:
         fits: whether it is what was captured.
+        is_partial: whether the owner, which is being copied, had no attributes of its own yet.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Structure:
         tensors: Iterable[str] = (),
     ) -> None:
         self.fits = is_form(owner, children, flow.form)
+        self.is_partial = "training" not in vars(owner)
         tables, keys, values = list[Any](), list[str](), list[Any]()
         contents = list[tuple[Any, Any]]()
         modules = {"": owner, **dict(inner_modules(owner, children))}
@@ -64,8 +66,9 @@ class Structure:
             if rest:
                 table, key = getattr(table.get(key), "__dict__", {}), rest[0]
             if key not in table:
-                # Quantized layers do without some attributes; identities without all.
-                self.fits = self.fits and (module is None or isinstance(module, QLayer))
+                # Quantized layers do without some attributes.
+                known_to_lack = module is None or isinstance(module, QLayer)
+                self.fits &= known_to_lack or (self.is_partial and not inside)
                 continue
             now = table[key]
             if is_plain:
@@ -113,7 +116,8 @@ class Structure:
     def is_same(self, owner: nn.Module) -> bool:
         """Whether nothing has changed since. Hundreds of comparisons in a few microseconds."""
         return (
-            type(owner) is self._class
+            not self.is_partial
+            and type(owner) is self._class
             and _C.is_unchanged(*self._parts)
             and all(tensor._version == version for tensor, version in self._versions)
             and all(_is_content(value, content) for value, content in self._contents)

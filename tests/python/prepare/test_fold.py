@@ -162,3 +162,52 @@ def test_materialised(name: str) -> None:
     assert folded.materialised == ("0.weight",) and type(model[0]) is nn.Linear
     assert isinstance(model[0].weight, nn.Parameter) and not model[0]._forward_pre_hooks
     torch.testing.assert_close(model(x), expected, rtol=1e-6, atol=1e-6)
+
+
+class NormAct(nn.BatchNorm2d):
+    """Like timm's: a BatchNorm with a forward of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps
+        )
+        return self.act(x)
+
+
+class Reading(nn.Module):
+    """Reads a tensor of the normalisation besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), NormAct(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * self.norm.weight.mean()
+
+
+@torch.no_grad()
+def test_a_normalisation_inside_of_a_forward_is_folded_and_neutralised() -> None:
+    model, x = (
+        with_statistics(nn.Sequential(nn.Conv2d(3, 8, 3), NormAct(8))),
+        torch.randn(3, 3, 8, 8),
+    )
+    expected = model(x)
+    folded = fold(model, ((x[:2],), {}))
+    assert folded.batch_norms == (("1", "0"),)
+    assert not model[1].running_mean.any() and bool((model[1].weight == 1).all())
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    (flow,) = folded.captured.flows
+    assert [step.kind for step in flow.steps] == ["conv", "identity", "unary"]
+    assert [site.name for site in folded.captured.sites] == ["0"]
+
+
+@torch.no_grad()
+def test_a_normalisation_that_others_read_is_not_folded() -> None:
+    model, x = with_statistics(Reading()), torch.randn(2, 3, 8, 8)
+    expected = model(x)
+    assert fold(model, ((x,), {})).batch_norms == ()
+    assert torch.equal(model(x), expected)
