@@ -33,6 +33,7 @@ from octavo.nn.surgery import copy_model, tensors_on_cpu, unharmed
 from octavo.numerics.codes import Codes
 from octavo.numerics.scheme import Activations, QParams
 from octavo.numerics.sqnr import tensor_bytes
+from octavo.ops.region_steps import PLANNED
 from octavo.planning.plan import FlowPlan, Plan
 from octavo.prepare.calibrate import calibrate, plan_keys, without_unreached
 from octavo.prepare.equalize import equalize
@@ -217,6 +218,8 @@ def dequantize(model: Model, inplace: bool = False) -> Model:
 # How many times the squared error of a layer's input must fall for ranges of each row. Rows of a
 # normal distribution give 1.7, MiniLM's 1.8 to 28.
 _UNEVEN = 2.0
+# The same where a table between two layers would leave the integers for it; MiniLM has 4.5 to 19.
+_UNEVEN_INSIDE = 4.0
 _Replan = Callable[[Mapping[str, str]], Plan]
 
 
@@ -379,10 +382,14 @@ def _calibrated(
     if job.batches is None or all(site.activations != "static" for site in decided.sites):
         return decided, {}
     calibration = calibrate(work, decided, job.batches, job.ranges, job.progress)
+    regions = [region for flow in decided.flows for region in flow.regions]
+    joined = [r for r in regions if not all(PLANNED[step.kind].gives_float for step in r.steps)]
+    inside = {name for region in joined for name in region.layers}
     uneven = {
         name: gain
         for name, gain in calibration.by_rows.items()
-        if gain >= _UNEVEN and sums_are_finite(canonical_weight(work.get_submodule(name)))
+        if gain >= (_UNEVEN_INSIDE if name in inside else _UNEVEN)
+        and sums_are_finite(canonical_weight(work.get_submodule(name)))
     }
     if replan is not None and uneven:
         decided = replan(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from octavo import ops
 from octavo.data import Batches, Call
 from octavo.errors import CalibrationError
-from octavo.graph.flow import Flow, Ref, run
+from octavo.graph.flow import Flow, Ref, Step, refs, run
 from octavo.graph.keys import RangeKey, SiteKey, ValueKey, wide
 from octavo.graph.operators import OPERATOR
 from octavo.graph.replay import replayed
@@ -24,8 +24,8 @@ from octavo.nn.linear import QLinear
 from octavo.nn.registry import quantized_class
 from octavo.numerics.ranges import RULES, Histogram, clipped, squared_error
 from octavo.numerics.scheme import QParams
-from octavo.ops.region_steps import LINEAR_F32
-from octavo.planning.plan import Plan, RegionPlan, SitePlan
+from octavo.ops.region_steps import PLANNED, PRODUCTS
+from octavo.planning.plan import FlowPlan, Plan, RegionPlan, SitePlan
 
 __all__ = ["Calibration", "calibrate", "plan_keys", "region_keys", "without_unreached"]
 
@@ -194,8 +194,22 @@ def _observed(key: RangeKey) -> RangeKey:
     return key if isinstance(key, SiteKey) else ValueKey(key.path, wide(key.value))
 
 
+def _is_added(flow: FlowPlan, region: RegionPlan) -> bool:
+    """Whether sums of floats, and nothing else, read what the region gives."""
+    readers = [
+        step
+        for step in (item for item in flow.items if isinstance(item, Step))
+        if set(region.outputs) & {*step.inputs, *refs([step.args, dict(step.kwargs)])}
+    ]
+    sums = (step.kind in PLANNED and PLANNED[step.kind].is_sum for step in readers)
+    return bool(readers) and all(sums)
+
+
 def _row_readers(model: nn.Module, plan: Plan) -> dict[str, RangeKey]:
-    """Linear layers from floats to floats, to their inputs: nothing near them stays in integers."""
+    """Linear layers that could leave the integers at little cost, to their inputs.
+
+    They go from floats to floats, alone or with a table between them to a residual sum of floats.
+    """
     inputs: dict[str, RangeKey] = {
         site.name: SiteKey(site.name)
         for site in plan.sites
@@ -203,9 +217,12 @@ def _row_readers(model: nn.Module, plan: Plan) -> dict[str, RangeKey]:
     }
     for flow in plan.flows:
         for region in flow.regions:
-            if all(step.kind == LINEAR_F32.name for step in region.steps):
+            kinds = [PLANNED[step.kind] for step in region.steps]
+            of_rows = all("rows" in k.reads if k.is_product else k.is_pointwise for k in kinds)
+            if of_rows and (all(k.gives_float for k in kinds) or _is_added(flow, region)):
                 for step in region.steps:
-                    inputs[step.module] = ValueKey(flow.flow.path, step.inputs[0])
+                    if step.kind in PRODUCTS:
+                        inputs[step.module] = ValueKey(flow.flow.path, step.inputs[0])
     # Where a layer is called twice, each call has a range of its own.
     calls = Counter(step.module for flow in plan.flows for step in flow.steps)
     return {
